@@ -1,0 +1,1 @@
+//! orlop-cni plugin, address management and VXLAN overlay.

@@ -1,0 +1,40 @@
+use std::sync::OnceLock;
+
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+const DEFAULT_FILTER: &str = "info,kube_client=warn,hyper=warn,h2=warn,tower=warn,rustls=warn";
+
+/// Starts tracing to stderr once per process; `$ORLOP_LOG` overrides the filter, `$ORLOP_LOG_FORMAT=json` the format.
+///
+/// Later calls do nothing.
+pub fn init_tracing() {
+    let text = std::env::var("ORLOP_LOG").unwrap_or_else(|_| DEFAULT_FILTER.to_owned());
+    let filter = EnvFilter::try_new(&text).unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
+    let (filter, handle) = reload::Layer::new(filter);
+    let json = std::env::var("ORLOP_LOG_FORMAT").is_ok_and(|format| format == "json");
+    let registry = tracing_subscriber::registry().with(filter);
+    let started = if json {
+        registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init()
+    } else {
+        registry.with(fmt::layer().with_ansi(false).with_writer(std::io::stderr)).try_init()
+    };
+    if started.is_ok() {
+        let _ = FILTER.set(handle);
+    }
+}
+
+/// Replaces the filter (tracing's `EnvFilter` syntax), for example `debug,hyper=info`.
+pub(crate) fn set_filter(text: &str) -> Result<(), String> {
+    let filter = EnvFilter::try_new(text).map_err(|error| format!("invalid log filter {text:?}: {error}"))?;
+    let handle = FILTER.get().ok_or("tracing was not started by this process")?;
+    handle.reload(filter).map_err(|error| format!("could not replace the log filter: {error}"))
+}
+
+/// The filter in force.
+pub(crate) fn filter() -> String {
+    FILTER.get().and_then(|handle| handle.with_current(ToString::to_string).ok()).unwrap_or_default()
+}

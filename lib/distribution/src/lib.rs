@@ -1,0 +1,1 @@
+//! OCI distribution: references, registry client, blob store, archives.

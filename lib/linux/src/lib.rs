@@ -1,0 +1,1 @@
+//! The only unsafe code of the workspace: system calls that rustix and nix lack.

@@ -1,0 +1,1 @@
+//! nftables as values, encoded to netlink messages. Pure.

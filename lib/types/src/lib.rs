@@ -1,0 +1,1 @@
+//! Identifiers and values: digests, image references, quantities. Pure.

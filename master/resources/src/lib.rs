@@ -1,0 +1,1 @@
+//! The resource table: every API kind as a row. Pure.

@@ -1,0 +1,1 @@
+//! The object store: one revision counter, durable writes, watch history.

@@ -1,0 +1,1 @@
+//! orlop runtime: the CRI server.

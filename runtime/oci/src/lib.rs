@@ -1,0 +1,1 @@
+//! orlop-oci: the OCI runtime over libcontainer.

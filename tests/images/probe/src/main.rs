@@ -1,0 +1,2 @@
+//! A small static server for test images.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Floors, tidy, code generation.
+fn main() {}
