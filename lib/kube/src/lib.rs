@@ -13,6 +13,7 @@
 
 mod client;
 mod informer;
+pub mod network;
 
 pub use client::{ClientError, client_from_config, client_from_kubeconfig};
 pub use informer::{Informer, Key, Subscription, informer};
