@@ -1,0 +1,53 @@
+//! mount_setattr(2), which rustix lacks.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+/// `struct mount_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct Attributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+const MOUNT_ATTR_RDONLY: u64 = 0x0000_0001;
+const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+
+fn set_attributes(mount: BorrowedFd<'_>, recursive: bool, attributes: &mut Attributes) -> io::Result<()> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a static empty C string, `attributes` a live `repr(C)` struct whose size is passed; the kernel only reads them.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            std::ptr::from_mut(attributes),
+            size_of::<Attributes>(),
+        )
+    };
+    crate::check(answer).map(drop)
+}
+
+/// Makes a mount (usually a detached one from `open_tree`) read-only.
+pub fn set_read_only(mount: impl AsFd, recursive: bool) -> io::Result<()> {
+    let mut attributes = Attributes {
+        set: MOUNT_ATTR_RDONLY,
+        ..Attributes::default()
+    };
+    set_attributes(mount.as_fd(), recursive, &mut attributes)
+}
+
+/// Maps the owners of a detached mount's files through a user namespace.
+pub fn set_id_map(mount: impl AsFd, user_namespace: impl AsFd, recursive: bool) -> io::Result<()> {
+    let number = user_namespace.as_fd().as_raw_fd();
+    let mut attributes = Attributes {
+        set: MOUNT_ATTR_IDMAP,
+        user_namespace: u64::try_from(number).map_err(|_| io::ErrorKind::InvalidInput)?,
+        ..Attributes::default()
+    };
+    set_attributes(mount.as_fd(), recursive, &mut attributes)
+}
