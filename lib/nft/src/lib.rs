@@ -1,1 +1,2 @@
 //! nftables as values, encoded to netlink messages. Pure.
+pub mod wire;

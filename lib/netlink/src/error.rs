@@ -1,0 +1,36 @@
+use nix::errno::Errno;
+
+/// Why a request did not succeed.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {act}")]
+pub struct NetlinkError {
+    /// What was asked, with its object: `add link cni0`.
+    pub act: String,
+    /// What the kernel said.
+    #[source]
+    pub source: Errno,
+}
+
+impl NetlinkError {
+    pub(crate) fn new(act: impl Into<String>, source: Errno) -> Self {
+        Self { act: act.into(), source }
+    }
+
+    /// The object is already there.
+    pub fn is_exists(&self) -> bool {
+        self.source == Errno::EEXIST
+    }
+
+    /// The object (or one that the request names) is not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(
+            self.source,
+            Errno::ENOENT | Errno::ENODEV | Errno::ESRCH | Errno::EADDRNOTAVAIL | Errno::ENXIO
+        )
+    }
+
+    /// The kernel does not know this kind of object.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self.source, Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT)
+    }
+}
