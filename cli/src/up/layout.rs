@@ -35,7 +35,7 @@ impl Layout {
         let suffix = if data == Path::new(DEFAULT_DATA_DIR) {
             String::new()
         } else {
-            let digest = Digest::sha256_of(data.as_os_str().as_encoded_bytes());
+            let digest = Digest::sha256(data.as_os_str().as_encoded_bytes());
             format!("-{}", &digest.hex()[..8])
         };
         Self { data, suffix }

@@ -136,7 +136,7 @@ fn name(object: &Value) -> String {
 }
 
 /// Whether a pod's Ready condition is true and it is not being deleted.
-pub fn is_ready(pod: &Value) -> bool {
+pub(crate) fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
     pod["metadata"]["deletionTimestamp"].is_null()
         && conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
