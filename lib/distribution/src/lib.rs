@@ -1,9 +1,14 @@
-//! OCI distribution: registry client, hosts files, blob store, archives, tar.
+//! OCI distribution: manifests, blob store, archives, tar.
 //!
 //! What is here is shared by the runtime's image store and by the mirror, and knows neither.
 
 #![warn(missing_docs)]
 
+pub mod archive;
+pub mod blobs;
+pub mod compression;
 mod credential;
+pub mod manifest;
+pub mod tarball;
 
 pub use credential::Credential;
