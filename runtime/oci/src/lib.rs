@@ -1,1 +1,4 @@
 //! orlop-oci: the OCI runtime over libcontainer.
+
+pub mod devices;
+pub mod seccomp;
