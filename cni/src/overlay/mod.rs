@@ -1,0 +1,1 @@
+pub struct OverlayConfig; pub fn cleanup(){} pub fn start_overlay(){}
