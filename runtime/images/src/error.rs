@@ -1,7 +1,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use orlop_distribution::archive::ArchiveError;
+use orlop_distribution::blobs::BlobError;
 use orlop_types::Digest;
+
+use crate::unpack::UnpackError;
 
 /// Why an image operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -29,15 +33,23 @@ pub enum ImageError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The disk is full.
-    #[error("no space left while {act}")]
-    NoSpace {
-        /// What was going on.
-        act: String,
-    },
     /// Several callers waited for one pull, and it failed.
     #[error(transparent)]
     Joined(Arc<ImageError>),
+    /// An archive was refused.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// The blob directory failed, or content is not what its digest says.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    /// A layer could not be unpacked.
+    #[error("failed to unpack layer {digest}: {source}")]
+    Unpack {
+        /// The layer as it is in the manifest.
+        digest: Digest,
+        /// Why.
+        source: UnpackError,
+    },
     /// A blob that a record needs is gone or is not what its digest says.
     #[error("blob {digest} is damaged: {reason}; remove the image and pull or import it again")]
     Damaged {
@@ -67,20 +79,35 @@ pub enum ImageErrorKind {
 
 impl ImageError {
     pub(crate) fn io(act: &'static str, path: &Path, source: std::io::Error) -> Self {
-        if matches!(source.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) {
-            return ImageError::NoSpace { act: format!("trying to {act} {}", path.display()) };
-        }
         ImageError::Io { act, path: path.to_owned(), source }
     }
 
     /// Who can do something about it.
     pub fn kind(&self) -> ImageErrorKind {
         match self {
-            ImageError::Io { .. } | ImageError::Damaged { .. } => ImageErrorKind::Internal,
+            ImageError::Io { source, .. } => io_kind(source),
+            ImageError::Damaged { .. } => ImageErrorKind::Internal,
             ImageError::Unknown(_) => ImageErrorKind::NotFound,
             ImageError::Invalid { .. } => ImageErrorKind::Invalid,
-            ImageError::NoSpace { .. } => ImageErrorKind::NoSpace,
             ImageError::Joined(error) => error.kind(),
+            ImageError::Archive(ArchiveError::Store(error)) | ImageError::Blob(error) => blob_kind(error),
+            ImageError::Archive(_) => ImageErrorKind::Invalid,
+            ImageError::Unpack { source: UnpackError::Write { source, .. }, .. } => io_kind(source),
+            ImageError::Unpack { .. } => ImageErrorKind::Invalid,
         }
+    }
+}
+
+fn io_kind(error: &std::io::Error) -> ImageErrorKind {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ImageErrorKind::NoSpace,
+        _ => ImageErrorKind::Internal,
+    }
+}
+
+fn blob_kind(error: &BlobError) -> ImageErrorKind {
+    match error {
+        BlobError::Io { source, .. } => io_kind(source),
+        BlobError::Digest(_) | BlobError::Size { .. } | BlobError::TooLarge { .. } => ImageErrorKind::Invalid,
     }
 }
