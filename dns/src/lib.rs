@@ -1,1 +1,4 @@
-//! Node-local cluster DNS.
+//! DNS.
+pub mod model;
+mod config;
+pub use config::Config;
