@@ -1,0 +1,183 @@
+//! What volumes need of the machine: mounts, ownership, host paths, safe sub paths.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+/// Mount points at or below `prefix`, deepest first.
+pub(crate) fn mounts_below(prefix: &Path) -> io::Result<Vec<PathBuf>> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut found: Vec<PathBuf> =
+        table.lines().filter_map(mount_point).filter(|path| path.starts_with(prefix)).collect();
+    found.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
+    Ok(found)
+}
+
+fn mount_point(line: &str) -> Option<PathBuf> {
+    // proc(5): spaces, tabs, newlines and backslashes are written in octal.
+    let field = line.split(' ').nth(4)?;
+    Some(PathBuf::from(field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")))
+}
+
+/// Makes `dir` a tmpfs, once.
+pub(crate) fn mount_tmpfs(dir: &Path, size_bytes: Option<u64>) -> io::Result<()> {
+    if mounts_below(dir)?.iter().any(|mounted| mounted == dir) {
+        return Ok(());
+    }
+    let options = size_bytes.map_or_else(|| "mode=0777".to_owned(), |size| format!("mode=0777,size={size}"));
+    nix::mount::mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options.as_str()))?;
+    Ok(())
+}
+
+/// Takes every mount below `dir` away, then the tree itself. Never removes across a mount that stayed.
+pub(crate) fn remove_tree(dir: &Path) -> io::Result<()> {
+    // A mount may be stacked on another: as many passes as there are layers, bounded.
+    for _ in 0..8 {
+        let mounted = mounts_below(dir)?;
+        if mounted.is_empty() {
+            return match fs::remove_dir_all(dir) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                result => result,
+            };
+        }
+        for mount in mounted {
+            nix::mount::umount2(&mount, MntFlags::MNT_DETACH)?;
+        }
+    }
+    Err(io::Error::other(format!("mounts below {} stay", dir.display())))
+}
+
+/// Gives a writable volume to a group (upstream: SetVolumeOwnership): group may read and write, new files inherit it.
+pub(crate) fn give_to_group(path: &Path, group: u32) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(path)?;
+    if metadata.file_type().is_symlink() {
+        return Ok(());
+    }
+    let mut mode = metadata.mode() & 0o7777;
+    if metadata.is_dir() {
+        for entry in fs::read_dir(path)? {
+            give_to_group(&entry?.path(), group)?;
+        }
+        mode |= 0o2770;
+    } else {
+        mode |= 0o660;
+    }
+    chown(path, None, Some(group))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+/// Checks (and for the `…OrCreate` types makes) a host path.
+pub(crate) fn check_host_path(path: &Path, kind: &str) -> Result<(), String> {
+    let shown = path.display();
+    let metadata = fs::metadata(path);
+    let expect = |ok: fn(&fs::Metadata) -> bool, what: &str| match &metadata {
+        Ok(metadata) if ok(metadata) => Ok(()),
+        _ => Err(format!("hostPath type check failed: {shown} is not a {what}")),
+    };
+    match kind {
+        "" => Ok(()),
+        "DirectoryOrCreate" if metadata.is_err() => {
+            fs::create_dir_all(path).map_err(|error| format!("failed to create {shown}: {error}"))?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(|error| format!("{shown}: {error}"))
+        }
+        "Directory" | "DirectoryOrCreate" => expect(fs::Metadata::is_dir, "directory"),
+        "FileOrCreate" if metadata.is_err() => match fs::OpenOptions::new().create_new(true).append(true).open(path) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("failed to create {shown}: {error}")),
+        },
+        "File" | "FileOrCreate" => expect(fs::Metadata::is_file, "file"),
+        "Socket" => expect(|metadata| metadata.file_type().is_socket(), "socket file"),
+        "CharDevice" => expect(|metadata| metadata.file_type().is_char_device(), "character device"),
+        "BlockDevice" => expect(|metadata| metadata.file_type().is_block_device(), "block device"),
+        other => Err(format!("hostPath type {other:?} is not known")),
+    }
+}
+
+/// Opens `sub_path` below `root` without ever leaving it (openat2(2), RESOLVE_BENEATH), making missing directories.
+fn open_beneath(root: &Path, sub_path: &str) -> io::Result<OwnedFd> {
+    let open = |path: &str| -> io::Result<OwnedFd> {
+        let base = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let path = if path.is_empty() { "." } else { path };
+        Ok(rustix::fs::openat2(base, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)?)
+    };
+    match open(sub_path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        result => return result,
+    }
+    let mode = Mode::from_raw_mode(fs::metadata(root)?.mode() & 0o7777);
+    let mut walked = String::new();
+    for part in sub_path.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        let parent = open(&walked)?;
+        match rustix::fs::mkdirat(&parent, part, mode) {
+            Ok(()) => {
+                // The umask must not narrow what the volume grants.
+                rustix::fs::chmodat(&parent, part, mode, rustix::fs::AtFlags::empty())?;
+            }
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        walked = if walked.is_empty() { part.to_owned() } else { format!("{walked}/{part}") };
+    }
+    open(&walked)
+}
+
+/// Binds `root/sub_path` to `target` so that no later change of a symlink can redirect it (CVE-2017-1002101).
+pub(crate) fn bind_sub_path(root: &Path, sub_path: &str, target: &Path) -> io::Result<()> {
+    let source = open_beneath(root, sub_path)?;
+    let link = format!("/proc/self/fd/{}", source.as_raw_fd());
+    if mounts_below(target)?.iter().any(|mounted| mounted == target) {
+        nix::mount::umount2(target, MntFlags::MNT_DETACH)?;
+    }
+    if let Some(parent) = target.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    if fs::metadata(&link)?.is_dir() {
+        fs::create_dir_all(target)?;
+    } else {
+        fs::OpenOptions::new().create(true).append(true).open(target)?;
+    }
+    nix::mount::mount(Some(link.as_str()), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sub_paths_never_leave_the_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("volume");
+        fs::create_dir_all(volume.join("inside")).unwrap();
+        std::os::unix::fs::symlink("/etc", volume.join("out")).unwrap();
+        std::os::unix::fs::symlink("inside", volume.join("in")).unwrap();
+        assert!(open_beneath(&volume, "in").is_ok());
+        assert!(open_beneath(&volume, "new/deep").is_ok());
+        assert!(volume.join("new/deep").is_dir());
+        for escape in ["out", "out/passwd", "../volume", "in/../../x"] {
+            assert!(open_beneath(&volume, escape).is_err(), "{escape}");
+        }
+    }
+
+    #[test]
+    fn host_path_types() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        let fresh = dir.path().join("d/e");
+        assert!(check_host_path(&file, "File").is_err());
+        assert!(check_host_path(&file, "FileOrCreate").is_ok());
+        assert!(check_host_path(&file, "File").is_ok());
+        assert!(check_host_path(&file, "Directory").is_err());
+        assert!(check_host_path(&fresh, "DirectoryOrCreate").is_ok());
+        assert!(check_host_path(&fresh, "Directory").is_ok());
+        assert!(check_host_path(Path::new("/dev/null"), "CharDevice").is_ok());
+        assert!(check_host_path(Path::new("/dev/null"), "Socket").is_err());
+        assert!(check_host_path(&file, "Odd").is_err());
+        assert!(check_host_path(Path::new("/none/such"), "").is_ok());
+    }
+}
