@@ -16,6 +16,11 @@ impl NetlinkError {
         Self { act: act.into(), source }
     }
 
+    /// An interface that should be there is not.
+    pub fn missing_link(name: &str) -> Self {
+        Self::new(format!("find link {name}"), Errno::ENODEV)
+    }
+
     /// The object is already there.
     pub fn is_exists(&self) -> bool {
         self.source == Errno::EEXIST
