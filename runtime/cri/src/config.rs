@@ -1,0 +1,110 @@
+//! The runtime daemon's configuration.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use orlop_daemon::config::Validate;
+use serde::{Deserialize, Serialize};
+
+/// `sun_path` holds 108 bytes with its final zero (unix(7)); the shim's socket is `STATE/sandboxes/ID/shim.sock`.
+const SOCKET_PATH_LIMIT_BYTES: usize = 107;
+
+/// Keys of `runtime.yaml`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Config {
+    /// Where the CRI is served: `unix:///path`.
+    pub listen: String,
+    /// Durable files: `content/`, `images/`, `snapshots/`.
+    pub root: PathBuf,
+    /// State that a reboot must forget; put it on tmpfs.
+    pub state: PathBuf,
+    /// Who owns cgroup directories: only `cgroupfs`.
+    pub cgroup_driver: String,
+    /// Directory with CNI configurations; the first by name that is valid is used.
+    pub cni_conf_dir: PathBuf,
+    /// Directories with CNI plugins, searched in order.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// Seconds that one CNI plugin may take.
+    pub cni_timeout_seconds: u64,
+    /// How a shim is started; empty is this program with the argument `shim`.
+    pub shim_command: Vec<String>,
+    /// Where exec, attach and port-forward sessions are served: a loopback address.
+    pub stream_address: SocketAddr,
+    /// Registry configuration in containerd's layout (`HOST/hosts.toml`).
+    pub registry_hosts_dir: Option<PathBuf>,
+    /// Registry asked before the one that an image names.
+    pub registry_mirror: Option<String>,
+    /// Image pulls that run at once.
+    pub pull_concurrency: usize,
+    /// Directory that relative `Localhost` seccomp profiles are looked up in.
+    pub seccomp_profile_root: PathBuf,
+    /// Bytes of `/dev/shm` of a pod.
+    pub shm_bytes: u64,
+    /// Lowest `oom_score_adj` that is asked for; the kernel refuses values below the daemon's own without CAP_SYS_RESOURCE.
+    pub oom_score_adj_floor: Option<i32>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: "unix:///run/orlop/runtime.sock".to_owned(),
+            root: PathBuf::from("/var/lib/orlop/runtime"),
+            state: PathBuf::from("/run/orlop/runtime"),
+            cgroup_driver: "cgroupfs".to_owned(),
+            cni_conf_dir: PathBuf::from("/etc/cni/net.d"),
+            cni_bin_dirs: vec![PathBuf::from("/opt/cni/bin")],
+            cni_timeout_seconds: 60,
+            shim_command: Vec::new(),
+            stream_address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            registry_hosts_dir: None,
+            registry_mirror: None,
+            pull_concurrency: 4,
+            seccomp_profile_root: PathBuf::from("/var/lib/kubelet/seccomp"),
+            shm_bytes: 64 * 1024 * 1024,
+            oom_score_adj_floor: None,
+        }
+    }
+}
+
+impl Config {
+    /// The CRI socket's path.
+    pub fn socket_path(&self) -> Option<PathBuf> {
+        let path = PathBuf::from(self.listen.strip_prefix("unix://").unwrap_or(&self.listen));
+        path.is_absolute().then_some(path)
+    }
+}
+
+impl Validate for Config {
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.socket_path().is_none() {
+            problems.push(format!("listen {:?} is not a unix socket: use unix:///path/to.sock", self.listen));
+        }
+        if self.cgroup_driver != "cgroupfs" {
+            problems.push(format!("cgroupDriver {:?} is not supported: use cgroupfs", self.cgroup_driver));
+        }
+        if !self.stream_address.ip().is_loopback() {
+            problems.push(format!("streamAddress {} is not a loopback address: sessions carry no TLS", self.stream_address));
+        }
+        if self.pull_concurrency == 0 {
+            problems.push("pullConcurrency is 0: give at least 1".to_owned());
+        }
+        if self.cni_timeout_seconds == 0 {
+            problems.push("cniTimeoutSeconds is 0: give at least 1".to_owned());
+        }
+        for (key, path) in [("root", &self.root), ("state", &self.state), ("cniConfDir", &self.cni_conf_dir)] {
+            if !path.is_absolute() {
+                problems.push(format!("{key} {} is not an absolute path", path.display()));
+            }
+        }
+        let longest = SOCKET_PATH_LIMIT_BYTES - "/sandboxes//shim.sock".len() - crate::model::SANDBOX_ID_LENGTH;
+        if self.state.as_os_str().len() > longest {
+            problems.push(format!(
+                "state {} is too long: at most {longest} bytes, or the path of a unix socket below it does not fit",
+                self.state.display()
+            ));
+        }
+        problems
+    }
+}

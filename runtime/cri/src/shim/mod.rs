@@ -1,0 +1,10 @@
+//! Shims: starting one per pod, talking to it, and ending it when it does not listen any more.
+
+mod client;
+mod launch;
+mod session;
+
+pub(crate) use client::read_event;
+pub use client::{ShimClient, ShimError};
+pub use launch::{Launcher, end};
+pub use session::{Frame, Session, SessionReader, SessionWriter};

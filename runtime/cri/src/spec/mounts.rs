@@ -1,0 +1,216 @@
+//! The mount table of a container: the specification's own mounts, then the pod's files, then the kubelet's.
+
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::{Mount, MountBuilder, OciSpecError};
+use orlop_cri::v1;
+
+use crate::error::CriError;
+
+/// Files and directories of the pod on the host.
+#[derive(Clone, Debug)]
+pub struct PodFiles {
+    /// Memory shared by the pod's containers; `None` uses the host's.
+    pub shm: PathBuf,
+    /// Generated `/etc/resolv.conf`.
+    pub resolv_conf: PathBuf,
+    /// Generated `/etc/hostname`.
+    pub hostname: PathBuf,
+    /// Generated `/etc/hosts`, for kubelets that mount none.
+    pub hosts: PathBuf,
+}
+
+/// A mount of the kubelet whose host path was resolved and exists.
+#[derive(Clone, Debug)]
+pub struct HostMount {
+    /// Without symbolic links.
+    pub host_path: PathBuf,
+    /// In the container, absolute.
+    pub container_path: PathBuf,
+    /// Read-only at the top.
+    pub readonly: bool,
+    /// Read-only all the way down.
+    pub recursive_read_only: bool,
+    /// What crosses over.
+    pub propagation: v1::MountPropagation,
+}
+
+/// Refuses what this runtime does not do, before anything is touched.
+pub fn check(mount: &v1::Mount) -> Result<(), CriError> {
+    let path = &mount.container_path;
+    if mount.image.is_some() {
+        return Err(CriError::Unimplemented(format!("mount {path}: image volumes are not supported")));
+    }
+    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
+        return Err(CriError::Unimplemented(format!("mount {path}: id-mapped mounts are not supported")));
+    }
+    if !mount.mount_options.is_empty() {
+        return Err(CriError::Unimplemented(format!("mount {path}: mount options are not supported")));
+    }
+    if mount.propagation() == v1::MountPropagation::PropagationBidirectional {
+        return Err(CriError::Unimplemented(format!(
+            "mount {path}: bidirectional propagation is not supported: a pod's mounts never reach the host's table"
+        )));
+    }
+    if mount.recursive_read_only && !mount.readonly {
+        return Err(CriError::Invalid(format!("mount {path}: recursive read-only needs readonly")));
+    }
+    if mount.recursive_read_only && mount.propagation() != v1::MountPropagation::PropagationPrivate {
+        return Err(CriError::Invalid(format!("mount {path}: recursive read-only needs private propagation")));
+    }
+    if mount.host_path.is_empty() {
+        return Err(CriError::Invalid(format!("mount {path}: no host path")));
+    }
+    Ok(())
+}
+
+/// The whole table, parents before children.
+pub fn plan_mounts(
+    host_mounts: &[HostMount],
+    files: &PodFiles,
+    privileged: bool,
+    readonly_rootfs: bool,
+    host_ipc: bool,
+) -> Result<Vec<Mount>, OciSpecError> {
+    let mut mounts = base_mounts(privileged)?;
+    let access = if readonly_rootfs { "ro" } else { "rw" };
+    let shm = if host_ipc { Path::new("/dev/shm") } else { files.shm.as_path() };
+    mounts.push(bind(shm, "/dev/shm", &["rbind", "rprivate", "rw", "nosuid", "nodev", "noexec"])?);
+    for (source, destination) in
+        [(&files.hostname, "/etc/hostname"), (&files.resolv_conf, "/etc/resolv.conf"), (&files.hosts, "/etc/hosts")]
+    {
+        mounts.push(bind(source, destination, &["rbind", "rprivate", access])?);
+    }
+    // The kubelet's mount at the same place wins.
+    mounts.retain(|mount| !host_mounts.iter().any(|given| clean(&given.container_path) == *mount.destination()));
+    let mut sorted: Vec<&HostMount> = host_mounts.iter().collect();
+    sorted.sort_by_key(|mount| clean(&mount.container_path).components().count());
+    for mount in sorted {
+        let mut options = vec!["rbind"];
+        options.push(match mount.propagation {
+            v1::MountPropagation::PropagationPrivate => "rprivate",
+            v1::MountPropagation::PropagationHostToContainer => "rslave",
+            v1::MountPropagation::PropagationBidirectional => "rshared",
+        });
+        options.push(match (mount.recursive_read_only, mount.readonly) {
+            (true, _) => "rro",
+            (false, true) => "ro",
+            (false, false) => "rw",
+        });
+        mounts.push(bind(&mount.host_path, clean(&mount.container_path), &options)?);
+    }
+    // A stable sort keeps the order above among siblings; `/` depth decides so that nothing is mounted over.
+    mounts.sort_by_key(|mount| mount.destination().components().count());
+    Ok(mounts)
+}
+
+fn base_mounts(privileged: bool) -> Result<Vec<Mount>, OciSpecError> {
+    let access = if privileged { "rw" } else { "ro" };
+    let table: [(&str, &str, &str, &[&str]); 6] = [
+        ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        ("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        ("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
+        ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
+    ];
+    table
+        .into_iter()
+        .map(|(destination, kind, source, options)| {
+            MountBuilder::default()
+                .destination(destination)
+                .typ(kind)
+                .source(source)
+                .options(options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
+                .build()
+        })
+        .collect()
+}
+
+fn bind(source: &Path, destination: impl Into<PathBuf>, options: &[&str]) -> Result<Mount, OciSpecError> {
+    MountBuilder::default()
+        .destination(destination)
+        .typ("bind")
+        .source(source)
+        .options(options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
+        .build()
+}
+
+/// Absolute, without `.`, `..` and double slashes; a path in a container never leaves it.
+pub fn clean(path: &Path) -> PathBuf {
+    let mut cleaned = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => cleaned.push(name),
+            Component::ParentDir => {
+                cleaned.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    cleaned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files() -> PodFiles {
+        PodFiles {
+            shm: "/run/s/shm".into(),
+            resolv_conf: "/run/s/resolv.conf".into(),
+            hostname: "/run/s/hostname".into(),
+            hosts: "/run/s/hosts".into(),
+        }
+    }
+
+    fn mount(host: &str, container: &str) -> HostMount {
+        HostMount {
+            host_path: host.into(),
+            container_path: container.into(),
+            readonly: false,
+            recursive_read_only: false,
+            propagation: v1::MountPropagation::PropagationPrivate,
+        }
+    }
+
+    #[test]
+    fn parents_come_first_and_the_kubelets_mounts_win() {
+        let mut deep = mount("/h/deep", "/data/a/b");
+        deep.recursive_read_only = true;
+        deep.readonly = true;
+        let given = [deep, mount("/h/data", "/data/"), mount("/h/hosts", "/etc//hosts"), mount("/h/shm", "/dev/shm")];
+        let mounts = plan_mounts(&given, &files(), false, true, false).unwrap();
+        let place = |path: &str| {
+            let found: Vec<usize> = (0..mounts.len()).filter(|at| mounts[*at].destination() == Path::new(path)).collect();
+            assert_eq!(found.len(), 1, "{path}");
+            found[0]
+        };
+        assert!(place("/data") < place("/data/a/b"));
+        assert!(place("/dev") < place("/dev/shm") && place("/sys") < place("/sys/fs/cgroup"));
+        let source = |path: &str| mounts[place(path)].source().clone().unwrap();
+        assert_eq!(source("/etc/hosts"), PathBuf::from("/h/hosts"));
+        assert_eq!(source("/dev/shm"), PathBuf::from("/h/shm"));
+        assert!(mounts[place("/data/a/b")].options().as_ref().unwrap().contains(&"rro".to_owned()));
+        assert!(mounts[place("/etc/resolv.conf")].options().as_ref().unwrap().contains(&"ro".to_owned()));
+        assert!(mounts[place("/sys")].options().as_ref().unwrap().contains(&"ro".to_owned()));
+    }
+
+    #[test]
+    fn unsupported_mounts_are_named() {
+        let base = v1::Mount { container_path: "/c".into(), host_path: "/h".into(), ..Default::default() };
+        assert!(check(&base).is_ok());
+        let bidirectional =
+            v1::Mount { propagation: v1::MountPropagation::PropagationBidirectional as i32, ..base.clone() };
+        assert!(check(&bidirectional).unwrap_err().to_string().contains("bidirectional"));
+        let recursive = v1::Mount { recursive_read_only: true, ..base };
+        assert!(check(&recursive).unwrap_err().to_string().contains("readonly"));
+    }
+
+    #[test]
+    fn container_paths_stay_inside() {
+        for (given, wanted) in [("/a/../../b", "/b"), ("a//b/.", "/a/b"), ("/..", "/")] {
+            assert_eq!(clean(Path::new(given)), PathBuf::from(wanted));
+        }
+    }
+}

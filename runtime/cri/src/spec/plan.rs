@@ -1,0 +1,305 @@
+//! The plan of one container: `config.json` from the kubelet's wish, the image and the machine.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::ImageConfiguration;
+use oci_spec::runtime::{
+    Linux, LinuxBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType, LinuxSeccomp, OciSpecError, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+};
+use orlop_cri::v1;
+
+use super::capabilities::{self, Granted};
+use super::mounts::{self, HostMount, PodFiles};
+use super::resources::{self, CgroupFeatures, HostDevice};
+use super::{seccomp, signals};
+use crate::error::CriError;
+use crate::model::{ContainerUser, Sandbox, namespace_options};
+
+/// The namespace path that the shim replaces by its own namespace of that type.
+const POD_NAMESPACE: &str = "pod";
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const SIGTERM: i32 = 15;
+
+/// Everything that a `config.json` depends on.
+pub struct Input<'a> {
+    /// Container id.
+    pub id: &'a str,
+    /// The kubelet's wish.
+    pub config: &'a v1::ContainerConfig,
+    /// The pod.
+    pub sandbox: &'a Sandbox,
+    /// The image's own wish.
+    pub image: &'a ImageConfiguration,
+    /// Who runs, resolved in the image.
+    pub user: &'a ContainerUser,
+    /// The user's home directory in the image.
+    pub home: &'a str,
+    /// Hostname inside the pod.
+    pub hostname: &'a str,
+    /// Mounts of the kubelet, resolved.
+    pub mounts: &'a [HostMount],
+    /// The pod's files.
+    pub files: &'a PodFiles,
+    /// Devices, looked up.
+    pub devices: &'a [HostDevice],
+    /// A seccomp profile that was read from a file.
+    pub localhost_seccomp: Option<LinuxSeccomp>,
+    /// First process of the container whose PID namespace is joined.
+    pub target_pid: Option<u32>,
+    /// Cgroup of the container.
+    pub cgroup: &'a str,
+    /// What cgroups can do here.
+    pub cgroups: CgroupFeatures,
+    /// Capabilities that the daemon itself holds.
+    pub available_capabilities: &'a BTreeSet<String>,
+    /// Lowest oom_score_adj that may be asked for.
+    pub oom_score_adj_floor: Option<i32>,
+}
+
+/// The security context, empty when absent.
+pub fn security_context(config: &v1::ContainerConfig) -> v1::LinuxContainerSecurityContext {
+    config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
+}
+
+/// The resources, empty when absent.
+pub fn wanted_resources(config: &v1::ContainerConfig) -> v1::LinuxContainerResources {
+    config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default()
+}
+
+/// The signal that stops the container: the kubelet's, else the image's, else SIGTERM.
+pub fn stop_signal(config: &v1::ContainerConfig, image: &ImageConfiguration) -> i32 {
+    let of_image = image.config().as_ref().and_then(|config| config.stop_signal().as_deref());
+    signals::from_cri(config.stop_signal())
+        .or_else(|| of_image.and_then(signals::parse))
+        .unwrap_or(SIGTERM)
+}
+
+/// Makes the plan.
+///
+/// # Errors
+/// [`CriError::Invalid`] for a wish that makes no sense, [`CriError::Unimplemented`] for one that this runtime does not do.
+pub fn plan_spec(input: &Input<'_>) -> Result<Spec, CriError> {
+    let context = security_context(input.config);
+    check_supported(input.config, &context)?;
+    let granted = capabilities::grant(&context, input.available_capabilities)?;
+    let process = plan_process(input, &context, &granted)?;
+    let linux = plan_linux(input, &context, &granted)?;
+    let wrap = |error: OciSpecError| CriError::failed("failed to write the container's specification", error);
+    let options = container_namespaces(input.config);
+    let mounts = mounts::plan_mounts(
+        input.mounts,
+        input.files,
+        context.privileged,
+        context.readonly_rootfs,
+        options.ipc() == v1::NamespaceMode::Node,
+    )
+    .map_err(wrap)?;
+    let root = RootBuilder::default().path("rootfs").readonly(context.readonly_rootfs).build().map_err(wrap)?;
+    let mut spec = SpecBuilder::default()
+        .version("1.2.0")
+        .root(root)
+        .mounts(mounts)
+        .process(process)
+        .annotations(annotations(input))
+        .linux(linux)
+        .build()
+        .map_err(wrap)?;
+    // The pod's UTS namespace already carries the name.
+    spec.set_hostname(None);
+    Ok(spec)
+}
+
+fn check_supported(config: &v1::ContainerConfig, context: &v1::LinuxContainerSecurityContext) -> Result<(), CriError> {
+    if !config.cdi_devices.is_empty() {
+        return Err(CriError::Unimplemented("CDI devices are not supported".to_owned()));
+    }
+    let userns = context.namespace_options.as_ref().and_then(|options| options.userns_options.as_ref());
+    if userns.is_some_and(|userns| userns.mode() == v1::NamespaceMode::Pod) {
+        return Err(CriError::Unimplemented("user namespaces are not supported".to_owned()));
+    }
+    let apparmor = context.apparmor.as_ref();
+    if apparmor.is_some_and(|profile| profile.profile_type() == v1::security_profile::ProfileType::Localhost) {
+        return Err(CriError::Unimplemented("AppArmor profiles are not supported".to_owned()));
+    }
+    Ok(())
+}
+
+fn container_namespaces(config: &v1::ContainerConfig) -> v1::NamespaceOption {
+    security_context(config).namespace_options.unwrap_or_default()
+}
+
+/// Program and arguments: the kubelet's command replaces the image's entry point and its arguments.
+///
+/// # Errors
+/// [`CriError::Invalid`] when neither says what to run.
+pub fn plan_arguments(config: &v1::ContainerConfig, image: &ImageConfiguration) -> Result<Vec<String>, CriError> {
+    let image = image.config().as_ref();
+    let entrypoint = image.and_then(|image| image.entrypoint().clone()).unwrap_or_default();
+    let command = image.and_then(|image| image.cmd().clone()).unwrap_or_default();
+    let arguments: Vec<String> = match (config.command.is_empty(), config.args.is_empty()) {
+        (false, _) => config.command.iter().chain(&config.args).cloned().collect(),
+        (true, false) => entrypoint.iter().chain(&config.args).cloned().collect(),
+        (true, true) => entrypoint.into_iter().chain(command).collect(),
+    };
+    if arguments.is_empty() {
+        return Err(CriError::Invalid("no command specified: neither the container nor its image names one".to_owned()));
+    }
+    Ok(arguments)
+}
+
+fn plan_environment(input: &Input<'_>) -> Vec<String> {
+    let image = input.image.config().as_ref().and_then(|image| image.env().clone()).unwrap_or_default();
+    let mut environment: Vec<(String, String)> = Vec::new();
+    let mut set = |key: &str, value: String| match environment.iter_mut().find(|(known, _)| known == key) {
+        Some((_, old)) => *old = value,
+        None => environment.push((key.to_owned(), value)),
+    };
+    set("PATH", DEFAULT_PATH.to_owned());
+    set("HOSTNAME", input.hostname.to_owned());
+    set("HOME", input.home.to_owned());
+    if input.config.tty {
+        set("TERM", "xterm".to_owned());
+    }
+    for variable in &image {
+        let (key, value) = variable.split_once('=').unwrap_or((variable, ""));
+        set(key, value.to_owned());
+    }
+    for variable in &input.config.envs {
+        set(&variable.key, String::from_utf8_lossy(&variable.value).into_owned());
+    }
+    environment.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
+}
+
+fn plan_process(
+    input: &Input<'_>,
+    context: &v1::LinuxContainerSecurityContext,
+    granted: &Granted,
+) -> Result<Process, CriError> {
+    let wrap = |error: OciSpecError| CriError::failed("failed to write the container's process", error);
+    let of_image = input.image.config().as_ref().and_then(|image| image.working_dir().clone()).unwrap_or_default();
+    let directory = [input.config.working_dir.as_str(), of_image.as_str(), "/"].into_iter().find(|path| !path.is_empty());
+    let user = UserBuilder::default()
+        .uid(input.user.uid)
+        .gid(input.user.gid)
+        .additional_gids(input.user.groups.clone())
+        .build()
+        .map_err(wrap)?;
+    let mut process = ProcessBuilder::default()
+        .terminal(input.config.tty)
+        .user(user)
+        .args(plan_arguments(input.config, input.image)?)
+        .env(plan_environment(input))
+        .cwd(mounts::clean(Path::new(directory.unwrap_or("/"))))
+        .capabilities(capabilities::to_oci(granted)?);
+    let wanted = wanted_resources(input.config);
+    let adjust = i32::try_from(wanted.oom_score_adj.clamp(-1000, 1000)).unwrap_or(0);
+    process = process.oom_score_adj(input.oom_score_adj_floor.map_or(adjust, |floor| adjust.max(floor)));
+    let mut process = process.build().map_err(wrap)?;
+    process.set_rlimits(None);
+    // Absent, not false: false beside a seccomp filter is refused further down.
+    process.set_no_new_privileges(context.no_new_privs.then_some(true));
+    Ok(process)
+}
+
+fn plan_linux(
+    input: &Input<'_>,
+    context: &v1::LinuxContainerSecurityContext,
+    granted: &Granted,
+) -> Result<Linux, CriError> {
+    let wrap = |error: OciSpecError| CriError::failed("failed to write the container's isolation", error);
+    let wanted = wanted_resources(input.config);
+    let limits = resources::plan_resources(&wanted, input.cgroups, context.privileged, input.devices).map_err(wrap)?;
+    let (masked, readonly) = if context.privileged {
+        (Vec::new(), Vec::new())
+    } else {
+        (context.masked_paths.clone(), context.readonly_paths.clone())
+    };
+    let devices: Result<Vec<LinuxDevice>, OciSpecError> = input.devices.iter().map(plan_device).collect();
+    let mut linux = LinuxBuilder::default()
+        .namespaces(plan_namespaces(input, context.privileged).map_err(wrap)?)
+        .resources(limits)
+        .cgroups_path(PathBuf::from(input.cgroup))
+        .masked_paths(masked)
+        .readonly_paths(readonly)
+        .devices(devices.map_err(wrap)?)
+        .build()
+        .map_err(wrap)?;
+    linux.set_seccomp(plan_seccomp(input, context, granted)?);
+    let shares_mounts = |mount: &HostMount| mount.propagation == v1::MountPropagation::PropagationHostToContainer;
+    linux.set_rootfs_propagation(input.mounts.iter().any(shares_mounts).then(|| "rslave".to_owned()));
+    Ok(linux)
+}
+
+fn plan_device(device: &HostDevice) -> Result<LinuxDevice, OciSpecError> {
+    LinuxDeviceBuilder::default()
+        .path(PathBuf::from(&device.path))
+        .typ(if device.block { LinuxDeviceType::B } else { LinuxDeviceType::C })
+        .major(device.major)
+        .minor(device.minor)
+        .file_mode(device.mode)
+        .uid(device.uid)
+        .gid(device.gid)
+        .build()
+}
+
+fn plan_namespaces(input: &Input<'_>, privileged: bool) -> Result<Vec<LinuxNamespace>, OciSpecError> {
+    let of_pod = namespace_options(&input.sandbox.config);
+    let own = container_namespaces(input.config);
+    let new = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
+    let pod = |kind| LinuxNamespaceBuilder::default().typ(kind).path(POD_NAMESPACE).build();
+    let mut namespaces = vec![new(LinuxNamespaceType::Mount)?];
+    if of_pod.network() != v1::NamespaceMode::Node {
+        namespaces.push(pod(LinuxNamespaceType::Network)?);
+        namespaces.push(pod(LinuxNamespaceType::Uts)?);
+    }
+    if of_pod.ipc() != v1::NamespaceMode::Node {
+        namespaces.push(pod(LinuxNamespaceType::Ipc)?);
+    }
+    match (own.pid(), input.target_pid) {
+        (v1::NamespaceMode::Node, _) => {}
+        (v1::NamespaceMode::Target, Some(pid)) => namespaces.push(
+            LinuxNamespaceBuilder::default()
+                .typ(LinuxNamespaceType::Pid)
+                .path(format!("/proc/{pid}/ns/pid"))
+                .build()?,
+        ),
+        (v1::NamespaceMode::Pod, _) if input.sandbox.shared_pid() => namespaces.push(pod(LinuxNamespaceType::Pid)?),
+        (v1::NamespaceMode::Pod | v1::NamespaceMode::Container | v1::NamespaceMode::Target, _) => {
+            namespaces.push(new(LinuxNamespaceType::Pid)?);
+        }
+    }
+    if input.cgroups.unified && !privileged {
+        namespaces.push(new(LinuxNamespaceType::Cgroup)?);
+    }
+    Ok(namespaces)
+}
+
+fn plan_seccomp(
+    input: &Input<'_>,
+    context: &v1::LinuxContainerSecurityContext,
+    granted: &Granted,
+) -> Result<Option<LinuxSeccomp>, CriError> {
+    use v1::security_profile::ProfileType;
+    let Some(profile) = context.seccomp.as_ref().filter(|_| !context.privileged) else { return Ok(None) };
+    match profile.profile_type() {
+        ProfileType::Unconfined => Ok(None),
+        ProfileType::Localhost => Ok(input.localhost_seccomp.clone()),
+        ProfileType::RuntimeDefault => seccomp::runtime_default(&granted.all)
+            .map(Some)
+            .map_err(|error| CriError::failed("failed to write the default seccomp profile", error)),
+    }
+}
+
+fn annotations(input: &Input<'_>) -> HashMap<String, String> {
+    let metadata = input.sandbox.config.metadata.clone().unwrap_or_default();
+    let name = input.config.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
+    HashMap::from([
+        ("io.kubernetes.cri.container-type".to_owned(), "container".to_owned()),
+        ("io.kubernetes.cri.sandbox-id".to_owned(), input.sandbox.id.clone()),
+        ("io.kubernetes.cri.sandbox-namespace".to_owned(), metadata.namespace),
+        ("io.kubernetes.cri.sandbox-name".to_owned(), metadata.name),
+        ("io.kubernetes.cri.container-name".to_owned(), name),
+    ])
+}
