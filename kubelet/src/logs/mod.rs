@@ -28,6 +28,9 @@ pub(crate) fn parse(line: &[u8]) -> Option<Line<'_>> {
     let mut parts = line.splitn(4, |byte| *byte == b' ');
     let stamp = std::str::from_utf8(parts.next()?).ok()?;
     let stream = std::str::from_utf8(parts.next()?).ok()?;
+    if !matches!(stream, "stdout" | "stderr") {
+        return None;
+    }
     let tag = parts.next()?;
     let text = parts.next().unwrap_or_default();
     let partial = tag.split(|byte| *byte == b':').next() == Some(b"P");
@@ -180,7 +183,7 @@ mod tests {
         let path = dir.path().join("0.log");
         std::fs::write(&path, LOG).unwrap();
         let mut file = File::open(&path).unwrap();
-        for (lines, start) in [(0, LOG.len()), (1, LOG.len() - 31), (100, 0)] {
+        for (lines, start) in [(0, LOG.len()), (1, LOG.len() - 35), (100, 0)] {
             assert_eq!(tail_offset(&mut file, lines).unwrap(), start as u64, "{lines}");
         }
         assert_eq!(tail_text(&path, 2, 100), "\nfour\n");
