@@ -1,0 +1,60 @@
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use orlop_daemon::config::Validate;
+use serde::{Deserialize, Serialize};
+
+/// Configuration of the registry.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Config {
+    /// Where it is served.
+    pub listen: SocketAddr,
+    /// Where blobs, manifests and tags are kept.
+    pub root: PathBuf,
+    /// Serving certificate, PEM; without it only loopback is served.
+    pub tls_cert_file: Option<PathBuf>,
+    /// Its key, PEM.
+    pub tls_key_file: Option<PathBuf>,
+    /// Refuses pushes and deletes.
+    pub read_only: bool,
+    /// Connections at one time.
+    pub max_connections: usize,
+    /// Uploads under way at one time.
+    pub max_uploads: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 5000)),
+            root: PathBuf::from("/var/lib/orlop/mirror"),
+            tls_cert_file: None,
+            tls_key_file: None,
+            read_only: false,
+            max_connections: 1024,
+            max_uploads: 256,
+        }
+    }
+}
+
+impl Validate for Config {
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.tls_cert_file.is_some() != self.tls_key_file.is_some() {
+            problems.push("tlsCertFile and tlsKeyFile go together: give both or none".to_owned());
+        }
+        if self.tls_cert_file.is_none() && !self.listen.ip().is_loopback() {
+            problems.push(format!(
+                "listen {} is not a loopback address: give tlsCertFile and tlsKeyFile, or listen on 127.0.0.1",
+                self.listen
+            ));
+        }
+        for (key, value) in [("maxConnections", self.max_connections), ("maxUploads", self.max_uploads)] {
+            if value == 0 {
+                problems.push(format!("{key} is 0: give at least 1"));
+            }
+        }
+        problems
+    }
+}

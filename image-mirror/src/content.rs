@@ -1,0 +1,232 @@
+//! Manifests, blobs and referrers: what is pulled, and what a pushed manifest must fulfil.
+
+use std::io::{Read as _, Seek as _, SeekFrom};
+
+use axum::body::{Body, to_bytes};
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode, header};
+use orlop_distribution::manifest::{Descriptor, MANIFEST_LIMIT, Manifest, OCI_INDEX};
+use orlop_types::Digest;
+use tokio_util::io::ReaderStream;
+
+use crate::error::RegistryError;
+use crate::registry::{Answer, Registry, created, empty, json, parameter, record, set};
+use crate::route::TagOrDigest;
+
+/// Read from the disk at one time while a blob is sent.
+const READ_BYTES: usize = 256 << 10;
+/// The type of a manifest that says nothing.
+const UNKNOWN_TYPE: &str = "application/octet-stream";
+
+impl Registry {
+    pub(crate) fn get_manifest(&self, name: &str, reference: &TagOrDigest, head: bool) -> Answer {
+        let digest = self.resolve(name, reference)?;
+        let Some(media_type) = record(self.repositories.manifest(name, &digest))? else {
+            return Err(self.unknown(name, digest.as_str()));
+        };
+        let Some(bytes) = self.blobs.read(&digest, MANIFEST_LIMIT)? else {
+            return Err(self.unknown(name, digest.as_str()));
+        };
+        let mut response = Response::new(if head { Body::empty() } else { Body::from(bytes.clone()) });
+        set(&mut response, "content-type", &media_type);
+        set(&mut response, "content-length", &bytes.len().to_string());
+        set(&mut response, "docker-content-digest", digest.as_str());
+        set(&mut response, "etag", &format!("\"{digest}\""));
+        Ok(response)
+    }
+
+    pub(crate) async fn put_manifest(&self, name: &str, reference: &TagOrDigest, headers: &HeaderMap, body: Body) -> Answer {
+        let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
+        let bytes = to_bytes(body, limit).await.map_err(|error| {
+            RegistryError::new(StatusCode::PAYLOAD_TOO_LARGE, "MANIFEST_INVALID", format!("at most {limit} bytes are taken: {error}"))
+        })?;
+        let digest = match reference {
+            TagOrDigest::Digest(digest) => {
+                digest.verify(&bytes).map_err(|error| RegistryError::digest_invalid(error.to_string()))?;
+                digest.clone()
+            }
+            TagOrDigest::Tag(_) => Digest::sha256(&bytes),
+        };
+        let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let given = given.and_then(|value| value.split(';').next()).map(str::trim);
+        let manifest = Manifest::parse(&bytes, given).map_err(|error| RegistryError::manifest_invalid(error.to_string()))?;
+        self.check_references(name, &manifest)?;
+        let media_type = given.unwrap_or_else(|| manifest.media_type()).to_owned();
+        self.blobs.put("manifest", &digest, &bytes)?;
+        record(self.repositories.set_manifest(name, &digest, &media_type))?;
+        let subject = manifest.subject().map(|subject| subject.digest.clone());
+        if let Some(subject) = &subject {
+            let descriptor = describe(&manifest, &media_type, &digest, bytes.len() as u64);
+            record(self.repositories.set_referrer(name, subject, &descriptor))?;
+        }
+        if let TagOrDigest::Tag(tag) = reference {
+            record(self.repositories.set_tag(name, tag, &digest))?;
+        }
+        tracing::info!(repository = name, ?reference, %digest, "manifest stored");
+        let mut response = created(&format!("/v2/{name}/manifests/{digest}"), &digest);
+        if let Some(subject) = subject {
+            set(&mut response, "oci-subject", subject.as_str());
+        }
+        Ok(response)
+    }
+
+    /// Every blob of an image must be here; an index may be pushed before its images are.
+    fn check_references(&self, name: &str, manifest: &Manifest) -> Result<(), RegistryError> {
+        let Manifest::Image(image) = manifest else { return Ok(()) };
+        for descriptor in std::iter::once(&image.config).chain(&image.layers) {
+            // Layers with addresses of their own live elsewhere (image-spec, non-distributable layers).
+            let here = self.repositories.has_blob(name, &descriptor.digest) && self.blobs.size(&descriptor.digest)?.is_some();
+            if descriptor.urls.is_empty() && !here {
+                let message = format!("blob {} of the manifest is not in repository {name}: push it first", descriptor.digest);
+                return Err(RegistryError::new(StatusCode::NOT_FOUND, "MANIFEST_BLOB_UNKNOWN", message));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn delete_manifest(&self, name: &str, reference: &TagOrDigest) -> Answer {
+        let removed = match reference {
+            TagOrDigest::Tag(tag) => record(self.repositories.remove_tag(name, tag))?,
+            TagOrDigest::Digest(digest) => {
+                let bytes = self.blobs.read(digest, MANIFEST_LIMIT)?.unwrap_or_default();
+                let media_type = record(self.repositories.manifest(name, digest))?;
+                if let Ok(manifest) = Manifest::parse(&bytes, media_type.as_deref())
+                    && let Some(subject) = manifest.subject()
+                {
+                    record(self.repositories.remove_referrer(name, &subject.digest, digest))?;
+                }
+                record(self.repositories.remove_manifest(name, digest))?
+            }
+        };
+        if removed {
+            return Ok(empty(StatusCode::ACCEPTED));
+        }
+        let shown = match reference {
+            TagOrDigest::Tag(tag) => tag.clone(),
+            TagOrDigest::Digest(digest) => digest.to_string(),
+        };
+        Err(self.unknown(name, &shown))
+    }
+
+    pub(crate) fn get_blob(&self, name: &str, digest: &Digest, headers: &HeaderMap, head: bool) -> Answer {
+        let known = self.repositories.has_blob(name, digest) || record(self.repositories.manifest(name, digest))?.is_some();
+        let file = if known { self.blobs.open_blob(digest)? } else { None };
+        let Some(mut file) = file else { return Err(RegistryError::blob_unknown(digest.as_str())) };
+        let size = file.metadata().map_err(|error| RegistryError::internal("read a blob", error))?.len();
+        let range = match headers.get(header::RANGE).and_then(|value| value.to_str().ok()) {
+            Some(text) => byte_range(text, size),
+            None => Range::Whole,
+        };
+        let (status, begin, length) = match range {
+            Range::Whole => (StatusCode::OK, 0, size),
+            Range::Part { begin, end } => (StatusCode::PARTIAL_CONTENT, begin, end - begin + 1),
+            Range::Outside => {
+                let mut response = empty(StatusCode::RANGE_NOT_SATISFIABLE);
+                set(&mut response, "content-range", &format!("bytes */{size}"));
+                return Ok(response);
+            }
+        };
+        let body = if head {
+            Body::empty()
+        } else {
+            file.seek(SeekFrom::Start(begin)).map_err(|error| RegistryError::internal("read a blob", error))?;
+            send(file, length)?
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        set(&mut response, "content-type", UNKNOWN_TYPE);
+        set(&mut response, "content-length", &length.to_string());
+        set(&mut response, "accept-ranges", "bytes");
+        set(&mut response, "docker-content-digest", digest.as_str());
+        set(&mut response, "etag", &format!("\"{digest}\""));
+        if status == StatusCode::PARTIAL_CONTENT {
+            set(&mut response, "content-range", &format!("bytes {begin}-{}/{size}", begin + length - 1));
+        }
+        Ok(response)
+    }
+
+    pub(crate) fn list_referrers(&self, name: &str, digest: &Digest, query: &str) -> Answer {
+        let mut found = record(self.repositories.referrers(name, digest))?;
+        let wanted = parameter(query, "artifactType");
+        if let Some(wanted) = &wanted {
+            found.retain(|descriptor| descriptor.artifact_type.as_ref() == Some(wanted));
+        }
+        let index = serde_json::json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found});
+        let mut response = json(OCI_INDEX, &index);
+        if wanted.is_some() {
+            set(&mut response, "oci-filters-applied", "artifactType");
+        }
+        Ok(response)
+    }
+}
+
+/// Small blobs in one piece, large ones in a stream.
+fn send(file: std::fs::File, length: u64) -> Result<Body, RegistryError> {
+    if length <= READ_BYTES as u64 {
+        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(READ_BYTES));
+        file.take(length).read_to_end(&mut bytes).map_err(|error| RegistryError::internal("read a blob", error))?;
+        return Ok(Body::from(Bytes::from(bytes)));
+    }
+    let reader = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), length);
+    Ok(Body::from_stream(ReaderStream::with_capacity(reader, READ_BYTES)))
+}
+
+/// The descriptor that a referrers list shows (specification, "Listing Referrers").
+fn describe(manifest: &Manifest, media_type: &str, digest: &Digest, size: u64) -> Descriptor {
+    let mut descriptor = Descriptor::new(media_type, digest.clone(), size);
+    match manifest {
+        Manifest::Image(image) => {
+            descriptor.artifact_type = image.artifact_type.clone().or_else(|| Some(image.config.media_type.clone()));
+            descriptor.annotations.clone_from(&image.annotations);
+        }
+        Manifest::Index(index) => {
+            descriptor.artifact_type.clone_from(&index.artifact_type);
+            descriptor.annotations.clone_from(&index.annotations);
+        }
+    }
+    descriptor
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Range {
+    Whole,
+    Part { begin: u64, end: u64 },
+    Outside,
+}
+
+/// A single range of RFC 9110 14.1.2; several ranges, other units and nonsense get the whole.
+fn byte_range(text: &str, size: u64) -> Range {
+    let Some((begin, end)) = text.strip_prefix("bytes=").and_then(|spec| spec.trim().split_once('-')) else { return Range::Whole };
+    let last = size.saturating_sub(1);
+    let range = match (begin.parse::<u64>(), end.parse::<u64>()) {
+        (Ok(begin), Ok(end)) if begin <= end => (begin, end.min(last)),
+        (Ok(begin), Err(_)) if end.is_empty() => (begin, last),
+        (Err(_), Ok(count)) if begin.is_empty() && count > 0 => (size.saturating_sub(count), last),
+        _ => return Range::Whole,
+    };
+    if range.0 >= size { Range::Outside } else { Range::Part { begin: range.0, end: range.1 } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_as_rfc_9110_reads_them() {
+        let table = [
+            ("bytes=0-99", Range::Part { begin: 0, end: 99 }),
+            ("bytes=90-500", Range::Part { begin: 90, end: 199 }),
+            ("bytes=150-", Range::Part { begin: 150, end: 199 }),
+            ("bytes=-50", Range::Part { begin: 150, end: 199 }),
+            ("bytes=-500", Range::Part { begin: 0, end: 199 }),
+            ("bytes=200-", Range::Outside),
+            ("bytes=9-1", Range::Whole),
+            ("bytes=0-1,5-6", Range::Whole),
+            ("lines=0-1", Range::Whole),
+            ("bytes=-0", Range::Whole),
+        ];
+        for (text, wanted) in table {
+            assert_eq!(byte_range(text, 200), wanted, "{text}");
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The registry behind the routes: one method per endpoint and verb.
+
+use std::io;
+
+use axum::body::Body;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use orlop_distribution::blobs::{BlobStore, Durability};
+use orlop_types::{Algorithm, Digest};
+
+use crate::config::Config;
+use crate::error::RegistryError;
+use crate::repositories::Repositories;
+use crate::route::{Route, TagOrDigest, Unroutable, route};
+use crate::uploads::Uploads;
+
+pub(crate) type Answer = Result<Response<Body>, RegistryError>;
+
+/// Content and uploads.
+pub(crate) struct Registry {
+    pub(crate) blobs: BlobStore,
+    pub(crate) repositories: Repositories,
+    pub(crate) uploads: Uploads,
+    read_only: bool,
+}
+
+impl Registry {
+    pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
+        let blobs = BlobStore::open(&config.root, Durability::Commit)?;
+        let uploads = Uploads::open(blobs.clone(), config.max_uploads)?;
+        Ok(Self { repositories: Repositories::open(&config.root)?, blobs, uploads, read_only: config.read_only })
+    }
+
+    /// Answers one request.
+    pub(crate) async fn answer(&self, request: Request<Body>) -> Answer {
+        let (parts, body) = request.into_parts();
+        let query = parts.uri.query().unwrap_or_default();
+        let read = matches!(parts.method, Method::GET | Method::HEAD);
+        if self.read_only && !read {
+            return Err(RegistryError::unsupported("this registry is read-only"));
+        }
+        let route = route(parts.uri.path()).map_err(unroutable)?;
+        match (route, &parts.method) {
+            (Route::Base, &Method::GET | &Method::HEAD) => Ok(base()),
+            (Route::Manifest { name, reference }, &Method::GET | &Method::HEAD) => {
+                self.get_manifest(&name, &reference, parts.method == Method::HEAD)
+            }
+            (Route::Manifest { name, reference }, &Method::PUT) => {
+                self.put_manifest(&name, &reference, &parts.headers, body).await
+            }
+            (Route::Manifest { name, reference }, &Method::DELETE) => self.delete_manifest(&name, &reference),
+            (Route::Blob { name, digest }, &Method::GET | &Method::HEAD) => {
+                self.get_blob(&name, &digest, &parts.headers, parts.method == Method::HEAD)
+            }
+            (Route::Blob { name, digest }, &Method::DELETE) => self.delete_blob(&name, &digest),
+            (Route::Uploads { name }, &Method::POST) => self.start_upload(&name, query, body).await,
+            (Route::Upload { name, session }, &Method::GET) => self.upload_status(&name, &session).await,
+            (Route::Upload { name, session }, &Method::PATCH) => {
+                self.append_upload(&name, &session, &parts.headers, body).await
+            }
+            (Route::Upload { name, session }, &Method::PUT) => {
+                self.finish_upload(&name, &session, query, &parts.headers, body).await
+            }
+            (Route::Upload { name, session }, &Method::DELETE) => {
+                self.uploads.find(&name, &session)?;
+                self.uploads.cancel(&session);
+                Ok(empty(StatusCode::NO_CONTENT))
+            }
+            (Route::Tags { name }, &Method::GET | &Method::HEAD) => self.list_tags(&name, query),
+            (Route::Referrers { name, digest }, &Method::GET | &Method::HEAD) => self.list_referrers(&name, &digest, query),
+            (_, method) => Err(RegistryError::unsupported(format!("{method} is not possible here"))),
+        }
+    }
+
+    async fn start_upload(&self, name: &str, query: &str, body: Body) -> Answer {
+        if let (Some(digest), Some(from)) = (parameter(query, "mount"), parameter(query, "from")) {
+            let digest: Digest = parse_digest(&digest)?;
+            if self.repositories.has_blob(&from, &digest) && crate::route::repository(&from.split('/').collect::<Vec<_>>()).is_ok() {
+                record(self.repositories.set_blob(name, &digest))?;
+                return Ok(created(&format!("/v2/{name}/blobs/{digest}"), &digest));
+            }
+        }
+        let algorithm = match parameter(query, "digest-algorithm").as_deref() {
+            Some("sha512") => Algorithm::Sha512,
+            _ => Algorithm::Sha256,
+        };
+        let session = self.uploads.start(name, algorithm)?;
+        let Some(digest) = parameter(query, "digest") else { return Ok(accepted(name, &session, 0)) };
+        // Everything in one request (specification, "Single POST").
+        let finished = async {
+            let digest = parse_digest(&digest)?;
+            let upload = self.uploads.find(name, &session)?;
+            upload.append(&session, None, body).await?;
+            self.commit(name, &session, &digest).await
+        };
+        let result = finished.await;
+        self.uploads.cancel(&session);
+        result
+    }
+
+    async fn upload_status(&self, name: &str, session: &str) -> Answer {
+        let size = self.uploads.find(name, session)?.size(session).await?;
+        let mut response = accepted(name, session, size);
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        Ok(response)
+    }
+
+    async fn append_upload(&self, name: &str, session: &str, headers: &HeaderMap, body: Body) -> Answer {
+        let upload = self.uploads.find(name, session)?;
+        let size = upload.append(session, content_range(headers)?, body).await?;
+        Ok(accepted(name, session, size))
+    }
+
+    async fn finish_upload(&self, name: &str, session: &str, query: &str, headers: &HeaderMap, body: Body) -> Answer {
+        let upload = self.uploads.find(name, session)?;
+        let digest = parameter(query, "digest").ok_or_else(|| RegistryError::digest_invalid("the parameter digest is missing"))?;
+        let digest = parse_digest(&digest)?;
+        upload.append(session, content_range(headers)?, body).await?;
+        self.commit(name, session, &digest).await
+    }
+
+    async fn commit(&self, name: &str, session: &str, digest: &Digest) -> Answer {
+        let upload = self.uploads.find(name, session)?;
+        self.uploads.finish(&upload, session, digest).await?;
+        record(self.repositories.set_blob(name, digest))?;
+        tracing::info!(repository = name, %digest, "blob stored");
+        Ok(created(&format!("/v2/{name}/blobs/{digest}"), digest))
+    }
+
+    fn delete_blob(&self, name: &str, digest: &Digest) -> Answer {
+        // The bytes may belong to other repositories too: only the record goes.
+        if !record(self.repositories.remove_blob(name, digest))? {
+            return Err(RegistryError::blob_unknown(digest.as_str()));
+        }
+        Ok(empty(StatusCode::ACCEPTED))
+    }
+
+    fn list_tags(&self, name: &str, query: &str) -> Answer {
+        if !self.repositories.exists(name) {
+            return Err(RegistryError::name_unknown(name));
+        }
+        let mut tags = record(self.repositories.tags(name))?;
+        if let Some(last) = parameter(query, "last") {
+            tags.retain(|tag| *tag > last);
+        }
+        let mut next = None;
+        if let Some(limit) = parameter(query, "n") {
+            let limit: usize = limit.parse().map_err(|_| RegistryError::unsupported(format!("n={limit} is no number")))?;
+            if tags.len() > limit {
+                tags.truncate(limit);
+                next = tags.last().map(|last| format!("</v2/{name}/tags/list?n={limit}&last={last}>; rel=\"next\""));
+            }
+        }
+        let mut response = json("application/json", &serde_json::json!({"name": name, "tags": tags}));
+        if let Some(value) = next.and_then(|next| HeaderValue::from_str(&next).ok()) {
+            response.headers_mut().insert(header::LINK, value);
+        }
+        Ok(response)
+    }
+
+    /// The digest of a manifest, by tag or as given.
+    pub(crate) fn resolve(&self, name: &str, reference: &TagOrDigest) -> Result<Digest, RegistryError> {
+        match reference {
+            TagOrDigest::Digest(digest) => Ok(digest.clone()),
+            TagOrDigest::Tag(tag) => record(self.repositories.tag(name, tag))?.ok_or_else(|| self.unknown(name, tag)),
+        }
+    }
+
+    pub(crate) fn unknown(&self, name: &str, reference: &str) -> RegistryError {
+        if self.repositories.exists(name) {
+            RegistryError::manifest_unknown(reference)
+        } else {
+            RegistryError::name_unknown(name)
+        }
+    }
+}
+
+/// Errors of the small files.
+pub(crate) fn record<T>(result: io::Result<T>) -> Result<T, RegistryError> {
+    result.map_err(|error| match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            let message = "the registry's disk is full: free space or ask its operator";
+            RegistryError::new(StatusCode::INSUFFICIENT_STORAGE, "UNKNOWN", message)
+        }
+        _ => RegistryError::internal("use the repository records", error),
+    })
+}
+
+fn unroutable(why: Unroutable) -> RegistryError {
+    match why {
+        Unroutable::Unknown => RegistryError::new(StatusCode::NOT_FOUND, "UNSUPPORTED", "no such endpoint"),
+        Unroutable::Name => RegistryError::new(StatusCode::NOT_FOUND, "NAME_INVALID", "the repository name breaks the grammar"),
+        Unroutable::Digest => RegistryError::digest_invalid("the digest is not sha256:HEX or sha512:HEX"),
+        Unroutable::Tag => RegistryError::new(StatusCode::NOT_FOUND, "TAG_INVALID", "the tag breaks the grammar"),
+    }
+}
+
+pub(crate) fn parse_digest(text: &str) -> Result<Digest, RegistryError> {
+    text.parse().map_err(|error| RegistryError::digest_invalid(format!("{text:?} is no digest: {error}")))
+}
+
+/// A decoded query parameter.
+pub(crate) fn parameter(query: &str, name: &str) -> Option<String> {
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    let (_, value) = pairs.find(|(key, _)| *key == name)?;
+    Some(percent_decode(value))
+}
+
+fn percent_decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut index = 0;
+    while index < bytes.len() {
+        let decoded = (bytes[index] == b'%')
+            .then(|| text.get(index + 1..index + 3).and_then(|digits| u8::from_str_radix(digits, 16).ok()))
+            .flatten();
+        match decoded {
+            Some(byte) => {
+                out.push(byte);
+                index += 3;
+            }
+            None => {
+                out.push(bytes[index]);
+                index += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// `Content-Range: BEGIN-END` of a chunk, without a unit, as the specification writes it.
+fn content_range(headers: &HeaderMap) -> Result<Option<(u64, u64)>, RegistryError> {
+    let Some(value) = headers.get(header::CONTENT_RANGE) else { return Ok(None) };
+    let parsed = value.to_str().ok().and_then(|text| {
+        let text = text.strip_prefix("bytes ").unwrap_or(text);
+        let (begin, end) = text.split('/').next()?.split_once('-')?;
+        Some((begin.parse::<u64>().ok()?, end.parse::<u64>().ok()?))
+    });
+    let invalid = || RegistryError::new(StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID", "Content-Range must be BEGIN-END");
+    parsed.filter(|(begin, end)| begin <= end).map(Some).ok_or_else(invalid)
+}
+
+fn base() -> Response<Body> {
+    let mut response = json("application/json", &serde_json::json!({}));
+    let version = HeaderValue::from_static("registry/2.0");
+    response.headers_mut().insert("docker-distribution-api-version", version);
+    response
+}
+
+pub(crate) fn empty(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+pub(crate) fn json(content_type: &'static str, value: &serde_json::Value) -> Response<Body> {
+    let mut response = Response::new(Body::from(value.to_string()));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+pub(crate) fn set(response: &mut Response<Body>, name: &'static str, value: &str) {
+    // Names, digests and numbers are ASCII without control characters.
+    if let Ok(value) = HeaderValue::from_str(value) {
+        response.headers_mut().insert(name, value);
+    }
+}
+
+pub(crate) fn created(location: &str, digest: &Digest) -> Response<Body> {
+    let mut response = empty(StatusCode::CREATED);
+    set(&mut response, "location", location);
+    set(&mut response, "docker-content-digest", digest.as_str());
+    response
+}
+
+fn accepted(name: &str, session: &str, size: u64) -> Response<Body> {
+    let mut response = empty(StatusCode::ACCEPTED);
+    set(&mut response, "location", &format!("/v2/{name}/blobs/uploads/{session}"));
+    set(&mut response, "docker-upload-uuid", session);
+    set(&mut response, "range", &format!("0-{}", size.saturating_sub(1)));
+    response
+}
