@@ -93,7 +93,7 @@ fn skopeo_pushes_and_pulls_and_a_restart_keeps_everything() {
     let (layer_digest, manifest_digest) = layout(&source, &layer);
     let registry = Registry::start(&root, false);
     let image = |address: SocketAddr| format!("docker://{address}/team/app:1");
-    registry.skopeo(&["copy", "--dest-tls-verify=false", &format!("oci:{}:1", source.display()), &image(registry.address)]);
+    registry.skopeo(&["copy", "--preserve-digests", "--dest-tls-verify=false", &format!("oci:{}:1", source.display()), &image(registry.address)]);
     drop(registry);
 
     let registry = Registry::start(&root, true);
