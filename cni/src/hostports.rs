@@ -21,3 +21,8 @@ pub fn open(mappings: &[PortMapping], _addresses: &[(IpNet, IpAddr)]) -> Result<
 pub fn close(_addresses: &[IpAddr]) -> Result<(), CniError> {
     Ok(())
 }
+
+/// The tables that hold host ports.
+pub fn tables() -> Vec<orlop_nft::Table> {
+    Vec::new()
+}

@@ -22,5 +22,5 @@ pub mod leases;
 pub mod overlay;
 pub mod plugin;
 
-pub use overlay::{OverlayConfig, cleanup, start_overlay};
+pub use overlay::{OverlayConfig, cleanup, ensure_local_address, remove_local_address, start_overlay};
 pub use plugin::main_plugin;

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use orlop_netlink::RouteSocket;
 use serde_json::{Value, json};
 
+pub(crate) use add::mac_of;
 pub use answer::{Attached, Interface};
 pub use error::{CniError, code};
 pub use request::{Attachment, Configuration, Environment, Ipam, PortMapping, RuntimeConfig, VERSIONS};

@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::NetlinkError;
 
@@ -34,6 +34,27 @@ impl Namespace {
     /// When `/proc` is not mounted.
     pub fn current() -> Result<Self, NetlinkError> {
         Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// A new, empty namespace that lives as long as something refers to it: this value, an interface pair's end does not.
+    ///
+    /// # Errors
+    /// When the right to make one is missing.
+    pub fn create() -> Result<Self, NetlinkError> {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET)
+                    .map_err(|source| NetlinkError::new("make a network namespace", source))?;
+                Self::current()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// A path by which any process may open the namespace while this value lives.
+    pub fn path(&self) -> PathBuf {
+        use std::os::fd::AsRawFd as _;
+        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()))
     }
 
     /// The open file, to hand to the kernel.
