@@ -1,0 +1,183 @@
+//! The way of a request: authenticate, authorize, find the handler, answer.
+
+use std::sync::Arc;
+
+use http::{Request, StatusCode, header};
+use orlop_resources::selector::FieldSelector;
+use orlop_resources::status::{self, ApiError, Attempt};
+
+use crate::body::{Body, Reply, failure, text};
+use crate::context::Context;
+use crate::documents;
+use crate::identity::Identity;
+use crate::rest;
+use crate::rules::authorize::{self, Attributes};
+use crate::rules::path::{RequestInfo, Route, route};
+use crate::rules::query::Query;
+use crate::state::Api;
+use crate::subresource;
+
+/// Answers one request. `known` is the identity that the connection proved, if any.
+pub(crate) async fn answer(api: Arc<Api>, known: Option<Arc<Identity>>, request: Request<Body>) -> Reply {
+    let method = request.method().as_str().to_owned();
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let name_field = name_field(&query);
+    let target = route(&method, request.uri().path(), &query, name_field.as_deref());
+    let (verb, resource) = match &target {
+        Route::Resource(info) => {
+            let known = orlop_resources::find(&info.group, &info.version, &info.resource);
+            (info.verb, known.map_or("", |resource| resource.plural))
+        }
+        Route::Other => ("get", ""),
+    };
+    let (verb, resource) = (verb.to_owned(), resource.to_owned());
+    let identity = match identify(&api, known, &request) {
+        Ok(identity) => identity,
+        Err(error) => {
+            api.metrics.count(&verb, &resource, error.code);
+            return failure(&error);
+        }
+    };
+    let reply = match target {
+        Route::Resource(info) => objects(&api, identity, info, query, request).await.unwrap_or_else(|error| failure(&error)),
+        Route::Other => other(&api, &identity, &query, &request).await,
+    };
+    api.metrics.count(&verb, &resource, reply.status().as_u16());
+    reply
+}
+
+/// What a field selector demands of `metadata.name`.
+fn name_field(query: &Query) -> Option<String> {
+    required_field(query, "metadata.name")
+}
+
+fn required_field(query: &Query, field: &str) -> Option<String> {
+    let selector = FieldSelector::parse(query.get("fieldSelector")?).ok()?;
+    selector.required(field).map(str::to_owned)
+}
+
+fn identify(api: &Api, known: Option<Arc<Identity>>, request: &Request<Body>) -> Result<Arc<Identity>, ApiError> {
+    if let Some(known) = known {
+        return Ok(known);
+    }
+    let bearer = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    match bearer {
+        Some((_, token)) => match api.authenticate_token(token.trim(), &[]) {
+            Ok((identity, _)) => Ok(Arc::new(identity)),
+            Err(reason) => {
+                tracing::debug!(%reason, "token refused");
+                Err(status::unauthorized())
+            }
+        },
+        None => Ok(Arc::new(Identity::anonymous())),
+    }
+}
+
+async fn other(api: &Arc<Api>, identity: &Identity, query: &Query, request: &Request<Body>) -> Reply {
+    let path = request.uri().path();
+    let verb = request.method().as_str().to_ascii_lowercase();
+    if !authorize::may_path(identity, &verb, path) {
+        if identity.is_anonymous() {
+            return failure(&status::unauthorized());
+        }
+        return failure(&status::forbidden_path(&identity.user, &verb, path));
+    }
+    if !matches!(verb.as_str(), "get" | "head") {
+        return failure(&status::method_not_allowed());
+    }
+    match documents::answer(api, path, query, request.headers()).await {
+        Ok(Some(reply)) => reply,
+        Ok(None) => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+        Err(error) => failure(&error),
+    }
+}
+
+async fn objects(
+    api: &Arc<Api>,
+    identity: Arc<Identity>,
+    info: RequestInfo,
+    query: Query,
+    mut request: Request<Body>,
+) -> Result<Reply, ApiError> {
+    if identity.is_anonymous() {
+        return Err(status::unauthorized());
+    }
+    let resource = orlop_resources::find(&info.group, &info.version, &info.resource);
+    let node_name = required_field(&query, "spec.nodeName");
+    let asked = Attributes {
+        verb: info.verb,
+        group: &info.group,
+        resource: &info.resource,
+        subresource: &info.subresource,
+        namespace: &info.namespace,
+        name: &info.name,
+        node_name: node_name.as_deref(),
+    };
+    if !authorize::may(&identity, &asked, &**api) {
+        let namespace = if info.resource == "namespaces" { "" } else { &info.namespace };
+        return Err(status::forbidden(Attempt {
+            user: &identity.user,
+            verb: info.verb,
+            group: &info.group,
+            resource: &info.resource,
+            subresource: &info.subresource,
+            namespace,
+            name: &info.name,
+        }));
+    }
+    let resource = resource.ok_or_else(status::no_such_resource)?;
+    if !resource.namespaced && !info.namespace.is_empty() && resource.plural != "namespaces" {
+        return Err(status::no_such_resource());
+    }
+    let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
+    let (parts, body) = request.into_parts();
+    let mut context = Context {
+        api: api.clone(),
+        identity,
+        resource,
+        info,
+        query,
+        headers: parts.headers,
+        warnings: Vec::new(),
+        upgrade,
+        body: Some(body),
+    };
+    if resource.plural == "namespaces" && resource.group.is_empty() {
+        context.info.namespace = String::new();
+    }
+    let reply = dispatch(&mut context, parts.method.as_str()).await?;
+    Ok(context.warn(reply))
+}
+
+async fn dispatch(context: &mut Context, method: &str) -> Result<Reply, ApiError> {
+    if !context.info.subresource.is_empty() {
+        return subresource::answer(context, method).await;
+    }
+    if context.resource.storage.is_empty() {
+        return subresource::answer_virtual(context).await;
+    }
+    if !context.resource.verbs.contains(&context.info.verb) {
+        return Err(status::method_not_allowed());
+    }
+    let in_all_namespaces = context.resource.namespaced && context.info.namespace.is_empty();
+    if in_all_namespaces && !matches!(context.info.verb, "list" | "watch") {
+        return Err(status::method_not_allowed());
+    }
+    let named = !context.info.name.is_empty();
+    match context.info.verb {
+        "get" => rest::get(context),
+        "list" => rest::list(context).await,
+        "watch" => rest::watch(context).await,
+        "create" if !named => rest::create(context).await,
+        "update" if named => rest::update(context, None).await,
+        "patch" if named => rest::patch(context, None).await,
+        "delete" => rest::delete(context).await,
+        "deletecollection" => rest::delete_collection(context).await,
+        _ => Err(status::method_not_allowed()),
+    }
+}
