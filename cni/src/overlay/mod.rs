@@ -6,6 +6,9 @@
 //! ```
 
 mod apply;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod kernel_tests;
 mod plan;
 
 use std::net::{IpAddr, Ipv4Addr};
