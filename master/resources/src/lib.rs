@@ -29,6 +29,9 @@ pub mod schema;
 pub mod selector;
 pub mod status;
 
+/// The Kubernetes API version the table follows.
+pub const KUBERNETES_VERSION: &str = "v1.36.0";
+
 pub use fields::FieldError;
 pub use resource::{Resource, Subresource};
 pub use rows::{by_kind, find, resources};

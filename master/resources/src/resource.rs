@@ -79,6 +79,8 @@ pub(crate) enum NameRule {
     Subdomain,
     /// RFC 1123 label.
     Label,
+    /// RFC 1035 label: a Service's name is a part of host names that must not begin with a digit.
+    ServiceLabel,
     /// Anything that is a legal path segment.
     PathSegment,
     /// The kind has no name of its own (reviews).

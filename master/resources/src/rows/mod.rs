@@ -2,6 +2,7 @@
 
 pub(crate) mod metadata;
 pub(crate) mod names;
+pub(crate) mod shape;
 mod pods;
 
 use jiff::Timestamp;

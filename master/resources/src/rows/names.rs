@@ -94,3 +94,51 @@ pub(crate) fn label_faults(text: &str) -> Vec<String> {
     }
     faults
 }
+
+const SERVICE_LABEL: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
+
+/// Faults of an RFC 1035 label.
+pub(crate) fn service_label_faults(text: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    if text.len() > 63 {
+        faults.push(too_long(63));
+    }
+    if !is_label(text) || text.starts_with(|first: char| first.is_ascii_digit()) {
+        faults.push(SERVICE_LABEL.to_owned());
+    }
+    faults
+}
+
+/// Faults of the name of an environment variable.
+pub(crate) fn variable_faults(text: &str) -> Vec<String> {
+    // Since 1.32 anything printable but "=" is a name (KEP-4369).
+    if text.is_empty() {
+        return vec!["environment variable names must be non-empty".to_owned()];
+    }
+    if text.bytes().any(|byte| !(b' '..=b'~').contains(&byte) || byte == b'=') {
+        return vec!["a valid environment variable name must consist only of printable ASCII characters other than '='".to_owned()];
+    }
+    Vec::new()
+}
+
+/// Faults of a port's name (IANA_SVC_NAME).
+pub(crate) fn port_name_faults(text: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    if text.len() > 15 {
+        faults.push("must be no more than 15 characters".to_owned());
+    }
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if !text.bytes().all(plain) {
+        faults.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".to_owned());
+    }
+    if !text.bytes().any(|byte| byte.is_ascii_lowercase()) {
+        faults.push("must contain at least one letter (a-z)".to_owned());
+    }
+    if text.contains("--") {
+        faults.push("must not contain consecutive hyphens".to_owned());
+    }
+    if text.starts_with('-') || text.ends_with('-') {
+        faults.push("must not begin or end with a hyphen".to_owned());
+    }
+    faults
+}
