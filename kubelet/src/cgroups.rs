@@ -34,21 +34,51 @@ pub(crate) struct Cgroups {
 fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in mountinfo.lines() {
-        let Some((before, after)) = line.split_once(" - ") else { continue };
-        let Some(mount) = before.split(' ').nth(4) else { continue };
+        let Some((before, after)) = line.split_once(" - ") else {
+            continue;
+        };
+        let Some(mount) = before.split(' ').nth(4) else {
+            continue;
+        };
         let mut words = after.split(' ');
         let kind = words.next();
         let options = words.nth(1).unwrap_or_default();
-        let known = ["cpu", "cpuacct", "cpuset", "memory", "pids", "blkio", "devices", "freezer", "hugetlb", "net_cls", "net_prio", "perf_event"];
+        let known = [
+            "cpu",
+            "cpuacct",
+            "cpuset",
+            "memory",
+            "pids",
+            "blkio",
+            "devices",
+            "freezer",
+            "hugetlb",
+            "net_cls",
+            "net_prio",
+            "perf_event",
+        ];
         let hierarchy = match kind {
-            Some("cgroup2") => Hierarchy { mount: mount.into(), controllers: Vec::new(), unified: true },
+            Some("cgroup2") => Hierarchy {
+                mount: mount.into(),
+                controllers: Vec::new(),
+                unified: true,
+            },
             Some("cgroup") => {
-                let controllers = options.split(',').filter(|option| known.contains(option) || option.starts_with("name="));
-                Hierarchy { mount: mount.into(), controllers: controllers.map(str::to_owned).collect(), unified: false }
+                let controllers = options
+                    .split(',')
+                    .filter(|option| known.contains(option) || option.starts_with("name="));
+                Hierarchy {
+                    mount: mount.into(),
+                    controllers: controllers.map(str::to_owned).collect(),
+                    unified: false,
+                }
             }
             _ => continue,
         };
-        if !found.iter().any(|other| other.unified == hierarchy.unified && other.controllers == hierarchy.controllers) {
+        if !found
+            .iter()
+            .any(|other| other.unified == hierarchy.unified && other.controllers == hierarchy.controllers)
+        {
             found.push(hierarchy);
         }
     }
@@ -59,7 +89,12 @@ impl Cgroups {
     /// Looks at the machine.
     pub(crate) fn detect(root: &str, enabled: bool, pids_limit: Option<i64>) -> io::Result<Self> {
         let found = hierarchies(&fs::read_to_string("/proc/self/mountinfo")?);
-        Ok(Self { hierarchies: found, root: root.trim_end_matches('/').to_owned(), enabled, pids_limit })
+        Ok(Self {
+            hierarchies: found,
+            root: root.trim_end_matches('/').to_owned(),
+            enabled,
+            pids_limit,
+        })
     }
 
     /// Whether limits are set through cgroup v2.
@@ -74,7 +109,10 @@ impl Cgroups {
             if hierarchy.unified {
                 unified
             } else {
-                hierarchy.controllers.iter().any(|controller| matches!(controller.as_str(), "cpu" | "memory" | "pids"))
+                hierarchy
+                    .controllers
+                    .iter()
+                    .any(|controller| matches!(controller.as_str(), "cpu" | "memory" | "pids"))
             }
         })
     }
@@ -110,7 +148,16 @@ impl Cgroups {
             }
         }
         let class = self.class(Qos::BestEffort);
-        self.write_limits(&class, &PodLimits { cpu_shares: 2, cpu_quota: None, cpu_period: 100_000, memory_bytes: None }, None);
+        self.write_limits(
+            &class,
+            &PodLimits {
+                cpu_shares: 2,
+                cpu_quota: None,
+                cpu_period: 100_000,
+                memory_bytes: None,
+            },
+            None,
+        );
         Ok(())
     }
 
@@ -162,8 +209,15 @@ impl Cgroups {
         }
         for hierarchy in &self.hierarchies {
             for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
-                let entries = fs::read_dir(below(&hierarchy.mount, &self.class(qos))).into_iter().flatten().flatten();
-                uids.extend(entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("pod")?.to_owned())));
+                let entries = fs::read_dir(below(&hierarchy.mount, &self.class(qos)))
+                    .into_iter()
+                    .flatten()
+                    .flatten();
+                uids.extend(
+                    entries.filter_map(|entry| {
+                        Some(entry.file_name().to_str()?.strip_prefix("pod")?.to_owned())
+                    }),
+                );
             }
         }
         uids
@@ -199,9 +253,16 @@ fn settings(hierarchy: &Hierarchy, limits: &PodLimits, pids: Option<i64>) -> Vec
     let mut values = Vec::new();
     if hierarchy.unified {
         values.push(("cpu.weight", resources::weight(limits.cpu_shares).to_string()));
-        let quota = limits.cpu_quota.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
+        let quota = limits
+            .cpu_quota
+            .map_or_else(|| "max".to_owned(), |quota| quota.to_string());
         values.push(("cpu.max", format!("{quota} {}", limits.cpu_period)));
-        values.push(("memory.max", limits.memory_bytes.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string())));
+        values.push((
+            "memory.max",
+            limits
+                .memory_bytes
+                .map_or_else(|| "max".to_owned(), |bytes| bytes.to_string()),
+        ));
         values.extend(pids.map(|limit| ("pids.max", limit.to_string())));
         return values;
     }
@@ -214,7 +275,11 @@ fn settings(hierarchy: &Hierarchy, limits: &PodLimits, pids: Option<i64>) -> Vec
                     values.push(("cpu.cfs_quota_us", quota.to_string()));
                 }
             }
-            "memory" => values.extend(limits.memory_bytes.map(|bytes| ("memory.limit_in_bytes", bytes.to_string()))),
+            "memory" => values.extend(
+                limits
+                    .memory_bytes
+                    .map(|bytes| ("memory.limit_in_bytes", bytes.to_string())),
+            ),
             "pids" => values.extend(pids.map(|limit| ("pids.max", limit.to_string()))),
             _ => {}
         }
@@ -245,21 +310,81 @@ mod tests {
         let hybrid = "30 25 0:26 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
                       31 25 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
                       32 25 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-        let cgroups = |table: &str| Cgroups { hierarchies: hierarchies(table), root: String::new(), enabled: true, pids_limit: None };
+        let cgroups = |table: &str| Cgroups {
+            hierarchies: hierarchies(table),
+            root: String::new(),
+            enabled: true,
+            pids_limit: None,
+        };
         let one = cgroups(hybrid);
         assert!(!one.is_unified());
         assert_eq!(one.used().count(), 2);
         let two = cgroups("30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n");
         assert!(two.is_unified());
         assert_eq!(two.used().count(), 1);
-        let limits = PodLimits { cpu_shares: 1024, cpu_quota: Some(50_000), cpu_period: 100_000, memory_bytes: None };
+        let limits = PodLimits {
+            cpu_shares: 1024,
+            cpu_quota: Some(50_000),
+            cpu_period: 100_000,
+            memory_bytes: None,
+        };
         assert_eq!(
             settings(&two.hierarchies[0], &limits, Some(10)),
-            [("cpu.weight", "100".into()), ("cpu.max", "50000 100000".into()), ("memory.max", "max".into()), ("pids.max", "10".into())]
+            [
+                ("cpu.weight", "100".into()),
+                ("cpu.max", "50000 100000".into()),
+                ("memory.max", "max".into()),
+                ("pids.max", "10".into())
+            ]
         );
         assert_eq!(
             settings(&one.hierarchies[0], &limits, None),
-            [("cpu.shares", "1024".into()), ("cpu.cfs_period_us", "100000".into()), ("cpu.cfs_quota_us", "50000".into())]
+            [
+                ("cpu.shares", "1024".into()),
+                ("cpu.cfs_period_us", "100000".into()),
+                ("cpu.cfs_quota_us", "50000".into())
+            ]
         );
+    }
+
+    /// On the machine's own hierarchies, below a name that only this test uses.
+    #[test]
+    fn pod_cgroups_come_and_go() {
+        let root = format!("/orlop-kubelet-test-{}", std::process::id());
+        let cgroups = Cgroups::detect(&root, true, Some(50)).unwrap();
+        if cgroups.used().next().is_none() {
+            println!("SKIP: no cgroup hierarchy is mounted");
+            return;
+        }
+        let pod: core::Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "p", "uid": "u1"},
+            "spec": {"containers": [{"name": "a", "resources": {"limits": {"memory": "64Mi"}, "requests": {"cpu": "1"}}}]}
+        }))
+        .unwrap();
+        cgroups.set_up().unwrap();
+        cgroups.create_pod(&pod).unwrap();
+        cgroups.create_pod(&pod).unwrap();
+        assert_eq!(
+            cgroups.pod_parent(&pod),
+            format!("{root}/kubepods/burstable/podu1")
+        );
+        assert_eq!(cgroups.known_uids().into_iter().collect::<Vec<_>>(), ["u1"]);
+        for hierarchy in cgroups.used() {
+            let dir = below(&hierarchy.mount, &cgroups.pod_parent(&pod));
+            for (file, expected) in settings(hierarchy, &resources::pod_limits(&pod), Some(50)) {
+                assert_eq!(
+                    fs::read_to_string(dir.join(file)).unwrap().trim(),
+                    expected,
+                    "{file}"
+                );
+            }
+            fs::create_dir_all(dir.join("left-by-the-runtime")).unwrap();
+        }
+        cgroups.remove_pod("u1").unwrap();
+        cgroups.remove_pod("u1").unwrap();
+        assert!(cgroups.known_uids().is_empty());
+        for hierarchy in cgroups.used() {
+            remove(&below(&hierarchy.mount, &root)).unwrap();
+        }
     }
 }

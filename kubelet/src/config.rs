@@ -200,6 +200,12 @@ impl Default for Config {
 }
 
 impl Config {
+    fn reserved_problems(&self) -> impl Iterator<Item = String> {
+        let reserved = self.kube_reserved.iter().chain(&self.system_reserved);
+        let wrong = reserved.filter(|(_, value)| quantity::milli(value).is_none());
+        wrong.map(|(name, value)| format!("reserved {name}: {value:?} is no quantity"))
+    }
+
     /// [`Config::container_log_max_size`] in bytes.
     pub(crate) fn log_limit_bytes(&self) -> u64 {
         quantity::bytes(&self.container_log_max_size).unwrap_or(10 << 20)
@@ -217,30 +223,61 @@ impl Validate for Config {
             }
         };
         check(
-            self.api_version.as_deref().is_none_or(|version| version == "kubelet.config.k8s.io/v1beta1"),
+            self.api_version
+                .as_deref()
+                .is_none_or(|version| version == "kubelet.config.k8s.io/v1beta1"),
             "apiVersion must be kubelet.config.k8s.io/v1beta1",
         );
-        check(self.kind.as_deref().is_none_or(|kind| kind == "KubeletConfiguration"), "kind must be KubeletConfiguration");
-        check(!self.node_name.is_empty(), "nodeName is empty: give the name of this node");
-        check(self.node_ip.parse::<std::net::IpAddr>().is_ok(), "nodeIP is no address: give the address others reach this node by");
-        check(self.address.parse::<std::net::IpAddr>().is_ok(), "address is no IP address");
-        check(self.healthz_bind_address.parse::<std::net::IpAddr>().is_ok(), "healthzBindAddress is no IP address");
+        check(
+            self.kind
+                .as_deref()
+                .is_none_or(|kind| kind == "KubeletConfiguration"),
+            "kind must be KubeletConfiguration",
+        );
+        check(
+            !self.node_name.is_empty(),
+            "nodeName is empty: give the name of this node",
+        );
+        check(
+            self.node_ip.parse::<std::net::IpAddr>().is_ok(),
+            "nodeIP is no address: give the address others reach this node by",
+        );
+        check(
+            self.address.parse::<std::net::IpAddr>().is_ok(),
+            "address is no IP address",
+        );
+        check(
+            self.healthz_bind_address.parse::<std::net::IpAddr>().is_ok(),
+            "healthzBindAddress is no IP address",
+        );
         check(self.max_pods > 0, "maxPods is 0: give at least 1");
-        check(self.cgroup_driver == "cgroupfs", "cgroupDriver must be cgroupfs: slices of systemd are not made yet");
+        check(
+            self.cgroup_driver == "cgroupfs",
+            "cgroupDriver must be cgroupfs: slices of systemd are not made yet",
+        );
         check(self.cgroup_root.starts_with('/'), "cgroupRoot must start with /");
         check(
             self.tls_cert_file.is_some() == self.tls_private_key_file.is_some(),
             "tlsCertFile and tlsPrivateKeyFile go together: give both or none",
         );
-        check(quantity::bytes(&self.container_log_max_size).is_some(), "containerLogMaxSize is no quantity");
-        check(self.container_log_max_files > 1, "containerLogMaxFiles must be at least 2");
-        check(self.node_lease_duration_seconds > 0, "nodeLeaseDurationSeconds must be positive");
-        check(!self.node_status_update_frequency.0.is_zero(), "nodeStatusUpdateFrequency must be positive");
+        check(
+            quantity::bytes(&self.container_log_max_size).is_some(),
+            "containerLogMaxSize is no quantity",
+        );
+        check(
+            self.container_log_max_files > 1,
+            "containerLogMaxFiles must be at least 2",
+        );
+        check(
+            self.node_lease_duration_seconds > 0,
+            "nodeLeaseDurationSeconds must be positive",
+        );
+        check(
+            !self.node_status_update_frequency.0.is_zero(),
+            "nodeStatusUpdateFrequency must be positive",
+        );
         check(!self.sync_frequency.0.is_zero(), "syncFrequency must be positive");
-        let reserved = self.kube_reserved.iter().chain(&self.system_reserved);
-        for (name, value) in reserved {
-            check(quantity::milli(value).is_some(), &format!("reserved {name}: {value:?} is no quantity"));
-        }
+        problems.extend(self.reserved_problems());
         problems
     }
 }
@@ -258,9 +295,9 @@ impl Serialize for GoDuration {
 impl<'de> Deserialize<'de> for GoDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        parse_duration(&text)
-            .map(GoDuration)
-            .ok_or_else(|| serde::de::Error::custom(format!("{text:?} is no duration: write for example 10s or 1m30s")))
+        parse_duration(&text).map(GoDuration).ok_or_else(|| {
+            serde::de::Error::custom(format!("{text:?} is no duration: write for example 10s or 1m30s"))
+        })
     }
 }
 
@@ -287,7 +324,9 @@ fn parse_duration(text: &str) -> Option<Duration> {
         total += number * seconds;
         rest = &rest[unit_length..];
     }
-    (!text.is_empty() && total.is_finite()).then(|| Duration::try_from_secs_f64(total).ok()).flatten()
+    (!text.is_empty() && total.is_finite())
+        .then(|| Duration::try_from_secs_f64(total).ok())
+        .flatten()
 }
 
 #[cfg(test)]
@@ -296,8 +335,19 @@ mod tests {
 
     #[test]
     fn durations_as_go_writes_them() {
-        for (text, milliseconds) in [("10s", 10_000), ("1m30s", 90_000), ("300ms", 300), ("1.5h", 5_400_000), ("0", 0), ("0s", 0)] {
-            assert_eq!(parse_duration(text), Some(Duration::from_millis(milliseconds)), "{text}");
+        for (text, milliseconds) in [
+            ("10s", 10_000),
+            ("1m30s", 90_000),
+            ("300ms", 300),
+            ("1.5h", 5_400_000),
+            ("0", 0),
+            ("0s", 0),
+        ] {
+            assert_eq!(
+                parse_duration(text),
+                Some(Duration::from_millis(milliseconds)),
+                "{text}"
+            );
         }
         for text in ["", "10", "s", "1x", "-1s"] {
             assert_eq!(parse_duration(text), None, "{text}");
@@ -311,7 +361,9 @@ mod tests {
                     registerWithTaints: [{key: a, effect: NoSchedule}]\n";
         let config: Config = orlop_daemon::config::parse(text, std::path::Path::new("kubelet.yaml")).unwrap();
         assert_eq!(config.cluster_dns, ["10.96.0.10"]);
-        let error = orlop_daemon::config::parse::<Config>("nodeNam: a", std::path::Path::new("k")).unwrap_err().to_string();
+        let error = orlop_daemon::config::parse::<Config>("nodeNam: a", std::path::Path::new("k"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("nodeName"), "{error}");
     }
 }

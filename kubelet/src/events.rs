@@ -58,14 +58,27 @@ pub(crate) fn channel() -> (Events, Queue) {
 impl Events {
     fn record(&self, object: core::ObjectReference, kind: Kind, reason: &str, message: String) {
         tracing::debug!(object = object.name.as_deref(), reason, message, "event");
-        let occurrence = Occurrence { object, kind, reason: reason.to_owned(), message, at: Timestamp::now() };
+        let occurrence = Occurrence {
+            object,
+            kind,
+            reason: reason.to_owned(),
+            message,
+            at: Timestamp::now(),
+        };
         if self.queue.try_send(occurrence).is_err() {
             tracing::warn!(reason, "too many events, one is dropped");
         }
     }
 
     /// An event of a pod, or of one of its containers: `field` is for example `spec.containers{nginx}`.
-    pub(crate) fn pod(&self, pod: &core::Pod, field: Option<String>, kind: Kind, reason: &str, message: impl Into<String>) {
+    pub(crate) fn pod(
+        &self,
+        pod: &core::Pod,
+        field: Option<String>,
+        kind: Kind,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
         let object = core::ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
@@ -79,7 +92,14 @@ impl Events {
     }
 
     /// As [`Events::pod`], for a container by name.
-    pub(crate) fn container(&self, pod: &core::Pod, name: &str, kind: Kind, reason: &str, message: impl Into<String>) {
+    pub(crate) fn container(
+        &self,
+        pod: &core::Pod,
+        name: &str,
+        kind: Kind,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
         let list = match model::container(pod, name) {
             Some((model::Role::App, _)) | None => "containers",
             Some((model::Role::Ephemeral, _)) => "ephemeralContainers",
@@ -110,7 +130,12 @@ struct Known {
 }
 
 /// Sends until the drain starts.
-pub(crate) async fn send_all(mut queue: Queue, client: kube::Client, node: String, drain: orlop_daemon::Drain) {
+pub(crate) async fn send_all(
+    mut queue: Queue,
+    client: kube::Client,
+    node: String,
+    drain: orlop_daemon::Drain,
+) {
     let mut known: HashMap<Identity, Known> = HashMap::new();
     let mut order: VecDeque<Identity> = VecDeque::new();
     loop {
@@ -155,18 +180,30 @@ async fn send(
     if let Some(known) = known {
         known.count += 1;
         let events = Api::<core::Event>::namespaced(client.clone(), &known.namespace);
-        let patch = serde_json::json!({"count": known.count, "lastTimestamp": at, "message": occurrence.message});
-        match events.patch(&known.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+        let patch =
+            serde_json::json!({"count": known.count, "lastTimestamp": at, "message": occurrence.message});
+        match events
+            .patch(&known.name, &PatchParams::default(), &Patch::Strategic(patch))
+            .await
+        {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => return Err(error),
             Ok(_) => return Ok(None),
         }
     }
-    let namespace = occurrence.object.namespace.clone().unwrap_or_else(|| "default".to_owned());
+    let namespace = occurrence
+        .object
+        .namespace
+        .clone()
+        .unwrap_or_else(|| "default".to_owned());
     let object = occurrence.object.name.clone().unwrap_or_default();
     let name = format!("{object}.{:016x}", occurrence.at.as_nanosecond());
     let event = core::Event {
-        metadata: ObjectMeta { name: Some(name.clone()), namespace: Some(namespace.clone()), ..Default::default() },
+        metadata: ObjectMeta {
+            name: Some(name.clone()),
+            namespace: Some(namespace.clone()),
+            ..Default::default()
+        },
         involved_object: occurrence.object.clone(),
         reason: Some(occurrence.reason.clone()),
         message: Some(occurrence.message.clone()),
@@ -174,12 +211,19 @@ async fn send(
         count: Some(1),
         first_timestamp: Some(at.clone()),
         last_timestamp: Some(at),
-        source: Some(core::EventSource { component: Some("kubelet".to_owned()), host: Some(node.to_owned()) }),
+        source: Some(core::EventSource {
+            component: Some("kubelet".to_owned()),
+            host: Some(node.to_owned()),
+        }),
         reporting_component: Some("kubelet".to_owned()),
         reporting_instance: Some(node.to_owned()),
         ..Default::default()
     };
     let events = Api::<core::Event>::namespaced(client.clone(), &namespace);
     events.create(&PostParams::default(), &event).await?;
-    Ok(Some(Known { name, namespace, count: 1 }))
+    Ok(Some(Known {
+        name,
+        namespace,
+        count: 1,
+    }))
 }

@@ -17,7 +17,11 @@ pub(crate) enum Policy {
 
 /// A reference with its tag: `name` without tag or digest means `latest`. The error is the reference library's own.
 pub(crate) fn normalize(image: &str) -> Result<String, String> {
-    let problem = || format!("Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: invalid reference format");
+    let problem = || {
+        format!(
+            "Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: invalid reference format"
+        )
+    };
     let (rest, digest) = match image.split_once('@') {
         Some((rest, digest)) => (rest, Some(digest)),
         None => (image, None),
@@ -31,7 +35,9 @@ pub(crate) fn normalize(image: &str) -> Result<String, String> {
         let first = tag.bytes().next();
         tag.len() <= 128
             && first.is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-            && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+            && tag
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
     });
     let digest_ok = digest.is_none_or(|digest| {
         digest.split_once(':').is_some_and(|(algorithm, hex)| {
@@ -39,13 +45,22 @@ pub(crate) fn normalize(image: &str) -> Result<String, String> {
         })
     });
     if !is_name(name) || !tag_ok || !digest_ok {
-        return Err(if name.bytes().any(|byte| byte.is_ascii_uppercase()) && is_name(&name.to_lowercase()) {
-            problem().replace("invalid reference format", "invalid reference format: repository name must be lowercase")
-        } else {
-            problem()
-        });
+        return Err(
+            if name.bytes().any(|byte| byte.is_ascii_uppercase()) && is_name(&name.to_lowercase()) {
+                problem().replace(
+                    "invalid reference format",
+                    "invalid reference format: repository name must be lowercase",
+                )
+            } else {
+                problem()
+            },
+        );
     }
-    Ok(if tag.is_none() && digest.is_none() { format!("{image}:latest") } else { image.to_owned() })
+    Ok(if tag.is_none() && digest.is_none() {
+        format!("{image}:latest")
+    } else {
+        image.to_owned()
+    })
 }
 
 /// `[host[:port]/]path`, the path in lower case (the grammar of the distribution reference).
@@ -53,25 +68,39 @@ fn is_name(name: &str) -> bool {
     let mut parts: Vec<&str> = name.split('/').collect();
     if parts.len() > 1 && has_registry(name) {
         let host = parts.remove(0);
-        let host = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(h, _)| h);
-        if host.is_empty() || !host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-[]:_".contains(&byte)) {
+        let host = host
+            .rsplit_once(':')
+            .filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))
+            .map_or(host, |(h, _)| h);
+        if host.is_empty()
+            || !host
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b".-[]:_".contains(&byte))
+        {
             return false;
         }
     }
     !parts.is_empty()
         && parts.iter().all(|part| {
-            let edge = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+            let edge = |byte: Option<u8>| {
+                byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+            };
             edge(part.bytes().next())
                 && edge(part.bytes().last())
                 && !part.contains("..")
-                && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte))
+                && part
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte))
         })
 }
 
 fn has_registry(name: &str) -> bool {
     let first = name.split('/').next().unwrap_or_default();
     name.contains('/')
-        && (first.contains('.') || first.contains(':') || first == "localhost" || first.bytes().any(|b| b.is_ascii_uppercase()))
+        && (first.contains('.')
+            || first.contains(':')
+            || first == "localhost"
+            || first.bytes().any(|b| b.is_ascii_uppercase()))
 }
 
 /// The container's policy; the API server sets it, else it follows from the tag.
@@ -108,7 +137,8 @@ impl Entry {
     fn into_auth(self) -> cri::AuthConfig {
         let (mut username, mut password) = (self.username, self.password);
         if username.is_empty()
-            && let Ok(plain) = base64::engine::general_purpose::STANDARD.decode(self.auth.trim_end_matches('\0'))
+            && let Ok(plain) =
+                base64::engine::general_purpose::STANDARD.decode(self.auth.trim_end_matches('\0'))
             && let Ok(plain) = String::from_utf8(plain)
             && let Some((user, secret)) = plain.split_once(':')
         {
@@ -127,8 +157,14 @@ impl Entry {
 
 /// `host/path` of a credential key or an image, with Docker Hub's many names made one.
 fn location(text: &str) -> String {
-    let text = text.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
-    let text = text.strip_suffix("/v1").or_else(|| text.strip_suffix("/v2")).unwrap_or(text);
+    let text = text
+        .trim_start_matches("https://")
+        .trim_start_matches("http://")
+        .trim_end_matches('/');
+    let text = text
+        .strip_suffix("/v1")
+        .or_else(|| text.strip_suffix("/v2"))
+        .unwrap_or(text);
     match text {
         "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
         other => other.to_owned(),
@@ -137,7 +173,11 @@ fn location(text: &str) -> String {
 
 fn matches(pattern: &str, image: &str) -> bool {
     let pattern = location(pattern);
-    let full = if has_registry(image) { image.to_owned() } else { format!("docker.io/{image}") };
+    let full = if has_registry(image) {
+        image.to_owned()
+    } else {
+        format!("docker.io/{image}")
+    };
     let (pattern_host, pattern_path) = pattern.split_once('/').unwrap_or((&pattern, ""));
     let (host, path) = full.split_once('/').unwrap_or((&full, ""));
     let host_ok = match pattern_host.strip_prefix("*.") {
@@ -153,9 +193,14 @@ pub(crate) fn credentials(image: &str, secrets: &[core::Secret]) -> Vec<cri::Aut
     let mut found: Vec<(usize, cri::AuthConfig)> = Vec::new();
     for secret in secrets {
         let data = secret.data.as_ref();
-        let get = |key: &str| data.and_then(|data| data.get(key)).map(|bytes| bytes.0.as_slice());
+        let get = |key: &str| {
+            data.and_then(|data| data.get(key))
+                .map(|bytes| bytes.0.as_slice())
+        };
         let entries: BTreeMap<String, Entry> = if let Some(json) = get(".dockerconfigjson") {
-            serde_json::from_slice::<DockerConfig>(json).map(|config| config.auths).unwrap_or_default()
+            serde_json::from_slice::<DockerConfig>(json)
+                .map(|config| config.auths)
+                .unwrap_or_default()
         } else if let Some(json) = get(".dockercfg") {
             serde_json::from_slice(json).unwrap_or_default()
         } else {
@@ -182,7 +227,10 @@ mod tests {
             ("nginx:1.25", Some("nginx:1.25")),
             ("localhost:5000/a/b", Some("localhost:5000/a/b:latest")),
             ("registry.example/a:b", Some("registry.example/a:b")),
-            ("a@sha256:0123456789abcdef0123456789abcdef", Some("a@sha256:0123456789abcdef0123456789abcdef")),
+            (
+                "a@sha256:0123456789abcdef0123456789abcdef",
+                Some("a@sha256:0123456789abcdef0123456789abcdef"),
+            ),
             ("Bad", None),
             ("bad image", None),
             ("", None),
@@ -206,7 +254,10 @@ mod tests {
             base64::engine::general_purpose::STANDARD.encode(config.to_string())}}))
         .unwrap();
         let users = |image: &str| -> Vec<String> {
-            credentials(image, std::slice::from_ref(&secret)).into_iter().map(|auth| auth.username).collect()
+            credentials(image, std::slice::from_ref(&secret))
+                .into_iter()
+                .map(|auth| auth.username)
+                .collect()
         };
         assert_eq!(users("nginx"), ["hub"]);
         assert_eq!(users("docker.io/library/nginx"), ["hub"]);

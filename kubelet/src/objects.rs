@@ -14,11 +14,23 @@ impl ApiObjects {
         Self { client }
     }
 
-    pub(crate) async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<core::ConfigMap>, kube::Error> {
-        Api::<core::ConfigMap>::namespaced(self.client.clone(), namespace).get_opt(name).await
+    pub(crate) async fn config_map(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<core::ConfigMap>, kube::Error> {
+        Api::<core::ConfigMap>::namespaced(self.client.clone(), namespace)
+            .get_opt(name)
+            .await
     }
 
-    pub(crate) async fn secret(&self, namespace: &str, name: &str) -> Result<Option<core::Secret>, kube::Error> {
-        Api::<core::Secret>::namespaced(self.client.clone(), namespace).get_opt(name).await
+    pub(crate) async fn secret(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<core::Secret>, kube::Error> {
+        Api::<core::Secret>::namespaced(self.client.clone(), namespace)
+            .get_opt(name)
+            .await
     }
 }

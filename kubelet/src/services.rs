@@ -10,7 +10,13 @@ use crate::container::env::{Port, Service};
 
 /// Watches the Services of all namespaces.
 pub(crate) fn watch(frame: &orlop_daemon::Frame, client: &kube::Client) -> Informer<Service> {
-    informer(frame, "services", Api::<core::Service>::all(client.clone()), kube::runtime::watcher::Config::default(), |service| project(&service))
+    informer(
+        frame,
+        "services",
+        Api::<core::Service>::all(client.clone()),
+        kube::runtime::watcher::Config::default(),
+        |service| project(&service),
+    )
 }
 
 fn project(service: &core::Service) -> Option<Service> {
@@ -22,11 +28,18 @@ fn project(service: &core::Service) -> Option<Service> {
         protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
         port: port.port,
     };
-    Some(Service { address, ports: spec.ports.iter().flatten().map(port).collect() })
+    Some(Service {
+        address,
+        ports: spec.ports.iter().flatten().map(port).collect(),
+    })
 }
 
 /// What a pod of `namespace` sees: its namespace's Services when links are on, and always the API server's.
-pub(crate) fn visible(services: &Informer<Service>, namespace: &str, links: bool) -> BTreeMap<String, Service> {
+pub(crate) fn visible(
+    services: &Informer<Service>,
+    namespace: &str,
+    links: bool,
+) -> BTreeMap<String, Service> {
     services.with(|all| {
         let mut seen = BTreeMap::new();
         for (key, service) in all {

@@ -30,13 +30,22 @@ pub(crate) enum EnvError {
     #[error("{0} {1:?} not found")]
     Missing(&'static str, String),
     #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
-    NoKey { kind: &'static str, namespace: String, name: String, key: String },
+    NoKey {
+        kind: &'static str,
+        namespace: String,
+        name: String,
+        key: String,
+    },
     #[error("unsupported fieldPath: {0}")]
     Field(String),
     #[error("unsupported container resource: {0}")]
     Resource(String),
     #[error("environment variable {name} of {kind} {object} is not text")]
-    Encoding { kind: &'static str, object: String, name: String },
+    Encoding {
+        kind: &'static str,
+        object: String,
+        name: String,
+    },
 }
 
 /// Objects that were fetched for one container; an absent object is absent here.
@@ -91,7 +100,9 @@ impl Downward<'_> {
     ) -> Result<String, EnvError> {
         let unsupported = || EnvError::Resource(selector.resource.clone());
         let container = match &selector.container_name {
-            Some(name) if !name.is_empty() => model::container(self.pod, name).map(|(_, container)| container.into_owned()),
+            Some(name) if !name.is_empty() => {
+                model::container(self.pod, name).map(|(_, container)| container.into_owned())
+            }
             _ => container.cloned(),
         };
         let container = container.ok_or_else(unsupported)?;
@@ -108,10 +119,16 @@ impl Downward<'_> {
         let set = quantity::milli_of(list.as_ref(), name);
         let value = match set {
             Some(value) => value,
-            None if selector.resource.starts_with("limits.") => quantity::milli_of(Some(self.allocatable), name).unwrap_or(0),
+            None if selector.resource.starts_with("limits.") => {
+                quantity::milli_of(Some(self.allocatable), name).unwrap_or(0)
+            }
             None => 0,
         };
-        let divisor = selector.divisor.as_ref().and_then(|divisor| quantity::milli(&divisor.0)).filter(|divisor| *divisor > 0);
+        let divisor = selector
+            .divisor
+            .as_ref()
+            .and_then(|divisor| quantity::milli(&divisor.0))
+            .filter(|divisor| *divisor > 0);
         let divisor = i128::from(divisor.unwrap_or(1000));
         let value = i128::from(value);
         Ok(((value + divisor - 1) / divisor).to_string())
@@ -120,7 +137,10 @@ impl Downward<'_> {
 
 /// `key="value"` lines with Go's quoting, sorted by key.
 fn format_map(map: Option<&BTreeMap<String, String>>) -> String {
-    let lines = map.into_iter().flatten().map(|(key, value)| format!("{key}={}", go_quote(value)));
+    let lines = map
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", go_quote(value)));
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -157,7 +177,12 @@ pub(crate) fn references(container: &core::Container) -> (BTreeMap<String, bool>
             note(false, &source.name, source.optional);
         }
     }
-    for from in container.env.iter().flatten().filter_map(|env| env.value_from.as_ref()) {
+    for from in container
+        .env
+        .iter()
+        .flatten()
+        .filter_map(|env| env.value_from.as_ref())
+    {
         if let Some(source) = &from.config_map_key_ref {
             note(true, &source.name, source.optional);
         }
@@ -174,7 +199,11 @@ pub(crate) fn service_variables(services: &BTreeMap<String, Service>) -> BTreeMa
     for (name, service) in services {
         let prefix = name.to_uppercase().replace('-', "_");
         let host = service.address.to_string();
-        let bracketed = if service.address.is_ipv6() { format!("[{host}]") } else { host.clone() };
+        let bracketed = if service.address.is_ipv6() {
+            format!("[{host}]")
+        } else {
+            host.clone()
+        };
         variables.insert(format!("{prefix}_SERVICE_HOST"), host.clone());
         for (index, port) in service.ports.iter().enumerate() {
             let number = port.port.to_string();
@@ -213,7 +242,9 @@ pub(crate) fn environment(
     }
     for variable in container.env.iter().flatten() {
         let value = match (&variable.value, &variable.value_from) {
-            (Some(value), _) if !value.is_empty() => expand(value, |name| known.get(name).or_else(|| services.get(name)).cloned()),
+            (Some(value), _) if !value.is_empty() => expand(value, |name| {
+                known.get(name).or_else(|| services.get(name)).cloned()
+            }),
             (_, Some(source)) => match value_from(source, container, objects, downward)? {
                 Some(value) => value,
                 None => continue,
@@ -240,7 +271,10 @@ fn put(result: &mut Vec<(String, String)>, name: String, value: String) {
 
 /// Names that can be variables (KEP-4369: printable ASCII without `=`).
 fn is_variable_name(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b'=')
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| (0x20..0x7f).contains(&byte) && byte != b'=')
 }
 
 fn from_objects(container: &core::Container, objects: &Objects) -> Result<Vec<(String, String)>, EnvError> {
@@ -255,7 +289,11 @@ fn from_objects(container: &core::Container, objects: &Objects) -> Result<Vec<(S
         };
         if let Some(source) = &from.config_map_ref {
             match objects.config_maps.get(&source.name) {
-                Some(map) => map.data.iter().flatten().for_each(|(name, value)| add(name, value.clone())),
+                Some(map) => map
+                    .data
+                    .iter()
+                    .flatten()
+                    .for_each(|(name, value)| add(name, value.clone())),
                 None if source.optional == Some(true) => {}
                 None => return Err(EnvError::Missing("configmap", source.name.clone())),
             }
@@ -276,7 +314,11 @@ fn from_objects(container: &core::Container, objects: &Objects) -> Result<Vec<(S
 }
 
 fn text(bytes: &[u8], kind: &'static str, object: &str, name: &str) -> Result<String, EnvError> {
-    String::from_utf8(bytes.to_vec()).map_err(|_| EnvError::Encoding { kind, object: object.to_owned(), name: name.to_owned() })
+    String::from_utf8(bytes.to_vec()).map_err(|_| EnvError::Encoding {
+        kind,
+        object: object.to_owned(),
+        name: name.to_owned(),
+    })
 }
 
 fn value_from(
@@ -295,26 +337,46 @@ fn value_from(
     if let Some(key) = &source.config_map_key_ref {
         let optional = key.optional == Some(true);
         let Some(map) = objects.config_maps.get(&key.name) else {
-            return if optional { Ok(None) } else { Err(EnvError::Missing("configmap", key.name.clone())) };
+            return if optional {
+                Ok(None)
+            } else {
+                Err(EnvError::Missing("configmap", key.name.clone()))
+            };
         };
         return match map.data.as_ref().and_then(|data| data.get(&key.key)) {
             Some(value) => Ok(Some(value.clone())),
             None if optional => Ok(None),
-            None => Err(EnvError::NoKey { kind: "ConfigMap", namespace, name: key.name.clone(), key: key.key.clone() }),
+            None => Err(EnvError::NoKey {
+                kind: "ConfigMap",
+                namespace,
+                name: key.name.clone(),
+                key: key.key.clone(),
+            }),
         };
     }
     if let Some(key) = &source.secret_key_ref {
         let optional = key.optional == Some(true);
         let Some(secret) = objects.secrets.get(&key.name) else {
-            return if optional { Ok(None) } else { Err(EnvError::Missing("secret", key.name.clone())) };
+            return if optional {
+                Ok(None)
+            } else {
+                Err(EnvError::Missing("secret", key.name.clone()))
+            };
         };
         return match secret.data.as_ref().and_then(|data| data.get(&key.key)) {
             Some(value) => text(&value.0, "secret", &key.name, &key.key).map(Some),
             None if optional => Ok(None),
-            None => Err(EnvError::NoKey { kind: "Secret", namespace, name: key.name.clone(), key: key.key.clone() }),
+            None => Err(EnvError::NoKey {
+                kind: "Secret",
+                namespace,
+                name: key.name.clone(),
+                key: key.key.clone(),
+            }),
         };
     }
-    Err(EnvError::Field("a value source that this kubelet does not support".to_owned()))
+    Err(EnvError::Field(
+        "a value source that this kubelet does not support".to_owned(),
+    ))
 }
 
 /// `$(NAME)` is replaced when known, `$$` is a dollar (upstream: third_party/forked/golang/expansion).
@@ -365,10 +427,20 @@ mod tests {
 
     #[test]
     fn service_variables_in_both_forms() {
-        let port = |name: &str, port| Port { name: name.into(), protocol: "TCP".into(), port };
-        let service = Service { address: "10.0.0.11".parse().unwrap(), ports: vec![port("p-q", 80), port("", 443)] };
+        let port = |name: &str, port| Port {
+            name: name.into(),
+            protocol: "TCP".into(),
+            port,
+        };
+        let service = Service {
+            address: "10.0.0.11".parse().unwrap(),
+            ports: vec![port("p-q", 80), port("", 443)],
+        };
         let variables = service_variables(&BTreeMap::from([("red-is".to_owned(), service)]));
-        let lines: Vec<String> = variables.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let lines: Vec<String> = variables
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
         assert_eq!(
             lines,
             [
@@ -404,18 +476,32 @@ mod tests {
         let container = &pod.spec.as_ref().unwrap().containers[0];
         let allocatable = serde_json::from_value(serde_json::json!({"cpu": "1500m"})).unwrap();
         let ips = ["10.0.0.2".to_owned()];
-        let downward = Downward { pod: &pod, pod_ips: &ips, host_ips: &[], allocatable: &allocatable };
+        let downward = Downward {
+            pod: &pod,
+            pod_ips: &ips,
+            host_ips: &[],
+            allocatable: &allocatable,
+        };
         let mut objects = Objects::default();
         let services = BTreeMap::from([("X_SERVICE_PORT".to_owned(), "80".to_owned())]);
         let missing = environment(container, &services, &objects, &downward).unwrap_err();
         assert_eq!(missing.to_string(), "configmap \"m\" not found");
-        let map = serde_json::from_value(serde_json::json!({"data": {"a": "1", "b": "2", "=": "bad"}})).unwrap();
+        let map =
+            serde_json::from_value(serde_json::json!({"data": {"a": "1", "b": "2", "=": "bad"}})).unwrap();
         objects.config_maps.insert("m".into(), map);
         let env = environment(container, &services, &objects, &downward).unwrap();
         let lines: Vec<String> = env.iter().map(|(key, value)| format!("{key}={value}")).collect();
         assert_eq!(
             lines,
-            ["P_a=over", "P_b=2", "IP=10.0.0.2", "URL=http://10.0.0.2:80/2", "CPU=2", "L=x\"y", "X_SERVICE_PORT=80"]
+            [
+                "P_a=over",
+                "P_b=2",
+                "IP=10.0.0.2",
+                "URL=http://10.0.0.2:80/2",
+                "CPU=2",
+                "L=x\"y",
+                "X_SERVICE_PORT=80"
+            ]
         );
         assert_eq!(downward.field("metadata.labels").unwrap(), "a=\"x\\\"y\"");
     }

@@ -32,7 +32,11 @@ pub(crate) fn weight(shares: i64) -> u64 {
     #[expect(clippy::cast_precision_loss, reason = "shares are below 2^18")]
     let log = (shares as f64).log2();
     let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the exponent lies between 0 and 4")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the exponent lies between 0 and 4"
+    )]
     let weight = 10_f64.powf(exponent).ceil() as u64;
     weight.clamp(1, 10_000)
 }
@@ -48,7 +52,8 @@ pub(crate) fn oom_score_adj(pod: &core::Pod, container: &core::Container, memory
         Qos::BestEffort => 1000,
         Qos::Burstable => {
             let resources = container.resources.as_ref();
-            let request = quantity::whole_of(resources.and_then(|r| r.requests.as_ref()), "memory").unwrap_or(0);
+            let request =
+                quantity::whole_of(resources.and_then(|r| r.requests.as_ref()), "memory").unwrap_or(0);
             let capacity = i128::from(memory_capacity_bytes.max(1));
             let score = 1000 - i64::try_from(1000 * i128::from(request) / capacity).unwrap_or(1000);
             score.clamp(3, 999)
@@ -77,13 +82,20 @@ pub(crate) fn container(
         ..Default::default()
     };
     for (name, amount) in limits.into_iter().flatten() {
-        let Some(size) = name.strip_prefix("hugepages-") else { continue };
+        let Some(size) = name.strip_prefix("hugepages-") else {
+            continue;
+        };
         let page_size = size.replace("Ki", "KB").replace("Mi", "MB").replace("Gi", "GB");
-        linux.hugepage_limits.push(cri::HugepageLimit { page_size, limit: quantity::bytes(&amount.0).unwrap_or(0) });
+        linux.hugepage_limits.push(cri::HugepageLimit {
+            page_size,
+            limit: quantity::bytes(&amount.0).unwrap_or(0),
+        });
     }
     if unified {
         // One process killed for memory takes its container along (KEP-4191's default).
-        linux.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
+        linux
+            .unified
+            .insert("memory.oom.group".to_owned(), "1".to_owned());
     }
     linux
 }
@@ -105,7 +117,11 @@ pub(crate) fn pod_limits(pod: &core::Pod) -> PodLimits {
         let mut largest_init = 0_i64;
         for (role, container) in model::containers(pod) {
             let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
-            let value = if name == "cpu" { quantity::milli_of(limits, name) } else { quantity::whole_of(limits, name) };
+            let value = if name == "cpu" {
+                quantity::milli_of(limits, name)
+            } else {
+                quantity::whole_of(limits, name)
+            };
             let value = value.filter(|value| *value > 0);
             match role {
                 Role::App | Role::Sidecar => total = total.saturating_add(value?),
@@ -114,7 +130,11 @@ pub(crate) fn pod_limits(pod: &core::Pod) -> PodLimits {
             }
         }
         let overhead = model::spec(pod).overhead.as_ref();
-        let overhead = if name == "cpu" { quantity::milli_of(overhead, name) } else { quantity::whole_of(overhead, name) };
+        let overhead = if name == "cpu" {
+            quantity::milli_of(overhead, name)
+        } else {
+            quantity::whole_of(overhead, name)
+        };
         Some(total.max(largest_init).saturating_add(overhead.unwrap_or(0)))
     };
     PodLimits {
@@ -138,9 +158,21 @@ mod tests {
         let gib = 1_i64 << 30;
         for (resources, class, score) in [
             (serde_json::json!({}), Qos::BestEffort, 1000),
-            (serde_json::json!({"requests": {"cpu": "100m"}}), Qos::Burstable, 999),
-            (serde_json::json!({"requests": {"memory": "512Mi"}}), Qos::Burstable, 500),
-            (serde_json::json!({"limits": {"cpu": "1", "memory": "1Gi"}}), Qos::Guaranteed, -997),
+            (
+                serde_json::json!({"requests": {"cpu": "100m"}}),
+                Qos::Burstable,
+                999,
+            ),
+            (
+                serde_json::json!({"requests": {"memory": "512Mi"}}),
+                Qos::Burstable,
+                500,
+            ),
+            (
+                serde_json::json!({"limits": {"cpu": "1", "memory": "1Gi"}}),
+                Qos::Guaranteed,
+                -997,
+            ),
         ] {
             let pod = pod(resources);
             assert_eq!(model::qos(&pod), class);
@@ -153,8 +185,18 @@ mod tests {
         assert_eq!((shares(0), shares(100), shares(1000)), (2, 102, 1024));
         assert_eq!((quota(1), quota(500)), (1000, 50_000));
         assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 100, 10_000));
-        let limits = pod_limits(&pod(serde_json::json!({"limits": {"cpu": "500m", "memory": "1Mi"}})));
-        assert_eq!(limits, PodLimits { cpu_shares: 512, cpu_quota: Some(50_000), cpu_period: 100_000, memory_bytes: Some(1 << 20) });
+        let limits = pod_limits(&pod(
+            serde_json::json!({"limits": {"cpu": "500m", "memory": "1Mi"}}),
+        ));
+        assert_eq!(
+            limits,
+            PodLimits {
+                cpu_shares: 512,
+                cpu_quota: Some(50_000),
+                cpu_period: 100_000,
+                memory_bytes: Some(1 << 20)
+            }
+        );
         assert_eq!(pod_limits(&pod(serde_json::json!({}))).memory_bytes, None);
     }
 }

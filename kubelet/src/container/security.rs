@@ -18,8 +18,18 @@ const MASKED: [&str; 10] = [
     "/proc/sched_debug",
     "/sys/firmware",
 ];
-const MASKED_MORE: [&str; 3] = ["/proc/scsi", "/sys/devices/virtual/powercap", "/sys/devices/system/cpu/cpu0/thermal_throttle"];
-const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const MASKED_MORE: [&str; 3] = [
+    "/proc/scsi",
+    "/sys/devices/virtual/powercap",
+    "/sys/devices/system/cpu/cpu0/thermal_throttle",
+];
+const READONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 /// Why a container cannot be configured.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,22 +38,38 @@ pub(crate) enum SecurityError {
     Root { pod: String, container: String },
     #[error("container's runAsUser breaks non-root policy (pod: {pod:?}, container: {container})")]
     RootAsked { pod: String, container: String },
-    #[error("container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root (pod: {pod:?}, container: {container})")]
-    Unverifiable { user: String, pod: String, container: String },
+    #[error(
+        "container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root (pod: {pod:?}, container: {container})"
+    )]
+    Unverifiable {
+        user: String,
+        pod: String,
+        container: String,
+    },
     #[error("invalid seccomp profile type {0:?}")]
     Seccomp(String),
 }
 
 fn mode(node: bool, otherwise: cri::NamespaceMode) -> i32 {
-    if node { cri::NamespaceMode::Node as i32 } else { otherwise as i32 }
+    if node {
+        cri::NamespaceMode::Node as i32
+    } else {
+        otherwise as i32
+    }
 }
 
 /// Namespaces of a pod; containers get them as the sandbox does.
 pub(crate) fn namespaces(pod: &core::Pod, target_id: Option<String>) -> cri::NamespaceOption {
     let spec = model::spec(pod);
-    let shared = if spec.share_process_namespace == Some(true) { cri::NamespaceMode::Pod } else { cri::NamespaceMode::Container };
+    let shared = if spec.share_process_namespace == Some(true) {
+        cri::NamespaceMode::Pod
+    } else {
+        cri::NamespaceMode::Container
+    };
     let pid = match &target_id {
-        Some(_) if spec.host_pid != Some(true) && spec.share_process_namespace != Some(true) => cri::NamespaceMode::Target as i32,
+        Some(_) if spec.host_pid != Some(true) && spec.share_process_namespace != Some(true) => {
+            cri::NamespaceMode::Target as i32
+        }
         _ => mode(spec.host_pid == Some(true), shared),
     };
     cri::NamespaceOption {
@@ -63,26 +89,46 @@ fn profile(kind: &str, localhost: Option<&String>) -> Result<cri::SecurityProfil
         "Localhost" => ProfileType::Localhost,
         other => return Err(SecurityError::Seccomp(other.to_owned())),
     };
-    Ok(cri::SecurityProfile { profile_type: profile_type as i32, localhost_ref: localhost.cloned().unwrap_or_default() })
+    Ok(cri::SecurityProfile {
+        profile_type: profile_type as i32,
+        localhost_ref: localhost.cloned().unwrap_or_default(),
+    })
 }
 
 fn unconfined() -> cri::SecurityProfile {
-    cri::SecurityProfile { profile_type: cri::security_profile::ProfileType::Unconfined as i32, localhost_ref: String::new() }
+    cri::SecurityProfile {
+        profile_type: cri::security_profile::ProfileType::Unconfined as i32,
+        localhost_ref: String::new(),
+    }
 }
 
-fn seccomp(pod: &core::Pod, container: Option<&core::SecurityContext>) -> Result<cri::SecurityProfile, SecurityError> {
+fn seccomp(
+    pod: &core::Pod,
+    container: Option<&core::SecurityContext>,
+) -> Result<cri::SecurityProfile, SecurityError> {
     let own = container.and_then(|context| context.seccomp_profile.as_ref());
-    let shared = model::spec(pod).security_context.as_ref().and_then(|context| context.seccomp_profile.as_ref());
+    let shared = model::spec(pod)
+        .security_context
+        .as_ref()
+        .and_then(|context| context.seccomp_profile.as_ref());
     match own.or(shared) {
         Some(set) => profile(&set.type_, set.localhost_profile.as_ref()),
         None => Ok(unconfined()),
     }
 }
 
-fn apparmor(pod: &core::Pod, container: Option<&core::SecurityContext>) -> Result<Option<cri::SecurityProfile>, SecurityError> {
+fn apparmor(
+    pod: &core::Pod,
+    container: Option<&core::SecurityContext>,
+) -> Result<Option<cri::SecurityProfile>, SecurityError> {
     let own = container.and_then(|context| context.app_armor_profile.as_ref());
-    let shared = model::spec(pod).security_context.as_ref().and_then(|context| context.app_armor_profile.as_ref());
-    own.or(shared).map(|set| profile(&set.type_, set.localhost_profile.as_ref())).transpose()
+    let shared = model::spec(pod)
+        .security_context
+        .as_ref()
+        .and_then(|context| context.app_armor_profile.as_ref());
+    own.or(shared)
+        .map(|set| profile(&set.type_, set.localhost_profile.as_ref()))
+        .transpose()
 }
 
 fn selinux(options: Option<&core::SELinuxOptions>) -> Option<cri::SeLinuxOption> {
@@ -100,9 +146,17 @@ fn number(value: Option<i64>) -> Option<cri::Int64Value> {
 }
 
 fn groups(pod: &core::Pod) -> Vec<i64> {
-    let Some(context) = &model::spec(pod).security_context else { return Vec::new() };
+    let Some(context) = &model::spec(pod).security_context else {
+        return Vec::new();
+    };
     let fs_group = context.fs_group.into_iter();
-    context.supplemental_groups.iter().flatten().copied().chain(fs_group).collect()
+    context
+        .supplemental_groups
+        .iter()
+        .flatten()
+        .copied()
+        .chain(fs_group)
+        .collect()
 }
 
 fn groups_policy(pod: &core::Pod) -> i32 {
@@ -114,9 +168,12 @@ fn groups_policy(pod: &core::Pod) -> i32 {
 }
 
 fn is_privileged(pod: &core::Pod) -> bool {
-    model::containers(pod)
-        .iter()
-        .any(|(_, container)| container.security_context.as_ref().is_some_and(|context| context.privileged == Some(true)))
+    model::containers(pod).iter().any(|(_, container)| {
+        container
+            .security_context
+            .as_ref()
+            .is_some_and(|context| context.privileged == Some(true))
+    })
 }
 
 /// The security context of a sandbox.
@@ -125,7 +182,11 @@ pub(crate) fn sandbox(pod: &core::Pod) -> Result<cri::LinuxSandboxSecurityContex
     Ok(cri::LinuxSandboxSecurityContext {
         namespace_options: Some(namespaces(pod, None)),
         selinux_options: selinux(context.se_linux_options.as_ref()),
-        run_as_user: number(context.run_as_user.filter(|_| context.run_as_group.is_none() || context.run_as_user.is_some())),
+        run_as_user: number(
+            context
+                .run_as_user
+                .filter(|_| context.run_as_group.is_none() || context.run_as_user.is_some()),
+        ),
         run_as_group: number(context.run_as_group.filter(|_| context.run_as_user.is_some())),
         supplemental_groups: groups(pod),
         supplemental_groups_policy: groups_policy(pod),
@@ -149,7 +210,14 @@ pub(crate) fn container(
     let asked = own.run_as_user.or(shared.run_as_user);
     let image_uid = image.and_then(|image| image.uid.as_ref()).map(|uid| uid.value);
     let image_user = image.map(|image| image.username.clone()).unwrap_or_default();
-    verify_user(pod, container, asked, image_uid, &image_user, own.run_as_non_root.or(shared.run_as_non_root) == Some(true))?;
+    verify_user(
+        pod,
+        container,
+        asked,
+        image_uid,
+        &image_user,
+        own.run_as_non_root.or(shared.run_as_non_root) == Some(true),
+    )?;
     let run_as_user = asked.or(image_uid);
     let capabilities = own.capabilities.clone().unwrap_or_default();
     let unmasked = privileged || own.proc_mount.as_deref() == Some("Unmasked");
@@ -165,14 +233,26 @@ pub(crate) fn container(
         selinux_options: selinux(own.se_linux_options.as_ref().or(shared.se_linux_options.as_ref())),
         run_as_user: number(run_as_user),
         run_as_group: number(own.run_as_group.or(shared.run_as_group)),
-        run_as_username: if run_as_user.is_none() { image_user } else { String::new() },
+        run_as_username: if run_as_user.is_none() {
+            image_user
+        } else {
+            String::new()
+        },
         readonly_rootfs: own.read_only_root_filesystem == Some(true),
         supplemental_groups: groups(pod),
         supplemental_groups_policy: groups_policy(pod),
         no_new_privs: own.allow_privilege_escalation == Some(false),
-        masked_paths: if unmasked { Vec::new() } else { strings(&[&MASKED[..], &MASKED_MORE[..]].concat()) },
+        masked_paths: if unmasked {
+            Vec::new()
+        } else {
+            strings(&[&MASKED[..], &MASKED_MORE[..]].concat())
+        },
         readonly_paths: if unmasked { Vec::new() } else { strings(&READONLY) },
-        seccomp: Some(if privileged { unconfined() } else { seccomp(pod, container.security_context.as_ref())? }),
+        seccomp: Some(if privileged {
+            unconfined()
+        } else {
+            seccomp(pod, container.security_context.as_ref())?
+        }),
         apparmor: apparmor(pod, container.security_context.as_ref())?,
         ..Default::default()
     })
@@ -197,6 +277,10 @@ fn verify_user(
         (None, Some(0)) => Err(SecurityError::Root { pod, container }),
         (None, Some(_)) => Ok(()),
         (None, None) if image_user.is_empty() => Err(SecurityError::Root { pod, container }),
-        (None, None) => Err(SecurityError::Unverifiable { user: image_user.to_owned(), pod, container }),
+        (None, None) => Err(SecurityError::Unverifiable {
+            user: image_user.to_owned(),
+            pod,
+            container,
+        }),
     }
 }

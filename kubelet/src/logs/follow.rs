@@ -37,7 +37,12 @@ impl Reader {
             None => 0,
         };
         file.seek(SeekFrom::Start(start))?;
-        Ok(Self { path: path.to_owned(), file, rest: Vec::new(), renderer: Renderer::new(options) })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            rest: Vec::new(),
+            renderer: Renderer::new(options),
+        })
     }
 
     /// The next rendered chunk; `None` at the end of what is written.
@@ -79,13 +84,25 @@ impl Reader {
 }
 
 /// Sends until the end; an error goes to the client as a broken body.
-pub(crate) async fn send(runtime: Runtime, container_id: String, path: PathBuf, options: Options, output: Output) {
+pub(crate) async fn send(
+    runtime: Runtime,
+    container_id: String,
+    path: PathBuf,
+    options: Options,
+    output: Output,
+) {
     if let Err(error) = try_send(&runtime, &container_id, &path, options, &output).await {
         let _ = output.send(Err(error)).await;
     }
 }
 
-async fn try_send(runtime: &Runtime, id: &str, path: &Path, options: Options, output: &Output) -> io::Result<()> {
+async fn try_send(
+    runtime: &Runtime,
+    id: &str,
+    path: &Path,
+    options: Options,
+    output: &Output,
+) -> io::Result<()> {
     let follow = options.follow;
     let mut reader = Reader::open(path, options)?;
     let mut changes = if follow { Some(watch(path)?) } else { None };
@@ -99,7 +116,9 @@ async fn try_send(runtime: &Runtime, id: &str, path: &Path, options: Options, ou
                 return Ok(());
             }
         }
-        let Some(changes) = &mut changes else { return Ok(()) };
+        let Some(changes) = &mut changes else {
+            return Ok(());
+        };
         if reader.follow_rotation()? {
             continue;
         }
@@ -119,14 +138,22 @@ fn watch(path: &Path) -> io::Result<inotify::EventStream<[u8; 4096]>> {
     let inotify = Inotify::init()?;
     // The directory tells of both writes and rotation.
     let directory = path.parent().unwrap_or(path);
-    inotify.watches().add(directory, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO)?;
+    inotify.watches().add(
+        directory,
+        WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO,
+    )?;
     inotify.into_event_stream([0; 4096])
 }
 
 async fn is_running(runtime: &Runtime, id: &str) -> bool {
-    let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+    let request = cri::ContainerStatusRequest {
+        container_id: id.to_owned(),
+        verbose: false,
+    };
     match runtime.container_status(request).await {
-        Ok(answer) => answer.status.is_some_and(|status| status.state == cri::ContainerState::ContainerRunning as i32),
+        Ok(answer) => answer
+            .status
+            .is_some_and(|status| status.state == cri::ContainerState::ContainerRunning as i32),
         // The runtime may be restarting: the container goes on, and so do its readers.
         Err(error) => !error.is_not_found(),
     }

@@ -25,7 +25,11 @@ struct Log {
 /// Runs until the drain starts.
 pub(crate) async fn run(kubelet: Arc<Kubelet>) -> anyhow::Result<()> {
     while kubelet.drain.sleep(PERIOD).await {
-        let answer = match kubelet.runtime.list_containers(cri::ListContainersRequest::default()).await {
+        let answer = match kubelet
+            .runtime
+            .list_containers(cri::ListContainersRequest::default())
+            .await
+        {
             Ok(answer) => answer,
             Err(error) => {
                 tracing::debug!(%error, "could not list containers for log rotation");
@@ -45,14 +49,29 @@ fn by_directory(root: &Path, containers: &[cri::Container]) -> BTreeMap<PathBuf,
     let mut directories: BTreeMap<PathBuf, Vec<Log>> = BTreeMap::new();
     for container in containers {
         let label = |key: &str| container.labels.get(key).cloned();
-        let place = (label(labels::POD_NAMESPACE), label(labels::POD_NAME), label(labels::POD_UID), label(labels::CONTAINER_NAME));
-        let (Some(namespace), Some(pod), Some(uid), Some(name)) = place else { continue };
-        let attempt = container.annotations.get(labels::RESTART_COUNT).and_then(|text| text.parse().ok());
-        directories.entry(root.join(format!("{namespace}_{pod}_{uid}")).join(name)).or_default().push(Log {
-            id: container.id.clone(),
-            running: container.state == cri::ContainerState::ContainerRunning as i32,
-            attempt: attempt.or(container.metadata.as_ref().map(|metadata| metadata.attempt)).unwrap_or(0),
-        });
+        let place = (
+            label(labels::POD_NAMESPACE),
+            label(labels::POD_NAME),
+            label(labels::POD_UID),
+            label(labels::CONTAINER_NAME),
+        );
+        let (Some(namespace), Some(pod), Some(uid), Some(name)) = place else {
+            continue;
+        };
+        let attempt = container
+            .annotations
+            .get(labels::RESTART_COUNT)
+            .and_then(|text| text.parse().ok());
+        directories
+            .entry(root.join(format!("{namespace}_{pod}_{uid}")).join(name))
+            .or_default()
+            .push(Log {
+                id: container.id.clone(),
+                running: container.state == cri::ContainerState::ContainerRunning as i32,
+                attempt: attempt
+                    .or(container.metadata.as_ref().map(|metadata| metadata.attempt))
+                    .unwrap_or(0),
+            });
     }
     directories
 }
@@ -60,13 +79,17 @@ fn by_directory(root: &Path, containers: &[cri::Container]) -> BTreeMap<PathBuf,
 async fn bound(kubelet: &Kubelet, dir: &Path, logs: &[Log]) -> io::Result<()> {
     for log in logs.iter().filter(|log| log.running) {
         let path = dir.join(format!("{}.log", log.attempt));
-        let Ok(metadata) = std::fs::metadata(&path) else { continue };
+        let Ok(metadata) = std::fs::metadata(&path) else {
+            continue;
+        };
         if metadata.len() <= kubelet.config.log_limit_bytes() {
             continue;
         }
         let rotated = rotated_name(&path, Timestamp::now());
         std::fs::rename(&path, &rotated)?;
-        let request = cri::ReopenContainerLogRequest { container_id: log.id.clone() };
+        let request = cri::ReopenContainerLogRequest {
+            container_id: log.id.clone(),
+        };
         if let Err(error) = kubelet.runtime.reopen_container_log(request).await {
             // The runtime goes on writing the file under its new name: give the name back.
             std::fs::rename(&rotated, &path)?;
@@ -90,8 +113,12 @@ fn sweep(dir: &Path, logs: &[Log], max_files: usize) -> io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some((attempt, rest)) = name.split_once(".log") else { continue };
-        let Ok(attempt) = attempt.parse::<u32>() else { continue };
+        let Some((attempt, rest)) = name.split_once(".log") else {
+            continue;
+        };
+        let Ok(attempt) = attempt.parse::<u32>() else {
+            continue;
+        };
         if attempt < oldest {
             std::fs::remove_file(entry.path())?;
         } else if !rest.is_empty() {
@@ -114,14 +141,37 @@ mod tests {
     #[test]
     fn old_files_go() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["0.log", "1.log", "2.log", "2.log.20260101-000001", "2.log.20260101-000002", "2.log.20260101-000003", "odd"] {
+        for name in [
+            "0.log",
+            "1.log",
+            "2.log",
+            "2.log.20260101-000001",
+            "2.log.20260101-000002",
+            "2.log.20260101-000003",
+            "odd",
+        ] {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
-        let log = |attempt| Log { id: String::new(), running: false, attempt };
+        let log = |attempt| Log {
+            id: String::new(),
+            running: false,
+            attempt,
+        };
         sweep(dir.path(), &[log(2), log(1)], 3).unwrap();
-        let mut left: Vec<String> =
-            std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut left: Vec<String> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         left.sort();
-        assert_eq!(left, ["1.log", "2.log", "2.log.20260101-000002", "2.log.20260101-000003", "odd"]);
+        assert_eq!(
+            left,
+            [
+                "1.log",
+                "2.log",
+                "2.log.20260101-000002",
+                "2.log.20260101-000003",
+                "odd"
+            ]
+        );
     }
 }

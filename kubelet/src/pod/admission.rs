@@ -41,7 +41,9 @@ pub(crate) fn requests(pod: &core::Pod) -> BTreeMap<String, i64> {
     add(&mut running, &sidecars);
     raise(&mut running, &starting);
     let overhead = model::spec(pod).overhead.iter().flatten();
-    let overhead = overhead.filter_map(|(name, quantity)| Some((name.clone(), amount(name, &quantity.0)?))).collect();
+    let overhead = overhead
+        .filter_map(|(name, quantity)| Some((name.clone(), amount(name, &quantity.0)?)))
+        .collect();
     add(&mut running, &overhead);
     running.insert(PODS.to_owned(), 1);
     running
@@ -51,11 +53,17 @@ fn container_requests(container: &core::Container) -> BTreeMap<String, i64> {
     let resources = container.resources.clone().unwrap_or_default();
     let mut all = resources.limits.unwrap_or_default();
     all.extend(resources.requests.unwrap_or_default());
-    all.into_iter().filter_map(|(name, quantity)| Some((name.clone(), amount(&name, &quantity.0)?))).collect()
+    all.into_iter()
+        .filter_map(|(name, quantity)| Some((name.clone(), amount(&name, &quantity.0)?)))
+        .collect()
 }
 
 fn amount(name: &str, text: &str) -> Option<i64> {
-    if name == "cpu" { quantity::milli(text) } else { quantity::whole(text) }
+    if name == "cpu" {
+        quantity::milli(text)
+    } else {
+        quantity::whole(text)
+    }
 }
 
 fn add(total: &mut BTreeMap<String, i64>, more: &BTreeMap<String, i64>) {
@@ -77,7 +85,9 @@ fn host_ports(pod: &core::Pod) -> Vec<(String, String, i32)> {
     let mut ports = Vec::new();
     for (_, container) in model::containers(pod) {
         for port in container.ports.iter().flatten() {
-            let Some(number) = port.host_port.filter(|number| *number > 0) else { continue };
+            let Some(number) = port.host_port.filter(|number| *number > 0) else {
+                continue;
+            };
             let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
             ports.push((protocol, port.host_ip.clone().unwrap_or_default(), number));
         }
@@ -92,15 +102,26 @@ fn conflicts(one: &(String, String, i32), other: &(String, String, i32)) -> bool
 
 /// `Err` with the reason and message that upstream's status has. `others` are the pods that have been taken and have not ended.
 pub(crate) fn admit(pod: &core::Pod, others: &[&core::Pod], offer: &Offer) -> Result<(), Verdict> {
-    let rejected = |reason: String, message: String| Verdict { rejected: true, reason, message: format!("Pod was rejected: {message}") };
+    let rejected = |reason: String, message: String| Verdict {
+        rejected: true,
+        reason,
+        message: format!("Pod was rejected: {message}"),
+    };
     let spec = model::spec(pod);
     if let Some(os) = spec.os.as_ref().filter(|os| os.name != "linux") {
         return Err(rejected(
             "PodOSNotSupported".to_owned(),
-            format!("Failed to admit pod as the OS field doesn't match node OS: {}", os.name),
+            format!(
+                "Failed to admit pod as the OS field doesn't match node OS: {}",
+                os.name
+            ),
         ));
     }
-    let unmatched = spec.node_selector.iter().flatten().any(|(key, value)| offer.labels.get(key) != Some(value));
+    let unmatched = spec
+        .node_selector
+        .iter()
+        .flatten()
+        .any(|(key, value)| offer.labels.get(key) != Some(value));
     if unmatched {
         return Err(rejected(
             "NodeAffinity".to_owned(),
@@ -109,10 +130,14 @@ pub(crate) fn admit(pod: &core::Pod, others: &[&core::Pod], offer: &Offer) -> Re
     }
     let mine = host_ports(pod);
     let taken = others.iter().flat_map(|other| host_ports(other));
-    if taken.into_iter().any(|taken| mine.iter().any(|port| conflicts(port, &taken))) {
+    if taken
+        .into_iter()
+        .any(|taken| mine.iter().any(|port| conflicts(port, &taken)))
+    {
         return Err(rejected(
             "NodePorts".to_owned(),
-            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports".to_owned(),
+            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
+                .to_owned(),
         ));
     }
     let mut used = BTreeMap::new();
@@ -120,7 +145,11 @@ pub(crate) fn admit(pod: &core::Pod, others: &[&core::Pod], offer: &Offer) -> Re
         add(&mut used, &requests(other));
     }
     for (name, requested) in requests(pod) {
-        let capacity = offer.allocatable.get(&name).and_then(|quantity| amount(&name, &quantity.0)).unwrap_or(0);
+        let capacity = offer
+            .allocatable
+            .get(&name)
+            .and_then(|quantity| amount(&name, &quantity.0))
+            .unwrap_or(0);
         let used = used.get(&name).copied().unwrap_or(0);
         if requested > 0 && used.saturating_add(requested) > capacity {
             return Err(rejected(
@@ -139,7 +168,8 @@ mod tests {
     use super::*;
 
     fn pod(spec: serde_json::Value) -> core::Pod {
-        serde_json::from_value(serde_json::json!({"metadata": {"name": "p", "uid": "u"}, "spec": spec})).unwrap()
+        serde_json::from_value(serde_json::json!({"metadata": {"name": "p", "uid": "u"}, "spec": spec}))
+            .unwrap()
     }
 
     fn offer() -> Offer {
@@ -152,11 +182,19 @@ mod tests {
 
     #[test]
     fn what_fits_is_taken_and_what_does_not_says_why() {
-        let half = pod(serde_json::json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": "600m"}}}]}));
+        let half = pod(
+            serde_json::json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": "600m"}}}]}),
+        );
         let plain = pod(serde_json::json!({"containers": [{"name": "a"}]}));
-        let port = pod(serde_json::json!({"containers": [{"name": "a", "ports": [{"containerPort": 80, "hostPort": 80}]}]}));
-        let udp = pod(serde_json::json!({"containers": [{"name": "a", "ports": [{"containerPort": 80, "hostPort": 80, "protocol": "UDP"}]}]}));
-        let windows = pod(serde_json::json!({"containers": [{"name": "a"}], "nodeSelector": {"kubernetes.io/os": "windows"}}));
+        let port = pod(
+            serde_json::json!({"containers": [{"name": "a", "ports": [{"containerPort": 80, "hostPort": 80}]}]}),
+        );
+        let udp = pod(
+            serde_json::json!({"containers": [{"name": "a", "ports": [{"containerPort": 80, "hostPort": 80, "protocol": "UDP"}]}]}),
+        );
+        let windows = pod(
+            serde_json::json!({"containers": [{"name": "a"}], "nodeSelector": {"kubernetes.io/os": "windows"}}),
+        );
         let table: [(&core::Pod, Vec<&core::Pod>, Option<&str>); 7] = [
             (&half, vec![], None),
             (&half, vec![&half], Some("OutOfcpu")),
@@ -168,7 +206,11 @@ mod tests {
         ];
         for (index, (pod, others, reason)) in table.iter().enumerate() {
             let result = admit(pod, others, &offer());
-            assert_eq!(result.err().map(|verdict| verdict.reason).as_deref(), *reason, "row {index}");
+            assert_eq!(
+                result.err().map(|verdict| verdict.reason).as_deref(),
+                *reason,
+                "row {index}"
+            );
         }
         let message = admit(&half, &[&half], &offer()).unwrap_err().message;
         assert_eq!(

@@ -35,7 +35,11 @@ struct Dispatcher {
 }
 
 /// Runs until the drain starts.
-pub(crate) async fn run(kubelet: Arc<Kubelet>, pods: Informer<core::Pod>, mut changed: mpsc::Receiver<String>) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    kubelet: Arc<Kubelet>,
+    pods: Informer<core::Pod>,
+    mut changed: mpsc::Receiver<String>,
+) -> anyhow::Result<()> {
     let drain = kubelet.drain.clone();
     let mut health = kubelet.health.clone();
     tokio::select! {
@@ -43,7 +47,12 @@ pub(crate) async fn run(kubelet: Arc<Kubelet>, pods: Informer<core::Pod>, mut ch
         () = drain.wait() => return Ok(()),
     }
     let subscription = pods.subscribe();
-    let mut dispatcher = Dispatcher { kubelet, pods, workers: HashMap::new(), tasks: JoinSet::new() };
+    let mut dispatcher = Dispatcher {
+        kubelet,
+        pods,
+        workers: HashMap::new(),
+        tasks: JoinSet::new(),
+    };
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -73,7 +82,9 @@ impl Dispatcher {
                     handle.inbox.send_modify(|desired| desired.gone = true);
                 }
             }
-            let (Some(pod), Some(uid)) = (pod, uid) else { continue };
+            let (Some(pod), Some(uid)) = (pod, uid) else {
+                continue;
+            };
             match self.workers.get_mut(&uid) {
                 Some(handle) => {
                     handle.key = Some(key);
@@ -86,17 +97,32 @@ impl Dispatcher {
             }
         }
         // After a restart the oldest pods are taken first, as they were taken before.
-        fresh.sort_by(|(_, one), (_, other)| one.metadata.creation_timestamp.cmp(&other.metadata.creation_timestamp));
+        fresh.sort_by(|(_, one), (_, other)| {
+            one.metadata
+                .creation_timestamp
+                .cmp(&other.metadata.creation_timestamp)
+        });
         for (key, pod) in fresh {
             let rejected = self.admit(&pod).await;
             let uid = model::uid(&pod).to_owned();
-            self.spawn(uid, Some(key), Desired { pod: Some(pod), gone: false, rejected });
+            self.spawn(
+                uid,
+                Some(key),
+                Desired {
+                    pod: Some(pod),
+                    gone: false,
+                    rejected,
+                },
+            );
         }
     }
 
     /// The verdict over a pod seen for the first time; pods that already ran here are not judged again.
     async fn admit(&self, pod: &core::Pod) -> Option<Verdict> {
-        let started = pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
+        let started = pod
+            .status
+            .as_ref()
+            .is_some_and(|status| status.start_time.is_some());
         if started || pod.metadata.deletion_timestamp.is_some() || model::is_terminal(pod.status.as_ref()) {
             return None;
         }
@@ -105,13 +131,24 @@ impl Dispatcher {
             .values()
             .filter_map(|handle| {
                 let desired = handle.inbox.borrow();
-                let taken = desired.rejected.is_none().then(|| desired.pod.clone()).flatten()?;
-                let ended = handle.key.as_ref().and_then(|key| self.pods.get(key)).is_some_and(|pod| model::is_terminal(pod.status.as_ref()));
+                let taken = desired
+                    .rejected
+                    .is_none()
+                    .then(|| desired.pod.clone())
+                    .flatten()?;
+                let ended = handle
+                    .key
+                    .as_ref()
+                    .and_then(|key| self.pods.get(key))
+                    .is_some_and(|pod| model::is_terminal(pod.status.as_ref()));
                 (!ended).then_some(taken)
             })
             .collect();
         let others: Vec<&core::Pod> = others.iter().map(Arc::as_ref).collect();
-        let mut offer = Offer { allocatable: self.kubelet.allocatable.clone(), labels: self.kubelet.node_labels() };
+        let mut offer = Offer {
+            allocatable: self.kubelet.allocatable.clone(),
+            labels: self.kubelet.node_labels(),
+        };
         let mut verdict = admission::admit(pod, &others, &offer).err()?;
         if verdict.reason == "NodeAffinity" {
             // The label may be younger than our copy of the Node.
@@ -122,7 +159,13 @@ impl Dispatcher {
                 verdict = admission::admit(pod, &others, &offer).err()?;
             }
         }
-        self.kubelet.events.pod(pod, None, crate::events::Kind::Warning, &verdict.reason, verdict.message.clone());
+        self.kubelet.events.pod(
+            pod,
+            None,
+            crate::events::Kind::Warning,
+            &verdict.reason,
+            verdict.message.clone(),
+        );
         Some(verdict)
     }
 
@@ -144,7 +187,10 @@ impl Dispatcher {
         self.workers.insert(uid, Handle { key, inbox, wake });
     }
 
-    fn worker_ended(&mut self, ended: Result<Result<String, String>, tokio::task::JoinError>) -> anyhow::Result<()> {
+    fn worker_ended(
+        &mut self,
+        ended: Result<Result<String, String>, tokio::task::JoinError>,
+    ) -> anyhow::Result<()> {
         match ended {
             Ok(Ok(uid)) => {
                 self.workers.remove(&uid);
@@ -168,8 +214,12 @@ impl Dispatcher {
 
     /// Ends pods that nobody wants any more, and removes what crashes left behind.
     async fn keep_house(&mut self) {
-        let wanted: BTreeSet<String> =
-            self.pods.with(|pods| pods.values().map(|pod| model::uid(pod).to_owned()).chain(self.workers.keys().cloned()).collect());
+        let wanted: BTreeSet<String> = self.pods.with(|pods| {
+            pods.values()
+                .map(|pod| model::uid(pod).to_owned())
+                .chain(self.workers.keys().cloned())
+                .collect()
+        });
         let seen = match pleg::relist(&self.kubelet).await {
             Ok(seen) => seen,
             // Without the runtime's word nothing is known to be unwanted.
@@ -177,7 +227,14 @@ impl Dispatcher {
         };
         for uid in seen.keys().filter(|uid| !wanted.contains(*uid)) {
             tracing::info!(uid, "a pod runs that is not in the API, stopping it");
-            self.spawn(uid.clone(), None, Desired { gone: true, ..Desired::default() });
+            self.spawn(
+                uid.clone(),
+                None,
+                Desired {
+                    gone: true,
+                    ..Desired::default()
+                },
+            );
         }
         let kubelet = self.kubelet.clone();
         let mut kept = wanted;
@@ -203,9 +260,15 @@ fn sweep(kubelet: &Kubelet, kept: &BTreeSet<String>) {
             tracing::warn!(uid, %error, "could not remove a pod's cgroup");
         }
     }
-    for entry in std::fs::read_dir(&kubelet.config.pod_logs_dir).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(&kubelet.config.pod_logs_dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some((_, uid)) = name.rsplit_once('_') else { continue };
+        let Some((_, uid)) = name.rsplit_once('_') else {
+            continue;
+        };
         if !kept.contains(uid)
             && let Err(error) = std::fs::remove_dir_all(entry.path())
         {

@@ -24,13 +24,19 @@ pub(crate) enum Presence {
 const SHOW_ERROR: SignedDuration = SignedDuration::from_secs(1);
 
 impl Worker {
-    pub(crate) async fn ensure_image(&mut self, pod: &std::sync::Arc<core::Pod>, container: &core::Container) -> Presence {
+    pub(crate) async fn ensure_image(
+        &mut self,
+        pod: &std::sync::Arc<core::Pod>,
+        container: &core::Container,
+    ) -> Presence {
         let name = &container.name;
         let given = container.image.clone().unwrap_or_default();
         let image = match images::normalize(&given) {
             Ok(image) => image,
             Err(problem) => {
-                self.kubelet.events.container(pod, name, Kind::Warning, "InspectFailed", problem.clone());
+                self.kubelet
+                    .events
+                    .container(pod, name, Kind::Warning, "InspectFailed", problem.clone());
                 self.fail_start(pod, name, "InvalidImageName", problem);
                 return Presence::Failed;
             }
@@ -38,12 +44,25 @@ impl Worker {
         let policy = images::policy(container, &image);
         let pulled = self.pulled.remove(name);
         let asked = pulled.clone().unwrap_or_else(|| image.clone());
-        let spec = cri::ImageSpec { image: asked, ..Default::default() };
-        let known = match self.kubelet.runtime.image_status(cri::ImageStatusRequest { image: Some(spec), verbose: false }).await {
+        let spec = cri::ImageSpec {
+            image: asked,
+            ..Default::default()
+        };
+        let known = match self
+            .kubelet
+            .runtime
+            .image_status(cri::ImageStatusRequest {
+                image: Some(spec),
+                verbose: false,
+            })
+            .await
+        {
             Ok(answer) => answer.image,
             Err(error) => {
                 let problem = format!("Failed to inspect image {image:?}: {error}");
-                self.kubelet.events.container(pod, name, Kind::Warning, "InspectFailed", problem.clone());
+                self.kubelet
+                    .events
+                    .container(pod, name, Kind::Warning, "InspectFailed", problem.clone());
                 self.fail_start(pod, name, "ImageInspectError", problem);
                 return Presence::Failed;
             }
@@ -51,24 +70,39 @@ impl Worker {
         match (known, policy) {
             (Some(known), _) if pulled.is_some() => Presence::Here(known.id.clone(), Box::new(known)),
             (Some(known), Policy::IfNotPresent | Policy::Never) => {
-                let message = format!("Container image {given:?} already present on machine and can be accessed by the pod");
-                self.kubelet.events.container(pod, name, Kind::Normal, "Pulled", message);
+                let message = format!(
+                    "Container image {given:?} already present on machine and can be accessed by the pod"
+                );
+                self.kubelet
+                    .events
+                    .container(pod, name, Kind::Normal, "Pulled", message);
                 Presence::Here(known.id.clone(), Box::new(known))
             }
             (None, Policy::Never) => {
                 let problem = format!("Container image {given:?} is not present with pull policy of Never");
-                self.kubelet.events.container(pod, name, Kind::Warning, "ErrImageNeverPull", problem.clone());
+                self.kubelet
+                    .events
+                    .container(pod, name, Kind::Warning, "ErrImageNeverPull", problem.clone());
                 self.fail_start(pod, name, "ErrImageNeverPull", problem);
                 Presence::Failed
             }
             (_, Policy::Always | Policy::IfNotPresent) => {
-                self.memory.pulling.insert(name.clone());
-                let sandbox = self.sandbox_config.clone().unwrap_or_default();
-                let pull = operations::pull(self.kubelet.clone(), pod.clone(), name.clone(), image, sandbox);
-                self.operations.spawn(pull);
+                self.begin_pull(pod, name, image);
                 Presence::Coming
             }
         }
+    }
+
+    fn begin_pull(&mut self, pod: &std::sync::Arc<core::Pod>, name: &str, image: String) {
+        self.memory.pulling.insert(name.to_owned());
+        let sandbox = self.sandbox_config.clone().unwrap_or_default();
+        self.operations.spawn(operations::pull(
+            self.kubelet.clone(),
+            pod.clone(),
+            name.to_owned(),
+            image,
+            sandbox,
+        ));
     }
 
     pub(crate) fn pull_ended(&mut self, name: &str, result: Result<String, String>) {
@@ -84,11 +118,23 @@ impl Worker {
                 let step = Step::after(self.pull_steps.get(name).copied(), now);
                 self.pull_steps.insert(name.to_owned(), step);
                 if let Some(pod) = &self.pod {
-                    self.kubelet.events.container(pod, name, Kind::Warning, "Failed", "Error: ErrImagePull");
+                    self.kubelet
+                        .events
+                        .container(pod, name, Kind::Warning, "Failed", "Error: ErrImagePull");
                 }
                 let retry_at = now + SignedDuration::try_from(step.pause).unwrap_or(SignedDuration::MAX);
-                let waiting = Waiting { reason: "ErrImagePull".to_owned(), message: error };
-                self.memory.failures.insert(name.to_owned(), Failure { waiting, retry_at, step });
+                let waiting = Waiting {
+                    reason: "ErrImagePull".to_owned(),
+                    message: error,
+                };
+                self.memory.failures.insert(
+                    name.to_owned(),
+                    Failure {
+                        waiting,
+                        retry_at,
+                        step,
+                    },
+                );
             }
         }
     }
@@ -106,12 +152,20 @@ impl Worker {
                 next = Some(next.map_or(turn, |earlier| earlier.min(turn)));
                 continue;
             }
-            let image = super::model::container(&pod, name).and_then(|(_, spec)| spec.image.clone()).unwrap_or_default();
+            let image = super::model::container(&pod, name)
+                .and_then(|(_, spec)| spec.image.clone())
+                .unwrap_or_default();
             let message = format!("Back-off pulling image {image:?}");
-            self.kubelet.events.container(&pod, name, Kind::Normal, "BackOff", message.clone());
-            self.kubelet.events.container(&pod, name, Kind::Warning, "Failed", "Error: ImagePullBackOff");
-            failure.waiting =
-                Waiting { reason: "ImagePullBackOff".to_owned(), message: format!("{message}: ErrImagePull: {}", failure.waiting.message) };
+            self.kubelet
+                .events
+                .container(&pod, name, Kind::Normal, "BackOff", message.clone());
+            self.kubelet
+                .events
+                .container(&pod, name, Kind::Warning, "Failed", "Error: ImagePullBackOff");
+            failure.waiting = Waiting {
+                reason: "ImagePullBackOff".to_owned(),
+                message: format!("{message}: ErrImagePull: {}", failure.waiting.message),
+            };
         }
         next
     }

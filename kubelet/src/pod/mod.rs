@@ -9,6 +9,7 @@ pub(crate) mod operations;
 mod patch;
 pub(crate) mod plan;
 pub(crate) mod pleg;
+mod report;
 mod start;
 pub(crate) mod status;
 mod stop;

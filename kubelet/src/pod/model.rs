@@ -63,17 +63,24 @@ impl Observed {
 
     /// The newest container of a name in one sandbox.
     pub(crate) fn latest_in(&self, name: &str, sandbox: &str) -> Option<&Container> {
-        self.containers.iter().find(|container| container.name == name && container.sandbox_id == sandbox)
+        self.containers
+            .iter()
+            .find(|container| container.name == name && container.sandbox_id == sandbox)
     }
 
     /// The one before the newest.
     pub(crate) fn previous(&self, name: &str) -> Option<&Container> {
-        self.containers.iter().filter(|container| container.name == name).nth(1)
+        self.containers
+            .iter()
+            .filter(|container| container.name == name)
+            .nth(1)
     }
 
     /// Containers with a process, or that may have one.
     pub(crate) fn alive(&self) -> impl Iterator<Item = &Container> {
-        self.containers.iter().filter(|container| matches!(container.state, State::Running | State::Unknown))
+        self.containers
+            .iter()
+            .filter(|container| matches!(container.state, State::Running | State::Unknown))
     }
 
     /// The newest sandbox, when it is ready.
@@ -93,7 +100,11 @@ pub(crate) enum Role {
 }
 
 fn init_role(container: &core::Container) -> Role {
-    if container.restart_policy.as_deref() == Some("Always") { Role::Sidecar } else { Role::Init }
+    if container.restart_policy.as_deref() == Some("Always") {
+        Role::Sidecar
+    } else {
+        Role::Init
+    }
 }
 
 fn ephemeral(container: &core::EphemeralContainer) -> core::Container {
@@ -121,21 +132,36 @@ fn ephemeral(container: &core::EphemeralContainer) -> core::Container {
 /// The pod's specification; an object without one has no containers, which the API server never makes.
 pub(crate) fn spec(pod: &core::Pod) -> &core::PodSpec {
     static EMPTY: std::sync::OnceLock<core::PodSpec> = std::sync::OnceLock::new();
-    pod.spec.as_ref().unwrap_or_else(|| EMPTY.get_or_init(core::PodSpec::default))
+    pod.spec
+        .as_ref()
+        .unwrap_or_else(|| EMPTY.get_or_init(core::PodSpec::default))
 }
 
 /// All containers in the order in which they start.
 pub(crate) fn containers(pod: &core::Pod) -> Vec<(Role, Cow<'_, core::Container>)> {
     let spec = spec(pod);
-    let init = spec.init_containers.iter().flatten().map(|container| (init_role(container), Cow::Borrowed(container)));
-    let apps = spec.containers.iter().map(|container| (Role::App, Cow::Borrowed(container)));
-    let late = spec.ephemeral_containers.iter().flatten().map(|container| (Role::Ephemeral, Cow::Owned(ephemeral(container))));
+    let init = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .map(|container| (init_role(container), Cow::Borrowed(container)));
+    let apps = spec
+        .containers
+        .iter()
+        .map(|container| (Role::App, Cow::Borrowed(container)));
+    let late = spec
+        .ephemeral_containers
+        .iter()
+        .flatten()
+        .map(|container| (Role::Ephemeral, Cow::Owned(ephemeral(container))));
     init.chain(apps).chain(late).collect()
 }
 
 /// One container by name.
 pub(crate) fn container<'a>(pod: &'a core::Pod, name: &str) -> Option<(Role, Cow<'a, core::Container>)> {
-    containers(pod).into_iter().find(|(_, container)| container.name == name)
+    containers(pod)
+        .into_iter()
+        .find(|(_, container)| container.name == name)
 }
 
 pub(crate) fn uid(pod: &core::Pod) -> &str {
@@ -170,7 +196,10 @@ pub(crate) fn hash(container: &core::Container) -> String {
 
 /// Whether the phase is final.
 pub(crate) fn is_terminal(status: Option<&core::PodStatus>) -> bool {
-    matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
+    matches!(
+        status.and_then(|status| status.phase.as_deref()),
+        Some("Succeeded" | "Failed")
+    )
 }
 
 /// Seconds that the pod's containers get to end.
@@ -211,9 +240,11 @@ pub(crate) fn qos(pod: &core::Pod) -> Qos {
         }
         let resources = container.resources.as_ref();
         for resource in ["cpu", "memory"] {
-            let limit = crate::quantity::milli_of(resources.and_then(|r| r.limits.as_ref()), resource).filter(|v| *v > 0);
-            let request =
-                crate::quantity::milli_of(resources.and_then(|r| r.requests.as_ref()), resource).filter(|v| *v > 0).or(limit);
+            let limit = crate::quantity::milli_of(resources.and_then(|r| r.limits.as_ref()), resource)
+                .filter(|v| *v > 0);
+            let request = crate::quantity::milli_of(resources.and_then(|r| r.requests.as_ref()), resource)
+                .filter(|v| *v > 0)
+                .or(limit);
             any |= limit.is_some() || request.is_some();
             guaranteed &= limit.is_some() && request == limit;
         }
@@ -255,7 +286,8 @@ impl Step {
     }
 
     pub(crate) fn is_expired(&self, event: Timestamp) -> bool {
-        event.duration_since(self.updated) > jiff::SignedDuration::try_from(BACKOFF_CAP * 2).unwrap_or(jiff::SignedDuration::MAX)
+        event.duration_since(self.updated)
+            > jiff::SignedDuration::try_from(BACKOFF_CAP * 2).unwrap_or(jiff::SignedDuration::MAX)
     }
 }
 
@@ -297,5 +329,7 @@ pub(crate) struct ProbeView {
 
 /// A time as CRI writes it.
 pub(crate) fn timestamp(nanoseconds: i64) -> Option<Timestamp> {
-    (nanoseconds > 0).then(|| Timestamp::from_nanosecond(i128::from(nanoseconds)).ok()).flatten()
+    (nanoseconds > 0)
+        .then(|| Timestamp::from_nanosecond(i128::from(nanoseconds)).ok())
+        .flatten()
 }

@@ -27,7 +27,10 @@ pub(crate) struct Places {
 impl Places {
     /// The file behind a container's termination message path.
     pub(crate) fn message_file(&self, container: &str, attempt: u32) -> PathBuf {
-        self.pod_dir.join("containers").join(container).join(attempt.to_string())
+        self.pod_dir
+            .join("containers")
+            .join(container)
+            .join(attempt.to_string())
     }
 }
 
@@ -46,30 +49,52 @@ fn by_uid(uid: &str) -> HashMap<String, String> {
 
 impl Observer {
     /// One look.
-    pub(crate) async fn observe(&mut self, runtime: &Runtime, uid: &str, places: &Places) -> Result<Observed, RuntimeError> {
+    pub(crate) async fn observe(
+        &mut self,
+        runtime: &Runtime,
+        uid: &str,
+        places: &Places,
+    ) -> Result<Observed, RuntimeError> {
         let sandboxes = runtime.list_pod_sandbox(cri::ListPodSandboxRequest {
-            filter: Some(cri::PodSandboxFilter { label_selector: by_uid(uid), ..Default::default() }),
+            filter: Some(cri::PodSandboxFilter {
+                label_selector: by_uid(uid),
+                ..Default::default()
+            }),
         });
         let containers = runtime.list_containers(cri::ListContainersRequest {
-            filter: Some(cri::ContainerFilter { label_selector: by_uid(uid), ..Default::default() }),
+            filter: Some(cri::ContainerFilter {
+                label_selector: by_uid(uid),
+                ..Default::default()
+            }),
         });
         let (sandboxes, containers) = tokio::try_join!(sandboxes, containers)?;
         let mut observed = Observed::default();
         for sandbox in sandboxes.items {
             observed.sandboxes.push(self.sandbox(runtime, sandbox).await?);
         }
-        observed.sandboxes.sort_by_key(|sandbox| std::cmp::Reverse((sandbox.attempt, sandbox.created_at)));
+        observed
+            .sandboxes
+            .sort_by_key(|sandbox| std::cmp::Reverse((sandbox.attempt, sandbox.created_at)));
         let ids: Vec<&cri::Container> = containers.containers.iter().collect();
-        self.ended.retain(|id, _| ids.iter().any(|container| container.id == *id));
-        let statuses = ids.iter().filter(|container| !self.ended.contains_key(&container.id)).map(|container| async {
-            let request = cri::ContainerStatusRequest { container_id: container.id.clone(), verbose: false };
-            match runtime.container_status(request).await {
-                Ok(answer) => Ok(answer.status.map(|status| convert(status, &container.pod_sandbox_id, places))),
-                // Removed since the list was made.
-                Err(error) if error.is_not_found() => Ok(None),
-                Err(error) => Err(error),
-            }
-        });
+        self.ended
+            .retain(|id, _| ids.iter().any(|container| container.id == *id));
+        let statuses = ids
+            .iter()
+            .filter(|container| !self.ended.contains_key(&container.id))
+            .map(|container| async {
+                let request = cri::ContainerStatusRequest {
+                    container_id: container.id.clone(),
+                    verbose: false,
+                };
+                match runtime.container_status(request).await {
+                    Ok(answer) => Ok(answer
+                        .status
+                        .map(|status| convert(status, &container.pod_sandbox_id, places))),
+                    // Removed since the list was made.
+                    Err(error) if error.is_not_found() => Ok(None),
+                    Err(error) => Err(error),
+                }
+            });
         let fresh = futures::future::try_join_all(statuses).await?;
         observed.containers.extend(self.ended.values().cloned());
         for container in fresh.into_iter().flatten() {
@@ -78,14 +103,23 @@ impl Observer {
             }
             observed.containers.push(container);
         }
-        observed.containers.sort_by_key(|container| std::cmp::Reverse((container.attempt, container.created_at)));
+        observed
+            .containers
+            .sort_by_key(|container| std::cmp::Reverse((container.attempt, container.created_at)));
         Ok(observed)
     }
 
-    async fn sandbox(&mut self, runtime: &Runtime, sandbox: cri::PodSandbox) -> Result<Sandbox, RuntimeError> {
+    async fn sandbox(
+        &mut self,
+        runtime: &Runtime,
+        sandbox: cri::PodSandbox,
+    ) -> Result<Sandbox, RuntimeError> {
         let ready = sandbox.state == cri::PodSandboxState::SandboxReady as i32;
         if ready && !self.addresses.contains_key(&sandbox.id) {
-            let request = cri::PodSandboxStatusRequest { pod_sandbox_id: sandbox.id.clone(), verbose: false };
+            let request = cri::PodSandboxStatusRequest {
+                pod_sandbox_id: sandbox.id.clone(),
+                verbose: false,
+            };
             let status = match runtime.pod_sandbox_status(request).await {
                 Ok(answer) => answer.status.unwrap_or_default(),
                 Err(error) if error.is_not_found() => cri::PodSandboxStatus::default(),
@@ -93,13 +127,20 @@ impl Observer {
             };
             let network = status.network.unwrap_or_default();
             let more = network.additional_ips.into_iter().map(|ip| ip.ip);
-            let ips: Vec<String> = std::iter::once(network.ip).chain(more).filter(|ip| !ip.is_empty()).collect();
+            let ips: Vec<String> = std::iter::once(network.ip)
+                .chain(more)
+                .filter(|ip| !ip.is_empty())
+                .collect();
             if !ips.is_empty() {
                 self.addresses.insert(sandbox.id.clone(), ips);
             }
         }
         Ok(Sandbox {
-            ips: if ready { self.addresses.get(&sandbox.id).cloned().unwrap_or_default() } else { Vec::new() },
+            ips: if ready {
+                self.addresses.get(&sandbox.id).cloned().unwrap_or_default()
+            } else {
+                Vec::new()
+            },
             attempt: sandbox.metadata.map_or(0, |metadata| metadata.attempt),
             ready,
             created_at: sandbox.created_at,
@@ -117,9 +158,15 @@ fn convert(status: cri::ContainerStatus, sandbox_id: &str, places: &Places) -> C
     };
     let metadata = status.metadata.clone().unwrap_or_default();
     let annotation = |key: &str| status.annotations.get(key).cloned().unwrap_or_default();
-    let message = if state == State::Exited { termination_message(&status, &metadata, places) } else { String::new() };
+    let message = if state == State::Exited {
+        termination_message(&status, &metadata, places)
+    } else {
+        String::new()
+    };
     Container {
-        attempt: annotation(labels::RESTART_COUNT).parse().unwrap_or(metadata.attempt),
+        attempt: annotation(labels::RESTART_COUNT)
+            .parse()
+            .unwrap_or(metadata.attempt),
         hash: annotation(labels::HASH),
         grace_seconds: annotation(labels::POD_GRACE).parse().ok(),
         name: metadata.name,
@@ -129,7 +176,16 @@ fn convert(status: cri::ContainerStatus, sandbox_id: &str, places: &Places) -> C
         started_at: status.started_at,
         finished_at: status.finished_at,
         exit_code: status.exit_code,
-        image: status.image.map(|image| if image.user_specified_image.is_empty() { image.image } else { image.user_specified_image }).unwrap_or_default(),
+        image: status
+            .image
+            .map(|image| {
+                if image.user_specified_image.is_empty() {
+                    image.image
+                } else {
+                    image.user_specified_image
+                }
+            })
+            .unwrap_or_default(),
         image_ref: status.image_ref,
         reason: status.reason,
         message,
@@ -137,10 +193,21 @@ fn convert(status: cri::ContainerStatus, sandbox_id: &str, places: &Places) -> C
     }
 }
 
-fn termination_message(status: &cri::ContainerStatus, metadata: &cri::ContainerMetadata, places: &Places) -> String {
-    let attempt = status.annotations.get(labels::RESTART_COUNT).and_then(|text| text.parse().ok()).unwrap_or(metadata.attempt);
+fn termination_message(
+    status: &cri::ContainerStatus,
+    metadata: &cri::ContainerMetadata,
+    places: &Places,
+) -> String {
+    let attempt = status
+        .annotations
+        .get(labels::RESTART_COUNT)
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(metadata.attempt);
     let mut message = read_bounded(&places.message_file(&metadata.name, attempt), MESSAGE_LIMIT_BYTES);
-    let from_logs = status.annotations.get(labels::MESSAGE_POLICY).is_some_and(|policy| policy == "FallbackToLogsOnError");
+    let from_logs = status
+        .annotations
+        .get(labels::MESSAGE_POLICY)
+        .is_some_and(|policy| policy == "FallbackToLogsOnError");
     if message.is_empty() && from_logs && status.exit_code != 0 {
         let log = if status.log_path.is_empty() {
             places.log_dir.join(&metadata.name).join(format!("{attempt}.log"))
@@ -149,15 +216,25 @@ fn termination_message(status: &cri::ContainerStatus, metadata: &cri::ContainerM
         };
         message = crate::logs::tail_text(&log, LOG_MESSAGE_LIMIT_LINES, LOG_MESSAGE_LIMIT_BYTES);
     }
-    if message.is_empty() { status.message.clone() } else { message }
+    if message.is_empty() {
+        status.message.clone()
+    } else {
+        message
+    }
 }
 
 /// The last `limit` bytes of a file, as text.
 fn read_bounded(path: &Path, limit: usize) -> String {
     use std::io::{Read as _, Seek as _, SeekFrom};
-    let Ok(mut file) = std::fs::File::open(path) else { return String::new() };
+    let Ok(mut file) = std::fs::File::open(path) else {
+        return String::new();
+    };
     let length = file.metadata().map_or(0, |metadata| metadata.len());
-    if length > limit as u64 && file.seek(SeekFrom::End(-(i64::try_from(limit).unwrap_or(0)))).is_err() {
+    if length > limit as u64
+        && file
+            .seek(SeekFrom::End(-(i64::try_from(limit).unwrap_or(0))))
+            .is_err()
+    {
         return String::new();
     }
     let mut bytes = Vec::new();

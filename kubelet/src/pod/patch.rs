@@ -26,7 +26,12 @@ pub(crate) fn status_patch(uid: &str, old: &core::PodStatus, new: &core::PodStat
         }
     }
     // Fields that only others write are not ours to clear.
-    for key in ["reason", "message", "initContainerStatuses", "ephemeralContainerStatuses"] {
+    for key in [
+        "reason",
+        "message",
+        "initContainerStatuses",
+        "ephemeralContainerStatuses",
+    ] {
         if old.contains_key(key) && !new.contains_key(key) {
             status.insert(key.to_owned(), Value::Null);
         }
@@ -63,7 +68,10 @@ fn keyed(old: Option<&Value>, new: &Value, by: &str, exclusive: bool) -> Vec<Val
         changed.push(entry);
     }
     if exclusive {
-        for entry in old.iter().filter(|entry| !new.iter().any(|kept| kept.get(by) == entry.get(by))) {
+        for entry in old
+            .iter()
+            .filter(|entry| !new.iter().any(|kept| kept.get(by) == entry.get(by)))
+        {
             changed.push(json!({by: entry.get(by), "$patch": "delete"}));
         }
     }
@@ -88,14 +96,21 @@ mod tests {
         let old = core::PodStatus {
             phase: Some("Pending".into()),
             reason: Some("x".into()),
-            conditions: Some(vec![condition("Ready", "False", Some("No")), condition("example.com/gate", "True", None)]),
-            pod_ips: Some(vec![core::PodIP { ip: "10.0.0.1".into() }]),
+            conditions: Some(vec![
+                condition("Ready", "False", Some("No")),
+                condition("example.com/gate", "True", None),
+            ]),
+            pod_ips: Some(vec![core::PodIP {
+                ip: "10.0.0.1".into(),
+            }]),
             ..Default::default()
         };
         let new = core::PodStatus {
             phase: Some("Running".into()),
             conditions: Some(vec![condition("Ready", "True", None)]),
-            pod_ips: Some(vec![core::PodIP { ip: "10.0.0.2".into() }]),
+            pod_ips: Some(vec![core::PodIP {
+                ip: "10.0.0.2".into(),
+            }]),
             ..Default::default()
         };
         let patch = status_patch("u", &old, &new).unwrap();

@@ -8,9 +8,9 @@ use orlop_cri::v1 as cri;
 use orlop_daemon::backoff::Backoff;
 use tokio::sync::mpsc;
 
+use crate::Kubelet;
 use crate::labels;
 use crate::runtime::RuntimeError;
-use crate::Kubelet;
 
 const RELIST_ALONE: Duration = Duration::from_secs(1);
 const RELIST_BESIDE_EVENTS: Duration = Duration::from_secs(10);
@@ -34,7 +34,11 @@ pub(crate) async fn watch(kubelet: Arc<Kubelet>, changed: mpsc::Sender<String>) 
                 }
                 Err(error) => tracing::debug!(%error, "could not list what runs"),
             }
-            let pause = if *relist_pace.borrow_and_update() { RELIST_BESIDE_EVENTS } else { RELIST_ALONE };
+            let pause = if *relist_pace.borrow_and_update() {
+                RELIST_BESIDE_EVENTS
+            } else {
+                RELIST_ALONE
+            };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 // Events began or ended: what happened in between is found by a list.
@@ -50,7 +54,11 @@ pub(crate) async fn watch(kubelet: Arc<Kubelet>, changed: mpsc::Sender<String>) 
     Ok(())
 }
 
-async fn follow_events(kubelet: &Kubelet, changed: &mpsc::Sender<String>, evented: &tokio::sync::watch::Sender<bool>) {
+async fn follow_events(
+    kubelet: &Kubelet,
+    changed: &mpsc::Sender<String>,
+    evented: &tokio::sync::watch::Sender<bool>,
+) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
         match kubelet.runtime.container_events().await {
@@ -96,26 +104,37 @@ pub(crate) type Seen = HashMap<String, BTreeSet<(String, i32)>>;
 
 /// What runs now.
 pub(crate) async fn relist(kubelet: &Kubelet) -> Result<Seen, RuntimeError> {
-    let sandboxes = kubelet.runtime.list_pod_sandbox(cri::ListPodSandboxRequest::default());
-    let containers = kubelet.runtime.list_containers(cri::ListContainersRequest::default());
+    let sandboxes = kubelet
+        .runtime
+        .list_pod_sandbox(cri::ListPodSandboxRequest::default());
+    let containers = kubelet
+        .runtime
+        .list_containers(cri::ListContainersRequest::default());
     let (sandboxes, containers) = tokio::try_join!(sandboxes, containers)?;
     let mut seen = Seen::new();
     for sandbox in sandboxes.items {
         // Sandboxes without the label were made by others (crictl) and are not ours to manage.
         if let Some(uid) = sandbox.labels.get(labels::POD_UID) {
-            seen.entry(uid.clone()).or_default().insert((sandbox.id, sandbox.state));
+            seen.entry(uid.clone())
+                .or_default()
+                .insert((sandbox.id, sandbox.state));
         }
     }
     for container in containers.containers {
         if let Some(uid) = container.labels.get(labels::POD_UID) {
-            seen.entry(uid.clone()).or_default().insert((container.id, container.state));
+            seen.entry(uid.clone())
+                .or_default()
+                .insert((container.id, container.state));
         }
     }
     Ok(seen)
 }
 
 fn differences(old: &Seen, new: &Seen) -> Vec<String> {
-    let changed = new.iter().filter(|(uid, states)| old.get(*uid) != Some(states)).map(|(uid, _)| uid.clone());
+    let changed = new
+        .iter()
+        .filter(|(uid, states)| old.get(*uid) != Some(states))
+        .map(|(uid, _)| uid.clone());
     let vanished = old.keys().filter(|uid| !new.contains_key(*uid)).cloned();
     changed.chain(vanished).collect()
 }

@@ -32,7 +32,9 @@ impl Worker {
         };
         if !network_ready && !model::host_network(pod) {
             let message = format!("network is not ready: {problem}");
-            self.kubelet.events.pod(pod, None, Kind::Warning, "NetworkNotReady", message);
+            self.kubelet
+                .events
+                .pod(pod, None, Kind::Warning, "NetworkNotReady", message);
             return Err(());
         }
         self.ensure_volumes(pod).await?;
@@ -43,7 +45,10 @@ impl Worker {
             return Err(());
         }
         let handler = self.runtime_handler(pod).await?;
-        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler };
+        let request = cri::RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: handler,
+        };
         match self.kubelet.runtime.run_pod_sandbox(request).await {
             Ok(_) => {
                 self.sandbox_config = Some(config);
@@ -51,7 +56,9 @@ impl Worker {
             }
             Err(error) => {
                 let message = format!("Failed to create pod sandbox: {error}");
-                self.kubelet.events.pod(pod, None, Kind::Warning, "FailedCreatePodSandBox", message);
+                self.kubelet
+                    .events
+                    .pod(pod, None, Kind::Warning, "FailedCreatePodSandBox", message);
                 Err(())
             }
         }
@@ -71,7 +78,9 @@ impl Worker {
             }
             Err(error) => {
                 let message = format!("unable to ensure pod container exists: {error}");
-                self.kubelet.events.pod(pod, None, Kind::Warning, "FailedCreatePodContainer", message);
+                self.kubelet
+                    .events
+                    .pod(pod, None, Kind::Warning, "FailedCreatePodContainer", message);
                 Err(())
             }
         }
@@ -79,23 +88,40 @@ impl Worker {
 
     fn sandbox_config(&self, pod: &core::Pod, attempt: u32) -> Result<cri::PodSandboxConfig, ()> {
         let configuration = &self.kubelet.config;
-        let node = std::fs::read_to_string(&configuration.resolv_conf).map(|text| dns::parse(&text)).unwrap_or_default();
+        let node = std::fs::read_to_string(&configuration.resolv_conf)
+            .map(|text| dns::parse(&text))
+            .unwrap_or_default();
         let facts = SandboxFacts {
             attempt,
-            hostname: dns::kernel_hostname(pod, &configuration.cluster_domain, &self.kubelet.machine.hostname),
+            hostname: dns::kernel_hostname(
+                pod,
+                &configuration.cluster_domain,
+                &self.kubelet.machine.hostname,
+            ),
             log_directory: self.log_dir().to_string_lossy().into_owned(),
-            resolver: dns::resolver(pod, &node, &configuration.cluster_dns, &configuration.cluster_domain),
+            resolver: dns::resolver(
+                pod,
+                &node,
+                &configuration.cluster_dns,
+                &configuration.cluster_domain,
+            ),
             cgroup_parent: self.kubelet.cgroups.pod_parent(pod),
             source: "api",
         };
         config::sandbox(pod, &facts).map_err(|error| {
             let message = format!("Failed to create pod sandbox: {error}");
-            self.kubelet.events.pod(pod, None, Kind::Warning, "FailedCreatePodSandBox", message);
+            self.kubelet
+                .events
+                .pod(pod, None, Kind::Warning, "FailedCreatePodSandBox", message);
         })
     }
 
     async fn runtime_handler(&self, pod: &core::Pod) -> Result<String, ()> {
-        let Some(class) = model::spec(pod).runtime_class_name.as_ref().filter(|name| !name.is_empty()) else {
+        let Some(class) = model::spec(pod)
+            .runtime_class_name
+            .as_ref()
+            .filter(|name| !name.is_empty())
+        else {
             return Ok(String::new());
         };
         let classes = kube::Api::<k8s_openapi::api::node::v1::RuntimeClass>::all(self.kubelet.client.clone());
@@ -103,15 +129,25 @@ impl Worker {
             Ok(class) => Ok(class.handler),
             Err(error) => {
                 let message = format!("Failed to create pod sandbox: runtime class {class:?}: {error}");
-                self.kubelet.events.pod(pod, None, Kind::Warning, "FailedCreatePodSandBox", message);
+                self.kubelet
+                    .events
+                    .pod(pod, None, Kind::Warning, "FailedCreatePodSandBox", message);
                 Err(())
             }
         }
     }
 
     /// Image, configuration, create, start, hook. `Ok(true)` when a container was started.
-    pub(crate) async fn start_container(&mut self, pod: &Arc<core::Pod>, name: &str, attempt: u32, crashed: bool) -> Result<bool, ()> {
-        let Some((role, spec)) = model::container(pod, name) else { return Ok(false) };
+    pub(crate) async fn start_container(
+        &mut self,
+        pod: &Arc<core::Pod>,
+        name: &str,
+        attempt: u32,
+        crashed: bool,
+    ) -> Result<bool, ()> {
+        let Some((role, spec)) = model::container(pod, name) else {
+            return Ok(false);
+        };
         let spec = spec.into_owned();
         // After a restart of the kubelet, volumes may have to be made again (a tmpfs after a reboot).
         self.ensure_volumes(pod).await?;
@@ -123,7 +159,10 @@ impl Worker {
             let step = Step::after(self.memory.crashes.get(name).copied(), Timestamp::now());
             self.memory.crashes.insert(name.to_owned(), step);
         }
-        let config = match self.container_config(pod, &spec, role, attempt, &image_ref, &image).await {
+        let config = match self
+            .container_config(pod, &spec, role, attempt, &image_ref, &image)
+            .await
+        {
             Ok(config) => config,
             Err(problem) => {
                 self.fail_start(pod, name, "CreateContainerConfigError", problem);
@@ -133,9 +172,16 @@ impl Worker {
         self.create_and_start(pod, &spec, config).await
     }
 
-    async fn create_and_start(&mut self, pod: &Arc<core::Pod>, spec: &core::Container, config: cri::ContainerConfig) -> Result<bool, ()> {
+    async fn create_and_start(
+        &mut self,
+        pod: &Arc<core::Pod>,
+        spec: &core::Container,
+        config: cri::ContainerConfig,
+    ) -> Result<bool, ()> {
         let name = &spec.name;
-        let Some(sandbox) = self.observed.ready_sandbox() else { return Err(()) };
+        let Some(sandbox) = self.observed.ready_sandbox() else {
+            return Err(());
+        };
         let sandbox_id = sandbox.id.clone();
         if self.sandbox_config.is_none() {
             self.sandbox_config = Some(self.sandbox_config(pod, sandbox.attempt)?);
@@ -152,17 +198,41 @@ impl Worker {
                 return Ok(false);
             }
         };
-        self.kubelet.events.container(pod, name, Kind::Normal, "Created", format!("Container created: {name}"));
-        let start = cri::StartContainerRequest { container_id: id.clone() };
+        self.kubelet.events.container(
+            pod,
+            name,
+            Kind::Normal,
+            "Created",
+            format!("Container created: {name}"),
+        );
+        let start = cri::StartContainerRequest {
+            container_id: id.clone(),
+        };
         if let Err(error) = self.kubelet.runtime.start_container(start).await {
             self.fail_start(pod, name, "RunContainerError", error.to_string());
             return Ok(true);
         }
-        self.kubelet.events.container(pod, name, Kind::Normal, "Started", format!("Container started: {name}"));
+        self.kubelet.events.container(
+            pod,
+            name,
+            Kind::Normal,
+            "Started",
+            format!("Container started: {name}"),
+        );
         self.memory.failures.remove(name);
-        if spec.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some()) {
+        if spec
+            .lifecycle
+            .as_ref()
+            .is_some_and(|lifecycle| lifecycle.post_start.is_some())
+        {
             self.memory.hooks.insert(id.clone());
-            let hook = operations::post_start(self.kubelet.clone(), pod.clone(), id, name.clone(), self.address());
+            let hook = operations::post_start(
+                self.kubelet.clone(),
+                pod.clone(),
+                id,
+                name.clone(),
+                self.address(),
+            );
             self.operations.spawn(hook);
         }
         Ok(true)
@@ -178,9 +248,18 @@ impl Worker {
         image: &cri::Image,
     ) -> Result<cri::ContainerConfig, String> {
         let env = self.environment(pod, spec).await?;
-        let mut mounts = self.kubelet.volumes.mounts(pod, spec, &env).await.map_err(|error| error.to_string())?;
+        let mut mounts = self
+            .kubelet
+            .volumes
+            .mounts(pod, spec, &env)
+            .await
+            .map_err(|error| error.to_string())?;
         mounts.extend(self.own_mounts(pod, spec, attempt)?);
-        let target_id = if role == Role::Ephemeral { self.ephemeral_target(pod, &spec.name)? } else { None };
+        let target_id = if role == Role::Ephemeral {
+            self.ephemeral_target(pod, &spec.name)?
+        } else {
+            None
+        };
         let facts = ContainerFacts {
             attempt,
             image_ref,
@@ -196,15 +275,29 @@ impl Worker {
 
     fn ephemeral_target(&self, pod: &core::Pod, name: &str) -> Result<Option<String>, String> {
         let list = model::spec(pod).ephemeral_containers.iter().flatten();
-        let target = list.filter(|container| container.name == name).find_map(|container| container.target_container_name.clone());
-        let Some(target) = target.filter(|target| !target.is_empty()) else { return Ok(None) };
+        let target = list
+            .filter(|container| container.name == name)
+            .find_map(|container| container.target_container_name.clone());
+        let Some(target) = target.filter(|target| !target.is_empty()) else {
+            return Ok(None);
+        };
         let found = self.observed.alive().find(|container| container.name == target);
-        found.map(|container| Some(container.id.clone())).ok_or_else(|| format!("target container {target:?} is not running"))
+        found
+            .map(|container| Some(container.id.clone()))
+            .ok_or_else(|| format!("target container {target:?} is not running"))
     }
 
-    async fn environment(&self, pod: &core::Pod, spec: &core::Container) -> Result<Vec<(String, String)>, String> {
+    async fn environment(
+        &self,
+        pod: &core::Pod,
+        spec: &core::Container,
+    ) -> Result<Vec<(String, String)>, String> {
         let services = &self.kubelet.services;
-        if !services.is_synced() && tokio::time::timeout(SERVICES_LIMIT, services.synced()).await.is_err() {
+        if !services.is_synced()
+            && tokio::time::timeout(SERVICES_LIMIT, services.synced())
+                .await
+                .is_err()
+        {
             return Err("services have not yet been read at least once, cannot construct envvars".to_owned());
         }
         let namespace = model::namespace(pod);
@@ -213,32 +306,64 @@ impl Worker {
         let mut objects = env::Objects::default();
         let (maps, secrets) = env::references(spec);
         for name in maps.keys() {
-            if let Some(map) = self.kubelet.objects.config_map(namespace, name).await.map_err(|error| error.to_string())? {
+            if let Some(map) = self
+                .kubelet
+                .objects
+                .config_map(namespace, name)
+                .await
+                .map_err(|error| error.to_string())?
+            {
                 objects.config_maps.insert(name.clone(), map);
             }
         }
         for name in secrets.keys() {
-            if let Some(secret) = self.kubelet.objects.secret(namespace, name).await.map_err(|error| error.to_string())? {
+            if let Some(secret) = self
+                .kubelet
+                .objects
+                .secret(namespace, name)
+                .await
+                .map_err(|error| error.to_string())?
+            {
                 objects.secrets.insert(name.clone(), secret);
             }
         }
         let pod_ips = self.pod_ips();
-        let downward =
-            Downward { pod, pod_ips: &pod_ips, host_ips: &self.kubelet.host_ips, allocatable: &self.kubelet.allocatable };
-        env::environment(spec, &env::service_variables(&visible), &objects, &downward).map_err(|error| error.to_string())
+        let downward = Downward {
+            pod,
+            pod_ips: &pod_ips,
+            host_ips: &self.kubelet.host_ips,
+            allocatable: &self.kubelet.allocatable,
+        };
+        env::environment(spec, &env::service_variables(&visible), &objects, &downward)
+            .map_err(|error| error.to_string())
     }
 
     /// The hosts file and the termination message file.
-    fn own_mounts(&self, pod: &core::Pod, spec: &core::Container, attempt: u32) -> Result<Vec<cri::Mount>, String> {
+    fn own_mounts(
+        &self,
+        pod: &core::Pod,
+        spec: &core::Container,
+        attempt: u32,
+    ) -> Result<Vec<cri::Mount>, String> {
         let places = self.places();
-        let taken: BTreeMap<&str, ()> = spec.volume_mounts.iter().flatten().map(|mount| (mount.mount_path.as_str(), ())).collect();
+        let taken: BTreeMap<&str, ()> = spec
+            .volume_mounts
+            .iter()
+            .flatten()
+            .map(|mount| (mount.mount_path.as_str(), ()))
+            .collect();
         let mut mounts = Vec::new();
         if !taken.contains_key("/etc/hosts") {
             let path = places.pod_dir.join("etc-hosts");
-            self.write_hosts(pod, &path).map_err(|error| format!("failed to write {}: {error}", path.display()))?;
+            self.write_hosts(pod, &path)
+                .map_err(|error| format!("failed to write {}: {error}", path.display()))?;
             mounts.push(file_mount("/etc/hosts", &path));
         }
-        let message_path = spec.termination_message_path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/dev/termination-log");
+        let message_path = spec
+            .termination_message_path
+            .as_deref()
+            .filter(|path| !path.is_empty())
+            .unwrap_or("/dev/termination-log");
         let path = places.message_file(&spec.name, attempt);
         make_message_file(&path).map_err(|error| format!("failed to make {}: {error}", path.display()))?;
         mounts.push(file_mount(message_path, &path));
@@ -248,7 +373,8 @@ impl Worker {
     fn write_hosts(&self, pod: &core::Pod, path: &Path) -> std::io::Result<()> {
         let domain = &self.kubelet.config.cluster_domain;
         let (hostname, pod_domain) = dns::hostname(pod, domain, &self.kubelet.machine.hostname);
-        let host_file = model::host_network(pod).then(|| std::fs::read_to_string("/etc/hosts").unwrap_or_default());
+        let host_file =
+            model::host_network(pod).then(|| std::fs::read_to_string("/etc/hosts").unwrap_or_default());
         let text = dns::hosts_file(pod, &self.pod_ips(), &hostname, &pod_domain, host_file.as_deref());
         if std::fs::read_to_string(path).is_ok_and(|known| known == text) {
             return Ok(());

@@ -19,8 +19,7 @@ use super::model::{self, Failure, Memory, Observed, State, Step, Waiting};
 use super::observe::{Observer, Places};
 use super::operations::{self, Done};
 use super::plan::{self, Action};
-use super::status::{self, Facts, Verdict};
-use super::patch;
+use super::status::Verdict;
 use crate::Kubelet;
 use crate::events::Kind;
 use crate::probe::Probes;
@@ -57,12 +56,16 @@ pub(crate) struct Retry {
 }
 
 impl Retry {
-    fn failed(&mut self, now: Timestamp) {
-        self.pause = if self.pause.is_zero() { RETRY_FIRST } else { (self.pause * 2).min(RETRY_CAP) };
+    pub(super) fn failed(&mut self, now: Timestamp) {
+        self.pause = if self.pause.is_zero() {
+            RETRY_FIRST
+        } else {
+            (self.pause * 2).min(RETRY_CAP)
+        };
         self.at = Some(now + SignedDuration::try_from(self.pause).unwrap_or(SignedDuration::MAX));
     }
 
-    fn is_waiting(&self, now: Timestamp) -> bool {
+    pub(super) fn is_waiting(&self, now: Timestamp) -> bool {
         self.at.is_some_and(|at| at > now)
     }
 }
@@ -70,32 +73,32 @@ impl Retry {
 pub(crate) struct Worker {
     pub(crate) kubelet: Arc<Kubelet>,
     pub(crate) uid: String,
-    inbox: watch::Receiver<Desired>,
-    wake: Arc<Notify>,
+    pub(super) inbox: watch::Receiver<Desired>,
+    pub(super) wake: Arc<Notify>,
     pub(crate) pod: Option<Arc<core::Pod>>,
     pub(crate) gone: bool,
     pub(crate) stage: Stage,
     pub(crate) memory: Memory,
     pub(crate) observed: Observed,
-    observer: Observer,
+    pub(super) observer: Observer,
     pub(crate) operations: JoinSet<Done>,
-    probes: Probes,
+    pub(super) probes: Probes,
     pub(crate) verdict: Option<Verdict>,
     pub(crate) waiting: BTreeMap<String, Waiting>,
     /// The status at the API as far as known.
-    sent: core::PodStatus,
-    written_version: Option<u64>,
-    writing: bool,
-    status_retry: Option<Timestamp>,
+    pub(super) sent: core::PodStatus,
+    pub(super) written_version: Option<u64>,
+    pub(super) writing: bool,
+    pub(super) status_retry: Option<Timestamp>,
     /// The pod ended before this worker began: its status is history and is not computed again.
-    frozen: bool,
+    pub(super) frozen: bool,
     pub(crate) stopping_since: Option<Timestamp>,
     pub(crate) deleted: bool,
     pub(crate) released: bool,
     /// The last status, computed while the runtime still knew the containers.
     pub(crate) final_status: Option<Box<core::PodStatus>>,
-    volumes_ready: bool,
-    refresh_at: Option<Timestamp>,
+    pub(super) volumes_ready: bool,
+    pub(super) refresh_at: Option<Timestamp>,
     pub(crate) cgroup_ready: bool,
     pub(crate) retry: Retry,
     pub(crate) pulled: BTreeMap<String, String>,
@@ -104,7 +107,12 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(kubelet: Arc<Kubelet>, uid: String, inbox: watch::Receiver<Desired>, wake: Arc<Notify>) -> Self {
+    pub(crate) fn new(
+        kubelet: Arc<Kubelet>,
+        uid: String,
+        inbox: watch::Receiver<Desired>,
+        wake: Arc<Notify>,
+    ) -> Self {
         let probes = Probes::new(kubelet.clone(), wake.clone());
         Self {
             kubelet,
@@ -146,8 +154,14 @@ impl Worker {
         loop {
             self.take_in();
             let Some(wake_at) = self.step().await else { return };
-            let pause = wake_at.map(|at| at.duration_since(Timestamp::now())).and_then(|pause| Duration::try_from(pause).ok());
-            let pause = if wake_at.is_some() { pause.unwrap_or_default() } else { Duration::from_secs(3600) };
+            let pause = wake_at
+                .map(|at| at.duration_since(Timestamp::now()))
+                .and_then(|pause| Duration::try_from(pause).ok());
+            let pause = if wake_at.is_some() {
+                pause.unwrap_or_default()
+            } else {
+                Duration::from_secs(3600)
+            };
             tokio::select! {
                 changed = self.inbox.changed() => if changed.is_err() { return },
                 () = self.wake.notified() => {}
@@ -172,12 +186,24 @@ impl Worker {
         if first && model::is_terminal(pod.status.as_ref()) {
             self.frozen = true;
         }
-        let version = pod.metadata.resource_version.as_ref().and_then(|version| version.parse::<u64>().ok());
-        let stale = self.written_version.zip(version).is_some_and(|(written, seen)| seen < written);
+        let version = pod
+            .metadata
+            .resource_version
+            .as_ref()
+            .and_then(|version| version.parse::<u64>().ok());
+        let stale = self
+            .written_version
+            .zip(version)
+            .is_some_and(|(written, seen)| seen < written);
         if !self.writing && !stale && !self.gone {
             self.sent = pod.status.clone().unwrap_or_default();
         }
-        if !first && self.pod.as_ref().is_some_and(|old| old.metadata.labels != pod.metadata.labels || old.metadata.annotations != pod.metadata.annotations) {
+        if !first
+            && self.pod.as_ref().is_some_and(|old| {
+                old.metadata.labels != pod.metadata.labels
+                    || old.metadata.annotations != pod.metadata.annotations
+            })
+        {
             // Downward API volumes follow labels and annotations.
             self.refresh_at = Some(Timestamp::now());
         }
@@ -202,7 +228,12 @@ impl Worker {
             }
             Done::Stopped { id, result } => {
                 if let Err(error) = result {
-                    tracing::warn!(uid = self.uid, container = id, error, "could not stop a container");
+                    tracing::warn!(
+                        uid = self.uid,
+                        container = id,
+                        error,
+                        "could not stop a container"
+                    );
                     self.memory.stopping.remove(&id);
                     self.retry.failed(Timestamp::now());
                 }
@@ -212,7 +243,9 @@ impl Worker {
                 match result {
                     Ok(version) => {
                         self.sent = *status;
-                        self.written_version = version.and_then(|version| version.parse().ok()).or(self.written_version);
+                        self.written_version = version
+                            .and_then(|version| version.parse().ok())
+                            .or(self.written_version);
                         self.status_retry = None;
                     }
                     Err(error) => {
@@ -226,8 +259,19 @@ impl Worker {
 
     fn hook_failed(&mut self, id: &str, name: &str, error: &str) {
         let Some(pod) = self.pod.clone() else { return };
-        self.kubelet.events.container(&pod, name, Kind::Warning, "FailedPostStartHook", format!("PostStartHook failed: {error}"));
-        self.fail_start(&pod, name, "PostStartHookError", format!("PostStartHook failed: {error}"));
+        self.kubelet.events.container(
+            &pod,
+            name,
+            Kind::Warning,
+            "FailedPostStartHook",
+            format!("PostStartHook failed: {error}"),
+        );
+        self.fail_start(
+            &pod,
+            name,
+            "PostStartHookError",
+            format!("PostStartHook failed: {error}"),
+        );
         self.stop_container(id, model::grace_seconds(&pod), "FailedPostStartHook".to_owned());
     }
 
@@ -240,8 +284,14 @@ impl Worker {
         let started = self.sent.start_time.as_ref().map(|time| time.0);
         if plan::deadline(pod, started).is_some_and(|deadline| deadline <= now) {
             let message = "Pod was active on the node longer than the specified deadline".to_owned();
-            self.kubelet.events.pod(pod, None, Kind::Normal, "DeadlineExceeded", message.clone());
-            self.verdict = Some(Verdict { rejected: false, reason: "DeadlineExceeded".to_owned(), message });
+            self.kubelet
+                .events
+                .pod(pod, None, Kind::Normal, "DeadlineExceeded", message.clone());
+            self.verdict = Some(Verdict {
+                rejected: false,
+                reason: "DeadlineExceeded".to_owned(),
+                message,
+            });
             return true;
         }
         false
@@ -252,7 +302,11 @@ impl Worker {
         for _ in 0..ROUNDS {
             let now = Timestamp::now();
             let places = self.places();
-            match self.observer.observe(&self.kubelet.runtime, &self.uid, &places).await {
+            match self
+                .observer
+                .observe(&self.kubelet.runtime, &self.uid, &places)
+                .await
+            {
                 Ok(observed) => self.observed = observed,
                 Err(error) => {
                     tracing::warn!(uid = self.uid, call = error.call, %error, "could not observe a pod");
@@ -279,7 +333,10 @@ impl Worker {
     }
 
     pub(crate) fn places(&self) -> Places {
-        Places { pod_dir: self.kubelet.volumes.pod_dir(&self.uid), log_dir: self.log_dir() }
+        Places {
+            pod_dir: self.kubelet.volumes.pod_dir(&self.uid),
+            log_dir: self.log_dir(),
+        }
     }
 
     pub(crate) fn log_dir(&self) -> std::path::PathBuf {
@@ -292,13 +349,19 @@ impl Worker {
 
     /// Drops what was remembered of containers that ended.
     fn forget_ended(&mut self) {
-        let alive: Vec<&str> = self.observed.alive().map(|container| container.id.as_str()).collect();
+        let alive: Vec<&str> = self
+            .observed
+            .alive()
+            .map(|container| container.id.as_str())
+            .collect();
         self.memory.stopping.retain(|id, _| alive.contains(&id.as_str()));
         self.memory.hooks.retain(|id| alive.contains(&id.as_str()));
     }
 
     async fn turn_running(&mut self, now: Timestamp) -> Turn {
-        let Some(pod) = self.pod.clone() else { return Turn::Sleep(None) };
+        let Some(pod) = self.pod.clone() else {
+            return Turn::Sleep(None);
+        };
         let next_show = self.show_back_offs(now);
         if self.sent.start_time.is_none() {
             self.publish(false, now);
@@ -338,14 +401,28 @@ impl Worker {
             return Turn::Again;
         }
         let started = self.sent.start_time.as_ref().map(|time| time.0);
-        Turn::Sleep(earliest([round.wake_at, blocked, next_show, plan::deadline(&pod, started), self.refresh_at]))
+        Turn::Sleep(earliest([
+            round.wake_at,
+            blocked,
+            next_show,
+            plan::deadline(&pod, started),
+            self.refresh_at,
+        ]))
     }
 
     fn report_crashes(&self, pod: &core::Pod, waiting: &BTreeMap<String, Waiting>) {
-        for (name, waiting) in waiting.iter().filter(|(_, waiting)| waiting.reason == "CrashLoopBackOff") {
+        for (name, waiting) in waiting
+            .iter()
+            .filter(|(_, waiting)| waiting.reason == "CrashLoopBackOff")
+        {
             if self.waiting.get(name).is_none_or(|before| before != waiting) {
-                let message = format!("Back-off restarting failed container {name} in pod {}", model::full_name(pod));
-                self.kubelet.events.container(pod, name, Kind::Warning, "BackOff", message);
+                let message = format!(
+                    "Back-off restarting failed container {name} in pod {}",
+                    model::full_name(pod)
+                );
+                self.kubelet
+                    .events
+                    .container(pod, name, Kind::Warning, "BackOff", message);
             }
         }
     }
@@ -355,17 +432,38 @@ impl Worker {
         match action {
             Action::StopSandbox { id } => self.stop_sandbox(&id).await.map(|()| true),
             Action::CreateSandbox { attempt } => self.create_sandbox(pod, attempt).await,
-            Action::Start { name, attempt, crashed } => self.start_container(pod, &name, attempt, crashed).await,
-            Action::Stop { id, grace_seconds, message, .. } => {
+            Action::Start {
+                name,
+                attempt,
+                crashed,
+            } => self.start_container(pod, &name, attempt, crashed).await,
+            Action::Stop {
+                id,
+                grace_seconds,
+                message,
+                ..
+            } => {
                 self.stop_container(&id, grace_seconds, message);
                 Ok(false)
             }
-            Action::Remove { id } => self.kubelet.runtime.delete_container(&id).await.map(|()| false).map_err(|error| {
-                tracing::warn!(uid = self.uid, container = id, %error, "could not remove a container");
-            }),
-            Action::RemoveSandbox { id } => self.kubelet.runtime.remove_sandbox(&id).await.map(|()| false).map_err(|error| {
-                tracing::warn!(uid = self.uid, sandbox = id, %error, "could not remove a sandbox");
-            }),
+            Action::Remove { id } => self
+                .kubelet
+                .runtime
+                .delete_container(&id)
+                .await
+                .map(|()| false)
+                .map_err(|error| {
+                    tracing::warn!(uid = self.uid, container = id, %error, "could not remove a container");
+                }),
+            Action::RemoveSandbox { id } => self
+                .kubelet
+                .runtime
+                .remove_sandbox(&id)
+                .await
+                .map(|()| false)
+                .map_err(|error| {
+                    tracing::warn!(uid = self.uid, sandbox = id, %error, "could not remove a sandbox");
+                }),
         }
     }
 
@@ -377,12 +475,27 @@ impl Worker {
 
     /// Stops a container beside the worker.
     pub(crate) fn stop_container(&mut self, id: &str, grace_seconds: i64, message: String) {
-        let Some(container) = self.observed.containers.iter().find(|container| container.id == id).cloned() else { return };
+        let Some(container) = self
+            .observed
+            .containers
+            .iter()
+            .find(|container| container.id == id)
+            .cloned()
+        else {
+            return;
+        };
         let deadline = Timestamp::now().as_second().saturating_add(grace_seconds);
         self.memory.stopping.insert(id.to_owned(), deadline);
         let grace = Duration::from_secs(u64::try_from(grace_seconds).unwrap_or(0));
         let address = self.address();
-        let stop = operations::stop(self.kubelet.clone(), self.pod.clone(), container, address, grace, message);
+        let stop = operations::stop(
+            self.kubelet.clone(),
+            self.pod.clone(),
+            container,
+            address,
+            grace,
+            message,
+        );
         self.operations.spawn(stop);
     }
 
@@ -392,14 +505,20 @@ impl Worker {
         if host_network {
             return self.kubelet.config.node_ip.clone();
         }
-        self.observed.ready_sandbox().and_then(|sandbox| sandbox.ips.first().cloned()).unwrap_or_default()
+        self.observed
+            .ready_sandbox()
+            .and_then(|sandbox| sandbox.ips.first().cloned())
+            .unwrap_or_default()
     }
 
     pub(crate) fn pod_ips(&self) -> Vec<String> {
         if self.pod.as_ref().is_some_and(|pod| model::host_network(pod)) {
             return vec![self.kubelet.config.node_ip.clone()];
         }
-        self.observed.ready_sandbox().map(|sandbox| sandbox.ips.clone()).unwrap_or_default()
+        self.observed
+            .ready_sandbox()
+            .map(|sandbox| sandbox.ips.clone())
+            .unwrap_or_default()
     }
 
     /// Remembers that a start failed; tried again after a pause that doubles.
@@ -407,109 +526,36 @@ impl Worker {
         let now = Timestamp::now();
         let before = self.memory.failures.get(name).map(|failure| failure.step.pause);
         let pause = before.map_or(Duration::from_secs(1), |pause| (pause * 2).min(RETRY_CAP));
-        let known = self.memory.failures.get(name).is_some_and(|failure| failure.waiting.message == message);
-        if !known && !matches!(reason, "ErrImageNeverPull" | "InvalidImageName" | "ImageInspectError") {
-            self.kubelet.events.container(pod, name, Kind::Warning, "Failed", format!("Error: {message}"));
+        let known = self
+            .memory
+            .failures
+            .get(name)
+            .is_some_and(|failure| failure.waiting.message == message);
+        if !known
+            && !matches!(
+                reason,
+                "ErrImageNeverPull" | "InvalidImageName" | "ImageInspectError"
+            )
+        {
+            self.kubelet
+                .events
+                .container(pod, name, Kind::Warning, "Failed", format!("Error: {message}"));
         } else if !known {
-            self.kubelet.events.container(pod, name, Kind::Warning, "Failed", format!("Error: {reason}"));
+            self.kubelet
+                .events
+                .container(pod, name, Kind::Warning, "Failed", format!("Error: {reason}"));
         }
         let retry_at = now + SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX);
-        let failure = Failure { waiting: Waiting { reason: reason.to_owned(), message }, retry_at, step: Step { pause, updated: now } };
+        let failure = Failure {
+            waiting: Waiting {
+                reason: reason.to_owned(),
+                message,
+            },
+            retry_at,
+            step: Step { pause, updated: now },
+        };
         self.waiting.insert(name.to_owned(), failure.waiting.clone());
         self.memory.failures.insert(name.to_owned(), failure);
-    }
-
-    /// Sets volumes up once; false when they cannot be yet.
-    pub(crate) async fn ensure_volumes(&mut self, pod: &core::Pod) -> Result<(), ()> {
-        if self.volumes_ready {
-            return Ok(());
-        }
-        match self.set_up_volumes(pod).await {
-            Ok(()) => {
-                self.volumes_ready = true;
-                Ok(())
-            }
-            Err(error) => {
-                self.kubelet.events.pod(pod, None, Kind::Warning, "FailedMount", error);
-                Err(())
-            }
-        }
-    }
-
-    async fn set_up_volumes(&mut self, pod: &core::Pod) -> Result<(), String> {
-        let pod_ips = self.pod_ips();
-        let downward = crate::container::env::Downward {
-            pod,
-            pod_ips: &pod_ips,
-            host_ips: &self.kubelet.host_ips,
-            allocatable: &self.kubelet.allocatable,
-        };
-        let result = self.kubelet.volumes.set_up(&downward).await.map_err(|error| error.to_string());
-        if crate::volume::Volumes::has_live_content(pod) {
-            let period = self.kubelet.config.sync_frequency.0.mul_f64(0.75 + rand::random::<f64>() / 4.0);
-            self.refresh_at = Some(Timestamp::now() + SignedDuration::try_from(period).unwrap_or(SignedDuration::MAX));
-        }
-        result
-    }
-
-    /// Brings live volumes up to date; also the first time after a restart of the kubelet.
-    async fn refresh_volumes(&mut self, pod: &core::Pod, now: Timestamp) {
-        let running = self.observed.alive().next().is_some();
-        let due = self.refresh_at.is_some_and(|at| at <= now) || (!self.volumes_ready && running);
-        if !due || !running {
-            return;
-        }
-        match self.set_up_volumes(pod).await {
-            Ok(()) => self.volumes_ready = true,
-            Err(error) => {
-                // What is mounted stays; a restart of the kubelet is no reason to touch a running pod.
-                self.volumes_ready = true;
-                self.kubelet.events.pod(pod, None, Kind::Warning, "FailedMount", error);
-            }
-        }
-    }
-
-    /// Computes the status and writes it beside the worker when it changed.
-    pub(crate) fn publish(&mut self, ended: bool, now: Timestamp) -> core::PodStatus {
-        let Some(pod) = self.pod.clone() else { return core::PodStatus::default() };
-        if self.frozen {
-            return self.sent.clone();
-        }
-        let status = match &self.final_status {
-            Some(status) => (**status).clone(),
-            None => self.compute_status(&pod, ended, now),
-        };
-        if self.writing || self.gone || self.status_retry.is_some_and(|at| at > now) {
-            return status;
-        }
-        if let Some(patch) = patch::status_patch(&self.uid, &self.sent, &status) {
-            self.writing = true;
-            let (namespace, name) = (model::namespace(&pod).to_owned(), model::name(&pod).to_owned());
-            let write = operations::write_status(self.kubelet.clone(), namespace, name, patch, Box::new(status.clone()));
-            self.operations.spawn(write);
-        }
-        status
-    }
-
-    fn compute_status(&self, pod: &core::Pod, ended: bool, now: Timestamp) -> core::PodStatus {
-        status::status(&Facts {
-            pod,
-            before: &self.sent,
-            observed: &self.observed,
-            memory: &self.memory,
-            waiting: &self.waiting,
-            host_ips: &self.kubelet.host_ips,
-            runtime: &self.kubelet.health.borrow().runtime_name,
-            ending: self.stage != Stage::Running,
-            ended,
-            verdict: self.verdict.as_ref(),
-            now,
-        })
-    }
-
-    /// Whether the API knows the status that was computed last.
-    pub(crate) fn is_published(&self, status: &core::PodStatus) -> bool {
-        !self.writing && patch::status_patch(&self.uid, &self.sent, status).is_none()
     }
 
     pub(crate) fn end_probes(&mut self) {
@@ -524,7 +570,10 @@ impl Worker {
 
     /// Whether a container of the pod is running.
     pub(crate) fn is_alive(&self) -> bool {
-        self.observed.containers.iter().any(|container| matches!(container.state, State::Running | State::Unknown))
+        self.observed
+            .containers
+            .iter()
+            .any(|container| matches!(container.state, State::Running | State::Unknown))
     }
 }
 

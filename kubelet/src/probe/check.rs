@@ -23,39 +23,71 @@ fn port(pod: &core::Pod, container: &str, port: &IntOrString) -> Result<u16, Str
             Ok(number) => Some(number),
             Err(_) => model::container(pod, container).and_then(|(_, spec)| {
                 let ports = spec.ports.iter().flatten();
-                ports.filter(|port| port.name.as_deref() == Some(name)).map(|port| port.container_port).next()
+                ports
+                    .filter(|port| port.name.as_deref() == Some(name))
+                    .map(|port| port.container_port)
+                    .next()
             }),
         },
     };
-    number.and_then(|number| u16::try_from(number).ok()).filter(|number| *number > 0).ok_or_else(|| match port {
-        IntOrString::Int(number) => format!("invalid port number: {number}"),
-        IntOrString::String(name) => format!("couldn't find port: {name}"),
-    })
+    number
+        .and_then(|number| u16::try_from(number).ok())
+        .filter(|number| *number > 0)
+        .ok_or_else(|| match port {
+            IntOrString::Int(number) => format!("invalid port number: {number}"),
+            IntOrString::String(name) => format!("couldn't find port: {name}"),
+        })
 }
 
 fn host_or(host: Option<&String>, address: &str) -> String {
-    host.filter(|host| !host.is_empty()).cloned().unwrap_or_else(|| address.to_owned())
+    host.filter(|host| !host.is_empty())
+        .cloned()
+        .unwrap_or_else(|| address.to_owned())
 }
 
-fn http_request(pod: &core::Pod, container: &str, address: &str, action: &core::HTTPGetAction) -> Result<http::Request, String> {
+fn http_request(
+    pod: &core::Pod,
+    container: &str,
+    address: &str,
+    action: &core::HTTPGetAction,
+) -> Result<http::Request, String> {
     let path = action.path.clone().unwrap_or_default();
     Ok(http::Request {
-        https: action.scheme.as_deref().is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")),
+        https: action
+            .scheme
+            .as_deref()
+            .is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")),
         host: host_or(action.host.as_ref(), address),
         port: port(pod, container, &action.port)?,
-        path: if path.starts_with('/') { path } else { format!("/{path}") },
-        headers: action.http_headers.iter().flatten().map(|header| (header.name.clone(), header.value.clone())).collect(),
+        path: if path.starts_with('/') {
+            path
+        } else {
+            format!("/{path}")
+        },
+        headers: action
+            .http_headers
+            .iter()
+            .flatten()
+            .map(|header| (header.name.clone(), header.value.clone()))
+            .collect(),
     })
 }
 
 async fn exec(runtime: &Runtime, id: &str, command: &[String], limit: Duration) -> Result<(), String> {
-    let answer = runtime.exec_sync(id, command, limit).await.map_err(|error| error.to_string())?;
+    let answer = runtime
+        .exec_sync(id, command, limit)
+        .await
+        .map_err(|error| error.to_string())?;
     if answer.exit_code == 0 {
         return Ok(());
     }
     let output = [answer.stdout, answer.stderr].concat();
     let text = String::from_utf8_lossy(&output[..output.len().min(OUTPUT_LIMIT_BYTES)]).into_owned();
-    Err(if text.is_empty() { format!("command exited with code {}", answer.exit_code) } else { text })
+    Err(if text.is_empty() {
+        format!("command exited with code {}", answer.exit_code)
+    } else {
+        text
+    })
 }
 
 async fn tcp(host: &str, port: u16) -> Result<(), String> {
@@ -78,18 +110,30 @@ pub(crate) async fn probe(
         let command = action.command.clone().unwrap_or_default();
         return match tokio::time::timeout(limit, exec(runtime, &container.id, &command, limit)).await {
             Ok(result) => result,
-            Err(_) => Err(format!("command timed out: {command:?} timed out after {}s", limit.as_secs())),
+            Err(_) => Err(format!(
+                "command timed out: {command:?} timed out after {}s",
+                limit.as_secs()
+            )),
         };
     }
     let work = async {
         if let Some(action) = &spec.http_get {
             let request = http_request(pod, &container.name, address, action)?;
             let status = http::get(&request).await?;
-            if (200..400).contains(&status) { Ok(()) } else { Err(format!("HTTP probe failed with statuscode: {status}")) }
+            if (200..400).contains(&status) {
+                Ok(())
+            } else {
+                Err(format!("HTTP probe failed with statuscode: {status}"))
+            }
         } else if let Some(action) = &spec.tcp_socket {
-            tcp(&host_or(action.host.as_ref(), address), port(pod, &container.name, &action.port)?).await
+            tcp(
+                &host_or(action.host.as_ref(), address),
+                port(pod, &container.name, &action.port)?,
+            )
+            .await
         } else if let Some(action) = &spec.grpc {
-            let number = u16::try_from(action.port).map_err(|_| format!("invalid port number: {}", action.port))?;
+            let number =
+                u16::try_from(action.port).map_err(|_| format!("invalid port number: {}", action.port))?;
             grpc::check(address, number, action.service.as_deref().unwrap_or_default()).await
         } else {
             Err("missing probe handler".to_owned())
@@ -111,7 +155,13 @@ pub(crate) async fn hook(
     hook: &core::LifecycleHandler,
 ) -> Result<(), String> {
     if let Some(action) = &hook.exec {
-        return exec(runtime, id, action.command.as_deref().unwrap_or_default(), Duration::ZERO).await;
+        return exec(
+            runtime,
+            id,
+            action.command.as_deref().unwrap_or_default(),
+            Duration::ZERO,
+        )
+        .await;
     }
     if let Some(action) = &hook.http_get {
         let request = http_request(pod, container, address, action)?;

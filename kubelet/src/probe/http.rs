@@ -41,7 +41,12 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signed: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -50,7 +55,12 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signed: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
@@ -70,18 +80,33 @@ fn connector() -> Result<tokio_rustls::TlsConnector, String> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         .with_no_client_auth();
-    Ok(CONNECTOR.get_or_init(|| tokio_rustls::TlsConnector::from(Arc::new(config))).clone())
+    Ok(CONNECTOR
+        .get_or_init(|| tokio_rustls::TlsConnector::from(Arc::new(config)))
+        .clone())
 }
 
 /// The status code of a GET. Redirects are not followed: a 3xx is the answer.
 pub(crate) async fn get(request: &Request) -> Result<u16, String> {
     let Request { host, port, .. } = request;
-    let bracketed = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-    let shown = format!("Get \"{}://{bracketed}:{port}{}\"", if request.https { "https" } else { "http" }, request.path);
-    let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|error| format!("{shown}: dial tcp {bracketed}:{port}: {error}"))?;
+    let bracketed = if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.clone()
+    };
+    let shown = format!(
+        "Get \"{}://{bracketed}:{port}{}\"",
+        if request.https { "https" } else { "http" },
+        request.path
+    );
+    let stream = TcpStream::connect((host.as_str(), *port))
+        .await
+        .map_err(|error| format!("{shown}: dial tcp {bracketed}:{port}: {error}"))?;
     let result = if request.https {
         let name = ServerName::try_from(host.clone()).map_err(|error| format!("{shown}: {error}"))?;
-        let stream = connector()?.connect(name, stream).await.map_err(|error| format!("{shown}: {error}"))?;
+        let stream = connector()?
+            .connect(name, stream)
+            .await
+            .map_err(|error| format!("{shown}: {error}"))?;
         send(stream, request, &bracketed).await
     } else {
         send(stream, request, &bracketed).await
@@ -93,10 +118,16 @@ async fn send<S>(stream: S, request: &Request, host: &str) -> Result<u16, String
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error.to_string())?;
     let mut builder = http::Request::get(&request.path);
-    let has = |name: &str| request.headers.iter().any(|(known, _)| known.eq_ignore_ascii_case(name));
+    let has = |name: &str| {
+        request
+            .headers
+            .iter()
+            .any(|(known, _)| known.eq_ignore_ascii_case(name))
+    };
     if !has("host") {
         builder = builder.header("host", format!("{host}:{}", request.port));
     }
@@ -109,7 +140,10 @@ where
     for (name, value) in &request.headers {
         builder = builder.header(name, value);
     }
-    let get = builder.header("connection", "close").body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+    let get = builder
+        .header("connection", "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
     // The connection lives exactly as long as the request is awaited.
     tokio::select! {
         answer = sender.send_request(get) => Ok(answer.map_err(|error| error.to_string())?.status().as_u16()),

@@ -64,7 +64,12 @@ struct Probe {
 
 impl Probes {
     pub(crate) fn new(kubelet: Arc<Kubelet>, wake: Arc<Notify>) -> Self {
-        Self { kubelet, wake, view: Arc::default(), tasks: HashMap::new() }
+        Self {
+            kubelet,
+            wake,
+            view: Arc::default(),
+            tasks: HashMap::new(),
+        }
     }
 
     /// The results so far.
@@ -74,7 +79,11 @@ impl Probes {
 
     /// Starts the probes of running containers, ends those of others.
     pub(crate) fn sync(&mut self, pod: &Arc<core::Pod>, observed: &Observed) {
-        let alive: Vec<&Container> = observed.containers.iter().filter(|container| container.state == State::Running).collect();
+        let alive: Vec<&Container> = observed
+            .containers
+            .iter()
+            .filter(|container| container.state == State::Running)
+            .collect();
         self.tasks.retain(|(id, _), task| {
             let keep = alive.iter().any(|container| container.id == *id);
             if !keep {
@@ -92,10 +101,15 @@ impl Probes {
         let address = if model::host_network(pod) {
             self.kubelet.config.node_ip.clone()
         } else {
-            observed.ready_sandbox().and_then(|sandbox| sandbox.ips.first().cloned()).unwrap_or_default()
+            observed
+                .ready_sandbox()
+                .and_then(|sandbox| sandbox.ips.first().cloned())
+                .unwrap_or_default()
         };
         for container in alive {
-            let Some((role, spec)) = model::container(pod, &container.name) else { continue };
+            let Some((role, spec)) = model::container(pod, &container.name) else {
+                continue;
+            };
             if !matches!(role, Role::App | Role::Sidecar) {
                 continue;
             }
@@ -111,7 +125,14 @@ impl Probes {
         }
     }
 
-    fn start(&mut self, pod: &Arc<core::Pod>, container: &Container, kind: Kind, spec: &core::Probe, address: &str) {
+    fn start(
+        &mut self,
+        pod: &Arc<core::Pod>,
+        container: &Container,
+        kind: Kind,
+        spec: &core::Probe,
+        address: &str,
+    ) {
         let key = (container.id.clone(), kind);
         if self.tasks.contains_key(&key) {
             return;
@@ -145,7 +166,12 @@ impl Drop for Probes {
 }
 
 fn seconds(value: Option<i32>, default: u64) -> Duration {
-    Duration::from_secs(value.and_then(|value| u64::try_from(value).ok()).filter(|value| *value > 0).unwrap_or(default))
+    Duration::from_secs(
+        value
+            .and_then(|value| u64::try_from(value).ok())
+            .filter(|value| *value > 0)
+            .unwrap_or(default),
+    )
 }
 
 impl Probe {
@@ -153,18 +179,40 @@ impl Probe {
         self.wait_for_start().await;
         let period = seconds(self.spec.period_seconds, 10);
         let limit = seconds(self.spec.timeout_seconds, 1);
-        let failure_threshold = self.spec.failure_threshold.filter(|value| *value > 0).unwrap_or(3);
-        let success_threshold = self.spec.success_threshold.filter(|value| *value > 0).unwrap_or(1);
+        let failure_threshold = self
+            .spec
+            .failure_threshold
+            .filter(|value| *value > 0)
+            .unwrap_or(3);
+        let success_threshold = self
+            .spec
+            .success_threshold
+            .filter(|value| *value > 0)
+            .unwrap_or(1);
         let (mut last, mut run) = (None, 0);
         let mut ticks = tokio::time::interval(period);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let result = check::probe(&self.kubelet.runtime, &self.container, &self.pod, &self.address, &self.spec, limit).await;
+            let result = check::probe(
+                &self.kubelet.runtime,
+                &self.container,
+                &self.pod,
+                &self.address,
+                &self.spec,
+                limit,
+            )
+            .await;
             let ok = result.is_ok();
             if let Err(problem) = result {
                 let message = format!("{} probe failed: {problem}", self.kind.title());
-                self.kubelet.events.container(&self.pod, &self.container.name, EventKind::Warning, "Unhealthy", message);
+                self.kubelet.events.container(
+                    &self.pod,
+                    &self.container.name,
+                    EventKind::Warning,
+                    "Unhealthy",
+                    message,
+                );
             }
             run = if last == Some(ok) { run + 1 } else { 1 };
             last = Some(ok);
@@ -180,8 +228,16 @@ impl Probe {
     /// Initial delay counts from the start of the container; liveness and readiness wait for the startup probe.
     async fn wait_for_start(&self) {
         let gated = self.kind != Kind::Startup
-            && model::container(&self.pod, &self.container.name).is_some_and(|(_, spec)| spec.startup_probe.is_some());
-        while gated && !self.view.lock().unwrap_or_else(PoisonError::into_inner).started.contains(&self.container.id) {
+            && model::container(&self.pod, &self.container.name)
+                .is_some_and(|(_, spec)| spec.startup_probe.is_some());
+        while gated
+            && !self
+                .view
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .started
+                .contains(&self.container.id)
+        {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let delay = seconds(self.spec.initial_delay_seconds, 0);
@@ -197,7 +253,11 @@ impl Probe {
         let before = view.clone();
         let over = match self.kind {
             Kind::Readiness => {
-                if ok { view.ready.insert(id) } else { view.ready.remove(&id) };
+                if ok {
+                    view.ready.insert(id)
+                } else {
+                    view.ready.remove(&id)
+                };
                 false
             }
             Kind::Startup if ok => {

@@ -27,7 +27,9 @@ impl Caller {
     /// Reads the certificate that the handshake verified.
     pub(crate) fn of(connection: &ServerConnection) -> Self {
         let first = connection.peer_certificates().and_then(|chain| chain.first());
-        Self { certificate: first.and_then(|der| subject(der)) }
+        Self {
+            certificate: first.and_then(|der| subject(der)),
+        }
     }
 
     /// `Err` with 401 for nobody and 403 for somebody else.
@@ -36,8 +38,15 @@ impl Caller {
         match &self.certificate {
             None if allow_all && config.authentication.anonymous.enabled => Ok(()),
             None => Err((StatusCode::UNAUTHORIZED, "Unauthorized".to_owned())),
-            Some((name, groups)) if allow_all || name == API_SERVER || groups.iter().any(|group| group == MASTERS) => Ok(()),
-            Some((name, _)) => Err((StatusCode::FORBIDDEN, format!("Forbidden (user={name}, verb=*, resource=nodes, subresource=proxy)"))),
+            Some((name, groups))
+                if allow_all || name == API_SERVER || groups.iter().any(|group| group == MASTERS) =>
+            {
+                Ok(())
+            }
+            Some((name, _)) => Err((
+                StatusCode::FORBIDDEN,
+                format!("Forbidden (user={name}, verb=*, resource=nodes, subresource=proxy)"),
+            )),
         }
     }
 }
@@ -46,13 +55,19 @@ fn subject(der: &[u8]) -> Option<(String, Vec<String>)> {
     let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
     let subject = certificate.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-    let groups = subject.iter_organization().filter_map(|group| group.as_str().ok().map(str::to_owned)).collect();
+    let groups = subject
+        .iter_organization()
+        .filter_map(|group| group.as_str().ok().map(str::to_owned))
+        .collect();
     Some((name, groups))
 }
 
 fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let read = || format!("failed to read certificates from {}", path.display());
-    let list: Vec<_> = CertificateDer::pem_file_iter(path).with_context(read)?.collect::<Result<_, _>>().with_context(read)?;
+    let list: Vec<_> = CertificateDer::pem_file_iter(path)
+        .with_context(read)?
+        .collect::<Result<_, _>>()
+        .with_context(read)?;
     anyhow::ensure!(!list.is_empty(), "{} holds no certificate", path.display());
     Ok(list)
 }
@@ -60,33 +75,47 @@ fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
 /// TLS of the server: certificates of callers are asked for, not demanded; who shows none gets 401 with words.
 pub(crate) fn tls_config(config: &Config) -> anyhow::Result<ServerConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let builder =
+        ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let builder = match &config.authentication.x509.client_ca_file {
         Some(path) => {
             let mut roots = RootCertStore::empty();
             for certificate in certificates(path)? {
-                roots.add(certificate).with_context(|| format!("{} holds a certificate that cannot be an authority", path.display()))?;
+                roots.add(certificate).with_context(|| {
+                    format!(
+                        "{} holds a certificate that cannot be an authority",
+                        path.display()
+                    )
+                })?;
             }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated().build()?;
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .allow_unauthenticated()
+                .build()?;
             builder.with_client_cert_verifier(verifier)
         }
         None => builder.with_no_client_auth(),
     };
     let (chain, key) = serving_certificate(config)?;
-    let mut tls = builder.with_single_cert(chain, key).context("the serving certificate and its key do not fit")?;
+    let mut tls = builder
+        .with_single_cert(chain, key)
+        .context("the serving certificate and its key do not fit")?;
     // Streams upgrade, which HTTP/2 does not do.
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(tls)
 }
 
-fn serving_certificate(config: &Config) -> anyhow::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+fn serving_certificate(
+    config: &Config,
+) -> anyhow::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
     if let (Some(certificate), Some(key)) = (&config.tls_cert_file, &config.tls_private_key_file) {
-        let key = PrivateKeyDer::from_pem_file(key).with_context(|| format!("failed to read the key {}", key.display()))?;
+        let key = PrivateKeyDer::from_pem_file(key)
+            .with_context(|| format!("failed to read the key {}", key.display()))?;
         return Ok((certificates(certificate)?, key));
     }
     // As upstream without serverTLSBootstrap: self-signed, anew at each start.
     let names = vec![config.node_name.clone(), config.node_ip.clone()];
-    let made = rcgen::generate_simple_self_signed(names).context("failed to make a self-signed certificate")?;
+    let made =
+        rcgen::generate_simple_self_signed(names).context("failed to make a self-signed certificate")?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
     Ok((vec![made.cert.der().clone()], key))
 }
@@ -103,8 +132,24 @@ mod tests {
         };
         assert!(caller(API_SERVER, &[]).check(&config).is_ok());
         assert!(caller("admin", &[MASTERS]).check(&config).is_ok());
-        assert_eq!(caller("system:node:n2", &["system:nodes"]).check(&config).unwrap_err().0, StatusCode::FORBIDDEN);
-        assert_eq!(Caller::default().check(&config).unwrap_err().0, StatusCode::UNAUTHORIZED);
-        assert!(tls_config(&Config { node_name: "n".into(), node_ip: "10.0.0.1".into(), ..config }).is_ok());
+        assert_eq!(
+            caller("system:node:n2", &["system:nodes"])
+                .check(&config)
+                .unwrap_err()
+                .0,
+            StatusCode::FORBIDDEN
+        );
+        assert_eq!(
+            Caller::default().check(&config).unwrap_err().0,
+            StatusCode::UNAUTHORIZED
+        );
+        assert!(
+            tls_config(&Config {
+                node_name: "n".into(),
+                node_ip: "10.0.0.1".into(),
+                ..config
+            })
+            .is_ok()
+        );
     }
 }

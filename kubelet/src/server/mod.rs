@@ -49,9 +49,16 @@ pub(crate) fn json(value: &impl serde::Serialize) -> Answer {
 }
 
 fn typed(status: StatusCode, kind: &'static str, body: String) -> Answer {
-    let mut response = Response::new(Full::new(Bytes::from(body)).map_err(|never: Infallible| match never {}).boxed());
+    let mut response = Response::new(
+        Full::new(Bytes::from(body))
+            .map_err(|never: Infallible| match never {})
+            .boxed(),
+    );
     *response.status_mut() = status;
-    response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    response.headers_mut().insert(
+        hyper::header::CONTENT_TYPE,
+        hyper::header::HeaderValue::from_static(kind),
+    );
     response
 }
 
@@ -65,7 +72,10 @@ pub(crate) async fn start(frame: &Frame, kubelet: &Arc<Kubelet>) -> anyhow::Resu
     let tls = tokio_rustls::TlsAcceptor::from(Arc::new(identity::tls_config(config)?));
     frame.spawn("server", serve(kubelet.clone(), listener, tls));
     if config.healthz_port != 0 {
-        let address: IpAddr = config.healthz_bind_address.parse().context("healthzBindAddress")?;
+        let address: IpAddr = config
+            .healthz_bind_address
+            .parse()
+            .context("healthzBindAddress")?;
         let listener = TcpListener::bind(SocketAddr::new(address, config.healthz_port))
             .await
             .with_context(|| format!("failed to listen on {address}:{}", config.healthz_port))?;
@@ -94,7 +104,11 @@ async fn accept(listener: &TcpListener, drain: &Drain) -> Option<TcpStream> {
     }
 }
 
-async fn serve(kubelet: Arc<Kubelet>, listener: TcpListener, tls: tokio_rustls::TlsAcceptor) -> anyhow::Result<()> {
+async fn serve(
+    kubelet: Arc<Kubelet>,
+    listener: TcpListener,
+    tls: tokio_rustls::TlsAcceptor,
+) -> anyhow::Result<()> {
     let drain = kubelet.drain.clone();
     let limit = Arc::new(Semaphore::new(CONNECTION_LIMIT));
     while let Some(stream) = accept(&listener, &drain).await {
@@ -149,12 +163,19 @@ async fn guarded(kubelet: Arc<Kubelet>, caller: &Caller, request: Request<Incomi
 async fn serve_healthz(listener: TcpListener, drain: Drain) -> anyhow::Result<()> {
     let limit = Arc::new(Semaphore::new(16));
     while let Some(stream) = accept(&listener, &drain).await {
-        let Ok(permit) = limit.clone().try_acquire_owned() else { continue };
+        let Ok(permit) = limit.clone().try_acquire_owned() else {
+            continue;
+        };
         tokio::spawn(async move {
             let _permit = permit;
             let service = service_fn(|request: Request<Incoming>| async move {
-                let known = request.method() == Method::GET && matches!(request.uri().path(), "/healthz" | "/livez");
-                Ok::<_, Infallible>(if known { text(StatusCode::OK, "ok") } else { text(StatusCode::NOT_FOUND, "404 page not found\n") })
+                let known =
+                    request.method() == Method::GET && matches!(request.uri().path(), "/healthz" | "/livez");
+                Ok::<_, Infallible>(if known {
+                    text(StatusCode::OK, "ok")
+                } else {
+                    text(StatusCode::NOT_FOUND, "404 page not found\n")
+                })
             });
             let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
             let _ = tokio::time::timeout(HANDSHAKE_LIMIT, connection).await;

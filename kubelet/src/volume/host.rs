@@ -11,9 +11,12 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 /// Mount points at or below `prefix`, deepest first.
 pub(crate) fn mounts_below(prefix: &Path) -> io::Result<Vec<PathBuf>> {
-    let table = fs::read_to_string("/proc/self/mountinfo")?;
-    let mut found: Vec<PathBuf> =
-        table.lines().filter_map(mount_point).filter(|path| path.starts_with(prefix)).collect();
+    let table = fs::read_to_string("/proc/thread-self/mountinfo")?;
+    let mut found: Vec<PathBuf> = table
+        .lines()
+        .filter_map(mount_point)
+        .filter(|path| path.starts_with(prefix))
+        .collect();
     found.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
     Ok(found)
 }
@@ -21,7 +24,13 @@ pub(crate) fn mounts_below(prefix: &Path) -> io::Result<Vec<PathBuf>> {
 fn mount_point(line: &str) -> Option<PathBuf> {
     // proc(5): spaces, tabs, newlines and backslashes are written in octal.
     let field = line.split(' ').nth(4)?;
-    Some(PathBuf::from(field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")))
+    Some(PathBuf::from(
+        field
+            .replace("\\040", " ")
+            .replace("\\011", "\t")
+            .replace("\\012", "\n")
+            .replace("\\134", "\\"),
+    ))
 }
 
 /// Makes `dir` a tmpfs, once.
@@ -30,7 +39,13 @@ pub(crate) fn mount_tmpfs(dir: &Path, size_bytes: Option<u64>) -> io::Result<()>
         return Ok(());
     }
     let options = size_bytes.map_or_else(|| "mode=0777".to_owned(), |size| format!("mode=0777,size={size}"));
-    nix::mount::mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options.as_str()))?;
+    nix::mount::mount(
+        Some("tmpfs"),
+        dir,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some(options.as_str()),
+    )?;
     Ok(())
 }
 
@@ -83,16 +98,22 @@ pub(crate) fn check_host_path(path: &Path, kind: &str) -> Result<(), String> {
         "" => Ok(()),
         "DirectoryOrCreate" if metadata.is_err() => {
             fs::create_dir_all(path).map_err(|error| format!("failed to create {shown}: {error}"))?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(|error| format!("{shown}: {error}"))
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+                .map_err(|error| format!("{shown}: {error}"))
         }
         "Directory" | "DirectoryOrCreate" => expect(fs::Metadata::is_dir, "directory"),
-        "FileOrCreate" if metadata.is_err() => match fs::OpenOptions::new().create_new(true).append(true).open(path) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(format!("failed to create {shown}: {error}")),
-        },
+        "FileOrCreate" if metadata.is_err() => {
+            match fs::OpenOptions::new().create_new(true).append(true).open(path) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(format!("failed to create {shown}: {error}")),
+            }
+        }
         "File" | "FileOrCreate" => expect(fs::Metadata::is_file, "file"),
         "Socket" => expect(|metadata| metadata.file_type().is_socket(), "socket file"),
-        "CharDevice" => expect(|metadata| metadata.file_type().is_char_device(), "character device"),
+        "CharDevice" => expect(
+            |metadata| metadata.file_type().is_char_device(),
+            "character device",
+        ),
         "BlockDevice" => expect(|metadata| metadata.file_type().is_block_device(), "block device"),
         other => Err(format!("hostPath type {other:?} is not known")),
     }
@@ -101,9 +122,19 @@ pub(crate) fn check_host_path(path: &Path, kind: &str) -> Result<(), String> {
 /// Opens `sub_path` below `root` without ever leaving it (openat2(2), RESOLVE_BENEATH), making missing directories.
 fn open_beneath(root: &Path, sub_path: &str) -> io::Result<OwnedFd> {
     let open = |path: &str| -> io::Result<OwnedFd> {
-        let base = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let base = rustix::fs::open(
+            root,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         let path = if path.is_empty() { "." } else { path };
-        Ok(rustix::fs::openat2(base, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)?)
+        Ok(rustix::fs::openat2(
+            base,
+            path,
+            OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
+        )?)
     };
     match open(sub_path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -111,7 +142,10 @@ fn open_beneath(root: &Path, sub_path: &str) -> io::Result<OwnedFd> {
     }
     let mode = Mode::from_raw_mode(fs::metadata(root)?.mode() & 0o7777);
     let mut walked = String::new();
-    for part in sub_path.split('/').filter(|part| !part.is_empty() && *part != ".") {
+    for part in sub_path
+        .split('/')
+        .filter(|part| !part.is_empty() && *part != ".")
+    {
         let parent = open(&walked)?;
         match rustix::fs::mkdirat(&parent, part, mode) {
             Ok(()) => {
@@ -121,7 +155,11 @@ fn open_beneath(root: &Path, sub_path: &str) -> io::Result<OwnedFd> {
             Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
-        walked = if walked.is_empty() { part.to_owned() } else { format!("{walked}/{part}") };
+        walked = if walked.is_empty() {
+            part.to_owned()
+        } else {
+            format!("{walked}/{part}")
+        };
     }
     open(&walked)
 }
@@ -129,7 +167,7 @@ fn open_beneath(root: &Path, sub_path: &str) -> io::Result<OwnedFd> {
 /// Binds `root/sub_path` to `target` so that no later change of a symlink can redirect it (CVE-2017-1002101).
 pub(crate) fn bind_sub_path(root: &Path, sub_path: &str, target: &Path) -> io::Result<()> {
     let source = open_beneath(root, sub_path)?;
-    let link = format!("/proc/self/fd/{}", source.as_raw_fd());
+    let link = format!("/proc/thread-self/fd/{}", source.as_raw_fd());
     if mounts_below(target)?.iter().any(|mounted| mounted == target) {
         nix::mount::umount2(target, MntFlags::MNT_DETACH)?;
     }
@@ -141,7 +179,13 @@ pub(crate) fn bind_sub_path(root: &Path, sub_path: &str, target: &Path) -> io::R
     } else {
         fs::OpenOptions::new().create(true).append(true).open(target)?;
     }
-    nix::mount::mount(Some(link.as_str()), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
+    nix::mount::mount(
+        Some(link.as_str()),
+        target,
+        None::<&str>,
+        MsFlags::MS_BIND | MsFlags::MS_REC,
+        None::<&str>,
+    )?;
     Ok(())
 }
 
@@ -179,5 +223,44 @@ mod tests {
         assert!(check_host_path(Path::new("/dev/null"), "Socket").is_err());
         assert!(check_host_path(&file, "Odd").is_err());
         assert!(check_host_path(Path::new("/none/such"), "").is_ok());
+    }
+
+    /// In a mount namespace of this thread's own: the machine's table is not touched.
+    #[test]
+    fn mounts_come_and_go() {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let pod = dir.path().canonicalize().unwrap().join("pod");
+        let volume = pod.join("volume");
+        fs::create_dir_all(&volume).unwrap();
+        mount_tmpfs(&volume, Some(1 << 20)).unwrap();
+        mount_tmpfs(&volume, Some(1 << 20)).unwrap();
+        assert_eq!(mounts_below(&pod).unwrap(), [volume.clone()]);
+        fs::write(volume.join("f"), "1").unwrap();
+        bind_sub_path(&volume, "f", &pod.join("bound/f")).unwrap();
+        bind_sub_path(&volume, "made/deep", &pod.join("bound/d")).unwrap();
+        bind_sub_path(&volume, "made/deep", &pod.join("bound/d")).unwrap();
+        fs::write(pod.join("bound/f"), "2").unwrap();
+        assert_eq!(fs::read_to_string(volume.join("f")).unwrap(), "2");
+        assert_eq!(mounts_below(&pod).unwrap().len(), 3);
+        remove_tree(&pod).unwrap();
+        assert!(mounts_below(&pod).unwrap().is_empty());
+        assert!(!pod.exists());
+        remove_tree(&pod).unwrap();
+    }
+
+    #[test]
+    fn groups_may_use_what_they_are_given() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("f"), "").unwrap();
+        give_to_group(dir.path(), 4242).unwrap();
+        let (root, file) = (
+            fs::metadata(dir.path()).unwrap(),
+            fs::metadata(dir.path().join("f")).unwrap(),
+        );
+        assert_eq!((root.gid(), root.mode() & 0o2070), (4242, 0o2070));
+        assert_eq!((file.gid(), file.mode() & 0o060), (4242, 0o060));
     }
 }

@@ -28,7 +28,9 @@ pub(crate) fn write(dir: &Path, files: &Files, owner: Owner) -> io::Result<bool>
     fs::create_dir_all(dir)?;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o777))?;
     let current = fs::read_link(dir.join(DATA)).ok();
-    let unchanged = current.as_ref().is_some_and(|current| holds(&dir.join(current), files, owner));
+    let unchanged = current
+        .as_ref()
+        .is_some_and(|current| holds(&dir.join(current), files, owner));
     let keep = match current.filter(|_| unchanged) {
         Some(current) => current,
         None => {
@@ -87,7 +89,12 @@ fn fill(dir: &Path, files: &Files, owner: Owner) -> io::Result<()> {
         let target = dir.join(path);
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent)?;
-            dirs.extend(parent.ancestors().take_while(|ancestor| ancestor.starts_with(dir)).map(Path::to_owned));
+            dirs.extend(
+                parent
+                    .ancestors()
+                    .take_while(|ancestor| ancestor.starts_with(dir))
+                    .map(Path::to_owned),
+            );
         }
         fs::write(&target, &file.bytes)?;
         chown(&target, owner.user, owner.group)?;
@@ -124,7 +131,11 @@ fn sweep(dir: &Path, keep: &Path, files: &Files) -> io::Result<()> {
             continue;
         }
         if text.starts_with("..") {
-            if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
+            if entry.file_type()?.is_dir() {
+                fs::remove_dir_all(entry.path())?
+            } else {
+                fs::remove_file(entry.path())?
+            }
         } else if entry.file_type()?.is_symlink() && !tops.contains(text.as_ref()) {
             fs::remove_file(entry.path())?;
         }
@@ -138,7 +149,17 @@ mod tests {
     use super::*;
 
     fn files(list: &[(&str, &str)]) -> Files {
-        list.iter().map(|(path, text)| ((*path).to_owned(), File { bytes: text.as_bytes().to_vec(), mode: 0o640 })).collect()
+        list.iter()
+            .map(|(path, text)| {
+                (
+                    (*path).to_owned(),
+                    File {
+                        bytes: text.as_bytes().to_vec(),
+                        mode: 0o640,
+                    },
+                )
+            })
+            .collect()
     }
 
     #[test]
@@ -154,7 +175,10 @@ mod tests {
         assert!(fs::symlink_metadata(root.join("a")).is_err());
         assert!(!root.join(before).exists());
         assert!(!root.join("..2000_left_by_a_crash").exists());
-        assert_eq!(fs::metadata(root.join("d/b")).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(
+            fs::metadata(root.join("d/b")).unwrap().permissions().mode() & 0o777,
+            0o640
+        );
         assert_eq!(fs::read_dir(root).unwrap().count(), 3);
     }
 }

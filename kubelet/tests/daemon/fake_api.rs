@@ -37,12 +37,17 @@ fn body(value: &Value) -> Body {
 fn answer(code: u16, value: &Value) -> Response<Body> {
     let mut response = Response::new(body(value));
     *response.status_mut() = code.try_into().unwrap();
-    response.headers_mut().insert("content-type", "application/json".parse().unwrap());
+    response
+        .headers_mut()
+        .insert("content-type", "application/json".parse().unwrap());
     response
 }
 
 fn failure(code: u16, reason: &str) -> Response<Body> {
-    answer(code, &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": reason, "reason": reason, "code": code}))
+    answer(
+        code,
+        &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": reason, "reason": reason, "code": code}),
+    )
 }
 
 /// Strategic merge, as far as pod and node statuses need it.
@@ -60,7 +65,11 @@ fn merge(target: &mut Value, patch: &Value) {
         match (by, value) {
             (_, Value::Null) => drop(map.remove(key)),
             (Some(by), Value::Array(list)) => {
-                let known = map.entry(key.clone()).or_insert_with(|| json!([])).as_array_mut().unwrap();
+                let known = map
+                    .entry(key.clone())
+                    .or_insert_with(|| json!([]))
+                    .as_array_mut()
+                    .unwrap();
                 for entry in list {
                     if entry.get("$patch").is_some() {
                         known.retain(|old| old[by] != entry[by]);
@@ -92,11 +101,14 @@ impl FakeApi {
                         let api = api.clone();
                         async move { Ok::<_, Infallible>(api.handle(request).await) }
                     });
-                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
                 });
             }
         });
-        orlop_kube::client_from_config(kube::Config::new(format!("http://{address}").parse().unwrap())).unwrap()
+        orlop_kube::client_from_config(kube::Config::new(format!("http://{address}").parse().unwrap()))
+            .unwrap()
     }
 
     fn put(&self, key: Key, kind: &'static str, mut object: Value) -> Value {
@@ -107,7 +119,9 @@ impl FakeApi {
         if kind == "ADDED" && object["metadata"]["uid"].is_null() {
             object["metadata"]["uid"] = json!(format!("uid-{revision}"));
         }
-        state.history.push((revision, key.0.clone(), kind, object.clone()));
+        state
+            .history
+            .push((revision, key.0.clone(), kind, object.clone()));
         match kind {
             "DELETED" => drop(state.objects.remove(&key)),
             _ => drop(state.objects.insert(key, object.clone())),
@@ -127,12 +141,22 @@ impl FakeApi {
     }
 
     pub(crate) fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
-        self.state.lock().unwrap().objects.get(&(resource.into(), namespace.into(), name.into())).cloned()
+        self.state
+            .lock()
+            .unwrap()
+            .objects
+            .get(&(resource.into(), namespace.into(), name.into()))
+            .cloned()
     }
 
     pub(crate) fn all(&self, resource: &str) -> Vec<Value> {
         let state = self.state.lock().unwrap();
-        state.objects.iter().filter(|(key, _)| key.0 == resource).map(|(_, object)| object.clone()).collect()
+        state
+            .objects
+            .iter()
+            .filter(|(key, _)| key.0 == resource)
+            .map(|(_, object)| object.clone())
+            .collect()
     }
 
     pub(crate) fn patch(&self, resource: &str, namespace: &str, name: &str, patch: &Value) {
@@ -153,7 +177,11 @@ impl FakeApi {
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let skip = if parts[0] == "api" { 2 } else { 3 };
         let parts = &parts[skip..];
-        let (namespace, rest) = if parts[0] == "namespaces" && parts.len() > 2 { (parts[1], &parts[2..]) } else { ("", parts) };
+        let (namespace, rest) = if parts[0] == "namespaces" && parts.len() > 2 {
+            (parts[1], &parts[2..])
+        } else {
+            ("", parts)
+        };
         let resource = rest[0];
         let text = request.into_body().collect().await.unwrap().to_bytes();
         let sent: Value = serde_json::from_slice(&text).unwrap_or(Value::Null);
@@ -161,7 +189,10 @@ impl FakeApi {
             (Method::GET, [_]) if query.contains("watch=") => self.watch(resource, &query),
             (Method::GET, [_]) => {
                 let revision = self.state.lock().unwrap().revision.to_string();
-                answer(200, &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": revision}, "items": self.all(resource)}))
+                answer(
+                    200,
+                    &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": revision}, "items": self.all(resource)}),
+                )
             }
             (Method::GET, [_, name]) => match self.get(resource, namespace, name) {
                 Some(object) => answer(200, &object),
@@ -181,7 +212,9 @@ impl FakeApi {
             }
             (Method::PUT, [_, _]) => answer(200, &self.put(Self::key(resource, &sent), "MODIFIED", sent)),
             (Method::PATCH, [_, name, ..]) => {
-                let Some(known) = self.get(resource, namespace, name) else { return failure(404, "NotFound") };
+                let Some(known) = self.get(resource, namespace, name) else {
+                    return failure(404, "NotFound");
+                };
                 let uid = &sent["metadata"]["uid"];
                 if !uid.is_null() && *uid != known["metadata"]["uid"] {
                     return failure(409, "Conflict");
@@ -201,7 +234,9 @@ impl FakeApi {
     }
 
     fn watch(&self, resource: &str, query: &str) -> Response<Body> {
-        let from = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion="));
+        let from = query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix("resourceVersion="));
         let mut seen: u64 = from.and_then(|text| text.parse().ok()).unwrap_or(0);
         let (sender, receiver) = mpsc::channel::<Result<Frame<Bytes>, Infallible>>(64);
         let (api, resource) = (self.clone(), resource.to_owned());
@@ -212,7 +247,12 @@ impl FakeApi {
                 changed.as_mut().enable();
                 let fresh: Vec<_> = {
                     let state = api.state.lock().unwrap();
-                    state.history.iter().filter(|(revision, kind, ..)| *revision > seen && *kind == resource).cloned().collect()
+                    state
+                        .history
+                        .iter()
+                        .filter(|(revision, kind, ..)| *revision > seen && *kind == resource)
+                        .cloned()
+                        .collect()
                 };
                 for (revision, _, kind, object) in fresh {
                     seen = revision;
@@ -227,8 +267,11 @@ impl FakeApi {
                 }
             }
         });
-        let mut response = Response::new(StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(receiver)).boxed());
-        response.headers_mut().insert("content-type", "application/json".parse().unwrap());
+        let mut response =
+            Response::new(StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(receiver)).boxed());
+        response
+            .headers_mut()
+            .insert("content-type", "application/json".parse().unwrap());
         response
     }
 }

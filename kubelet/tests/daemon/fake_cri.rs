@@ -48,8 +48,14 @@ fn now() -> i64 {
 impl FakeCri {
     pub(crate) fn new() -> Self {
         let (events, _) = broadcast::channel(4096);
-        let state = State { network_ready: true, ..State::default() };
-        Self { state: Arc::new(Mutex::new(state)), events }
+        let state = State {
+            network_ready: true,
+            ..State::default()
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            events,
+        }
     }
 
     pub(crate) fn with<R>(&self, read: impl FnOnce(&mut State) -> R) -> R {
@@ -69,8 +75,15 @@ impl FakeCri {
     fn announce(&self, sandbox: &str) {
         let event = self.with(|state| {
             let (config, ..) = state.sandboxes.get(sandbox)?;
-            let status = cri::PodSandboxStatus { id: sandbox.into(), metadata: config.metadata.clone(), ..Default::default() };
-            Some(cri::ContainerEventResponse { pod_sandbox_status: Some(status), ..Default::default() })
+            let status = cri::PodSandboxStatus {
+                id: sandbox.into(),
+                metadata: config.metadata.clone(),
+                ..Default::default()
+            };
+            Some(cri::ContainerEventResponse {
+                pod_sandbox_status: Some(status),
+                ..Default::default()
+            })
         });
         if let Some(event) = event {
             let _ = self.events.send(event);
@@ -94,7 +107,8 @@ impl FakeCri {
         self.with(|state| {
             let all = state.containers.iter();
             all.filter(|(_, c)| {
-                c.status.state == cri::ContainerState::ContainerRunning as i32 && c.config.metadata.as_ref().unwrap().name == name
+                c.status.state == cri::ContainerState::ContainerRunning as i32
+                    && c.config.metadata.as_ref().unwrap().name == name
             })
             .map(|(id, _)| id.clone())
             .collect()
@@ -150,13 +164,26 @@ impl RuntimeService for FakeCri {
     }
 
     async fn status(&self, _: Request<cri::StatusRequest>) -> Answer<cri::StatusResponse> {
-        let condition = |kind: &str, status| cri::RuntimeCondition { r#type: kind.into(), status, ..Default::default() };
+        let condition = |kind: &str, status| cri::RuntimeCondition {
+            r#type: kind.into(),
+            status,
+            ..Default::default()
+        };
         let network = self.with(|state| state.network_ready);
-        let conditions = vec![condition("RuntimeReady", true), condition("NetworkReady", network)];
-        Ok(Response::new(cri::StatusResponse { status: Some(cri::RuntimeStatus { conditions }), ..Default::default() }))
+        let conditions = vec![
+            condition("RuntimeReady", true),
+            condition("NetworkReady", network),
+        ];
+        Ok(Response::new(cri::StatusResponse {
+            status: Some(cri::RuntimeStatus { conditions }),
+            ..Default::default()
+        }))
     }
 
-    async fn run_pod_sandbox(&self, request: Request<cri::RunPodSandboxRequest>) -> Answer<cri::RunPodSandboxResponse> {
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<cri::RunPodSandboxRequest>,
+    ) -> Answer<cri::RunPodSandboxResponse> {
         let config = request.into_inner().config.unwrap();
         let id = self.with(|state| {
             state.counter += 1;
@@ -168,14 +195,20 @@ impl RuntimeService for FakeCri {
         Ok(Response::new(cri::RunPodSandboxResponse { pod_sandbox_id: id }))
     }
 
-    async fn stop_pod_sandbox(&self, request: Request<cri::StopPodSandboxRequest>) -> Answer<cri::StopPodSandboxResponse> {
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<cri::StopPodSandboxRequest>,
+    ) -> Answer<cri::StopPodSandboxResponse> {
         let id = request.into_inner().pod_sandbox_id;
         self.with(|state| state.sandboxes.get_mut(&id).map(|sandbox| sandbox.1 = false));
         self.announce(&id);
         Ok(Response::new(cri::StopPodSandboxResponse {}))
     }
 
-    async fn remove_pod_sandbox(&self, request: Request<cri::RemovePodSandboxRequest>) -> Answer<cri::RemovePodSandboxResponse> {
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<cri::RemovePodSandboxRequest>,
+    ) -> Answer<cri::RemovePodSandboxResponse> {
         let id = request.into_inner().pod_sandbox_id;
         self.with(|state| {
             state.sandboxes.remove(&id);
@@ -184,23 +217,46 @@ impl RuntimeService for FakeCri {
         Ok(Response::new(cri::RemovePodSandboxResponse {}))
     }
 
-    async fn pod_sandbox_status(&self, request: Request<cri::PodSandboxStatusRequest>) -> Answer<cri::PodSandboxStatusResponse> {
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<cri::PodSandboxStatusRequest>,
+    ) -> Answer<cri::PodSandboxStatusResponse> {
         let id = request.into_inner().pod_sandbox_id;
         let number: u32 = id.trim_start_matches("sandbox").parse().unwrap();
         let ip = format!("10.244.{}.{}", number / 250, number % 250 + 2);
-        let network = cri::PodSandboxNetworkStatus { ip, ..Default::default() };
-        let status = cri::PodSandboxStatus { id, network: Some(network), ..Default::default() };
-        Ok(Response::new(cri::PodSandboxStatusResponse { status: Some(status), ..Default::default() }))
+        let network = cri::PodSandboxNetworkStatus {
+            ip,
+            ..Default::default()
+        };
+        let status = cri::PodSandboxStatus {
+            id,
+            network: Some(network),
+            ..Default::default()
+        };
+        Ok(Response::new(cri::PodSandboxStatusResponse {
+            status: Some(status),
+            ..Default::default()
+        }))
     }
 
-    async fn list_pod_sandbox(&self, request: Request<cri::ListPodSandboxRequest>) -> Answer<cri::ListPodSandboxResponse> {
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<cri::ListPodSandboxRequest>,
+    ) -> Answer<cri::ListPodSandboxResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
         let items = self.with(|state| {
-            let all = state.sandboxes.iter().filter(|(_, (config, ..))| selected(&config.labels, &filter.label_selector));
+            let all = state
+                .sandboxes
+                .iter()
+                .filter(|(_, (config, ..))| selected(&config.labels, &filter.label_selector));
             all.map(|(id, (config, ready, created_at))| cri::PodSandbox {
                 id: id.clone(),
                 metadata: config.metadata.clone(),
-                state: if *ready { cri::PodSandboxState::SandboxReady } else { cri::PodSandboxState::SandboxNotready } as i32,
+                state: if *ready {
+                    cri::PodSandboxState::SandboxReady
+                } else {
+                    cri::PodSandboxState::SandboxNotready
+                } as i32,
                 created_at: *created_at,
                 labels: config.labels.clone(),
                 ..Default::default()
@@ -210,10 +266,17 @@ impl RuntimeService for FakeCri {
         Ok(Response::new(cri::ListPodSandboxResponse { items }))
     }
 
-    async fn create_container(&self, request: Request<cri::CreateContainerRequest>) -> Answer<cri::CreateContainerResponse> {
+    async fn create_container(
+        &self,
+        request: Request<cri::CreateContainerRequest>,
+    ) -> Answer<cri::CreateContainerResponse> {
         let request = request.into_inner();
         let config = request.config.unwrap();
-        let log = format!("{}/{}", request.sandbox_config.unwrap().log_directory, config.log_path);
+        let log = format!(
+            "{}/{}",
+            request.sandbox_config.unwrap().log_directory,
+            config.log_path
+        );
         let id = self.with(|state| {
             state.counter += 1;
             let id = format!("container{}", state.counter);
@@ -229,13 +292,24 @@ impl RuntimeService for FakeCri {
                 annotations: config.annotations.clone(),
                 ..Default::default()
             };
-            state.containers.insert(id.clone(), Container { sandbox: request.pod_sandbox_id, config, status, log });
+            state.containers.insert(
+                id.clone(),
+                Container {
+                    sandbox: request.pod_sandbox_id,
+                    config,
+                    status,
+                    log,
+                },
+            );
             id
         });
         Ok(Response::new(cri::CreateContainerResponse { container_id: id }))
     }
 
-    async fn start_container(&self, request: Request<cri::StartContainerRequest>) -> Answer<cri::StartContainerResponse> {
+    async fn start_container(
+        &self,
+        request: Request<cri::StartContainerRequest>,
+    ) -> Answer<cri::StartContainerResponse> {
         let id = request.into_inner().container_id;
         let sandbox = self.with(|state| {
             let container = state.containers.get_mut(&id).unwrap();
@@ -249,21 +323,33 @@ impl RuntimeService for FakeCri {
         Ok(Response::new(cri::StartContainerResponse {}))
     }
 
-    async fn stop_container(&self, request: Request<cri::StopContainerRequest>) -> Answer<cri::StopContainerResponse> {
+    async fn stop_container(
+        &self,
+        request: Request<cri::StopContainerRequest>,
+    ) -> Answer<cri::StopContainerResponse> {
         self.end(&request.into_inner().container_id, 143);
         Ok(Response::new(cri::StopContainerResponse {}))
     }
 
-    async fn remove_container(&self, request: Request<cri::RemoveContainerRequest>) -> Answer<cri::RemoveContainerResponse> {
+    async fn remove_container(
+        &self,
+        request: Request<cri::RemoveContainerRequest>,
+    ) -> Answer<cri::RemoveContainerResponse> {
         let id = request.into_inner().container_id;
         self.with(|state| state.containers.remove(&id));
         Ok(Response::new(cri::RemoveContainerResponse {}))
     }
 
-    async fn list_containers(&self, request: Request<cri::ListContainersRequest>) -> Answer<cri::ListContainersResponse> {
+    async fn list_containers(
+        &self,
+        request: Request<cri::ListContainersRequest>,
+    ) -> Answer<cri::ListContainersResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
         let containers = self.with(|state| {
-            let all = state.containers.iter().filter(|(_, c)| selected(&c.config.labels, &filter.label_selector));
+            let all = state
+                .containers
+                .iter()
+                .filter(|(_, c)| selected(&c.config.labels, &filter.label_selector));
             all.map(|(id, container)| cri::Container {
                 id: id.clone(),
                 pod_sandbox_id: container.sandbox.clone(),
@@ -279,23 +365,42 @@ impl RuntimeService for FakeCri {
         Ok(Response::new(cri::ListContainersResponse { containers }))
     }
 
-    async fn container_status(&self, request: Request<cri::ContainerStatusRequest>) -> Answer<cri::ContainerStatusResponse> {
+    async fn container_status(
+        &self,
+        request: Request<cri::ContainerStatusRequest>,
+    ) -> Answer<cri::ContainerStatusResponse> {
         let id = request.into_inner().container_id;
-        let status = self.with(|state| state.containers.get(&id).map(|container| container.status.clone()));
+        let status = self.with(|state| {
+            state
+                .containers
+                .get(&id)
+                .map(|container| container.status.clone())
+        });
         let status = status.ok_or_else(|| Status::not_found(id))?;
-        Ok(Response::new(cri::ContainerStatusResponse { status: Some(status), ..Default::default() }))
+        Ok(Response::new(cri::ContainerStatusResponse {
+            status: Some(status),
+            ..Default::default()
+        }))
     }
 
     async fn exec_sync(&self, request: Request<cri::ExecSyncRequest>) -> Answer<cri::ExecSyncResponse> {
         let command = request.into_inner().cmd.join(" ");
         let exit_code = self.with(|state| i32::from(state.failing.contains(&command)));
-        Ok(Response::new(cri::ExecSyncResponse { exit_code, ..Default::default() }))
+        Ok(Response::new(cri::ExecSyncResponse {
+            exit_code,
+            ..Default::default()
+        }))
     }
 
     type GetContainerEventsStream = Boxed<cri::ContainerEventResponse>;
-    async fn get_container_events(&self, _: Request<cri::GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
+    async fn get_container_events(
+        &self,
+        _: Request<cri::GetEventsRequest>,
+    ) -> Answer<Self::GetContainerEventsStream> {
         let stream = tokio_stream::wrappers::BroadcastStream::new(self.events.subscribe());
-        Ok(Response::new(Box::pin(stream.filter_map(|event| event.ok().map(Ok)))))
+        Ok(Response::new(Box::pin(
+            stream.filter_map(|event| event.ok().map(Ok)),
+        )))
     }
 
     absent! {
@@ -333,10 +438,22 @@ impl ImageService for FakeCri {
         Ok(Response::new(cri::ListImagesResponse::default()))
     }
 
-    async fn image_status(&self, request: Request<cri::ImageStatusRequest>) -> Answer<cri::ImageStatusResponse> {
+    async fn image_status(
+        &self,
+        request: Request<cri::ImageStatusRequest>,
+    ) -> Answer<cri::ImageStatusResponse> {
         let name = request.into_inner().image.unwrap().image;
-        let image = self.with(|state| state.images.contains(&name)).then(|| cri::Image { id: name, size: 5, ..Default::default() });
-        Ok(Response::new(cri::ImageStatusResponse { image, ..Default::default() }))
+        let image = self
+            .with(|state| state.images.contains(&name))
+            .then(|| cri::Image {
+                id: name,
+                size: 5,
+                ..Default::default()
+            });
+        Ok(Response::new(cri::ImageStatusResponse {
+            image,
+            ..Default::default()
+        }))
     }
 
     async fn pull_image(&self, request: Request<cri::PullImageRequest>) -> Answer<cri::PullImageResponse> {
