@@ -30,6 +30,7 @@ mod events;
 mod images;
 mod labels;
 mod logs;
+mod metrics;
 mod node;
 mod objects;
 mod pod;
@@ -82,6 +83,7 @@ pub(crate) struct Kubelet {
     pub(crate) pulls: Semaphore,
     pub(crate) status_writes: Semaphore,
     pub(crate) drain: Drain,
+    pub(crate) metrics: metrics::Metrics,
     node: RwLock<core::Node>,
 }
 
@@ -170,6 +172,7 @@ pub async fn start_with_client(frame: &Frame, config: Config, client: kube::Clie
         ),
         status_writes: Semaphore::new(STATUS_WRITES),
         drain: frame.drain(),
+        metrics: metrics::Metrics::register(frame),
         node: RwLock::new(node),
         runtime,
         config,

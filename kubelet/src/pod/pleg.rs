@@ -111,6 +111,26 @@ pub(crate) async fn relist(kubelet: &Kubelet) -> Result<Seen, RuntimeError> {
         .runtime
         .list_containers(cri::ListContainersRequest::default());
     let (sandboxes, containers) = tokio::try_join!(sandboxes, containers)?;
+    let ready = cri::PodSandboxState::SandboxReady as i32;
+    let running = cri::ContainerState::ContainerRunning as i32;
+    let pods = sandboxes
+        .items
+        .iter()
+        .filter(|sandbox| sandbox.state == ready)
+        .count();
+    let alive = containers
+        .containers
+        .iter()
+        .filter(|container| container.state == running)
+        .count();
+    kubelet
+        .metrics
+        .running_pods
+        .set(i64::try_from(pods).unwrap_or(i64::MAX));
+    kubelet
+        .metrics
+        .running_containers
+        .set(i64::try_from(alive).unwrap_or(i64::MAX));
     let mut seen = Seen::new();
     for sandbox in sandboxes.items {
         // Sandboxes without the label were made by others (crictl) and are not ours to manage.

@@ -51,10 +51,12 @@ impl Worker {
         };
         match self.kubelet.runtime.run_pod_sandbox(request).await {
             Ok(_) => {
+                self.kubelet.metrics.started_sandboxes.inc();
                 self.sandbox_config = Some(config);
                 Ok(true)
             }
             Err(error) => {
+                self.kubelet.metrics.failed_sandboxes.inc();
                 let message = format!("Failed to create pod sandbox: {error}");
                 self.kubelet
                     .events
@@ -210,6 +212,7 @@ impl Worker {
         };
         if let Err(error) = self.kubelet.runtime.start_container(start).await {
             self.fail_start(pod, name, "RunContainerError", error.to_string());
+            self.kubelet.metrics.failed_containers.inc();
             return Ok(true);
         }
         self.kubelet.events.container(
@@ -219,6 +222,7 @@ impl Worker {
             "Started",
             format!("Container started: {name}"),
         );
+        self.kubelet.metrics.started_containers.inc();
         self.memory.failures.remove(name);
         if spec
             .lifecycle

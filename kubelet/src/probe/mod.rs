@@ -2,7 +2,7 @@
 
 pub(crate) mod check;
 mod grpc;
-mod http;
+pub(crate) mod http;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -152,4 +152,77 @@ mod tests {
             .is_ok()
         );
     }
+
+    /// A handshake with a certificate of the cluster's CA, of another CA, and without one.
+    #[tokio::test]
+    async fn certificates_of_callers_are_verified() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = |name: &str| {
+            let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            let key = rcgen::KeyPair::generate().unwrap();
+            let pem = params.self_signed(&key).unwrap().pem();
+            (rcgen::Issuer::new(params, key), pem)
+        };
+        let (ours, pem) = authority("ours");
+        let (theirs, _) = authority("theirs");
+        let ca = dir.path().join("ca.crt");
+        std::fs::write(&ca, pem).unwrap();
+        let mut config = Config {
+            node_name: "n".into(),
+            node_ip: "10.0.0.1".into(),
+            ..Config::default()
+        };
+        config.authentication.x509.client_ca_file = Some(ca);
+        let server = Arc::new(tls_config(&config).unwrap());
+        assert_eq!(
+            handshake(&server, Some(&ours)).await.unwrap().check(&config),
+            Ok(())
+        );
+        assert!(handshake(&server, Some(&theirs)).await.is_none());
+        let nobody = handshake(&server, None).await.unwrap();
+        assert_eq!(nobody.check(&config).unwrap_err().0, StatusCode::UNAUTHORIZED);
+    }
+
+    async fn handshake(
+        server: &Arc<ServerConfig>,
+        issuer: Option<&rcgen::Issuer<'_, rcgen::KeyPair>>,
+    ) -> Option<Caller> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(crate::probe::http::any_certificate());
+        let client = match issuer {
+            Some(issuer) => {
+                let key = rcgen::KeyPair::generate().unwrap();
+                let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+                params
+                    .distinguished_name
+                    .push(rcgen::DnType::CommonName, API_SERVER);
+                params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+                let certificate = params.signed_by(&key, issuer).unwrap();
+                let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+                builder
+                    .with_client_auth_cert(vec![certificate.der().clone()], der)
+                    .unwrap()
+            }
+            None => builder.with_no_client_auth(),
+        };
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+        let name = rustls::pki_types::ServerName::try_from("n").unwrap();
+        let (_client, accepted) = tokio::join!(
+            async {
+                let stream = connector.connect(name, near).await;
+                // Kept open: the server may still be reading the certificate.
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                stream
+            },
+            tokio_rustls::TlsAcceptor::from(server.clone()).accept(far)
+        );
+        accepted.ok().map(|stream| Caller::of(stream.get_ref().1))
+    }
 }

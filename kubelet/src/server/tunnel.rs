@@ -93,3 +93,73 @@ async fn try_forward(mut request: Request<Incoming>, url: &str) -> Result<Answer
     let empty = Empty::<Bytes>::new().map_err(|never: Infallible| -> io::Error { match never {} });
     Ok(Response::from_parts(parts, empty.boxed()))
 }
+
+#[cfg(test)]
+mod tests {
+    use hyper::service::service_fn;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Reads one request's head.
+    async fn head(stream: &mut TcpStream) -> String {
+        let mut bytes = Vec::new();
+        while !bytes.ends_with(b"\r\n\r\n") {
+            bytes.push(stream.read_u8().await.unwrap());
+        }
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[tokio::test]
+    async fn bytes_pass_both_ways_after_the_upgrade() {
+        let streaming = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/exec/token?x=1", streaming.local_addr().unwrap());
+        let runtime = tokio::spawn(async move {
+            let (mut stream, _) = streaming.accept().await.unwrap();
+            let asked = head(&mut stream).await;
+            stream
+                .write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4\r\n\r\n")
+                .await
+                .unwrap();
+            let mut received = [0; 4];
+            stream.read_exact(&mut received).await.unwrap();
+            stream.write_all(b"pong").await.unwrap();
+            (asked, received)
+        });
+        let kubelet = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = kubelet.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (stream, _) = kubelet.accept().await.unwrap();
+            let service = service_fn(move |request| {
+                let url = url.clone();
+                async move { Ok::<_, Infallible>(forward(request, &url).await) }
+            });
+            let server =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            let _ = server.with_upgrades().await;
+        });
+        let mut caller = TcpStream::connect(address).await.unwrap();
+        let request = "POST /exec/n/p/c?command=sh HTTP/1.1\r\nHost: kubelet\r\nAuthorization: Bearer secret\r\n\
+                       Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4\r\nContent-Length: 0\r\n\r\n";
+        caller.write_all(request.as_bytes()).await.unwrap();
+        let answer = head(&mut caller).await.to_lowercase();
+        assert!(answer.starts_with("http/1.1 101"), "{answer}");
+        assert!(
+            answer.contains("upgrade: spdy/3.1") && answer.contains("x-stream-protocol-version: v4"),
+            "{answer}"
+        );
+        caller.write_all(b"ping").await.unwrap();
+        let mut received = [0; 4];
+        caller.read_exact(&mut received).await.unwrap();
+        assert_eq!(&received, b"pong");
+        let (asked, sent) = runtime.await.unwrap();
+        assert_eq!(&sent, b"ping");
+        let asked = asked.to_lowercase();
+        assert!(asked.starts_with("post /exec/token?x=1 "), "{asked}");
+        assert!(
+            asked.contains("upgrade: spdy/3.1") && !asked.contains("secret"),
+            "{asked}"
+        );
+    }
+}
