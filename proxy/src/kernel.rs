@@ -1,0 +1,83 @@
+//! Carries transactions out. Blocking; opened in the namespace of the thread that first uses it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use orlop_netlink::conntrack::{ConntrackSocket, Flow};
+use orlop_netlink::nft::NftSocket;
+use orlop_netlink::{NetlinkError, RouteSocket};
+use orlop_nft::{Command, IpVersion, Table};
+
+use crate::model::Place;
+use crate::plan::UdpFlows;
+
+const UDP: u8 = 17;
+
+/// The kernel's side.
+#[derive(Debug, Default)]
+pub(crate) struct Kernel {
+    nft: Option<NftSocket>,
+}
+
+impl Kernel {
+    fn nft(&mut self) -> Result<&mut NftSocket, NetlinkError> {
+        if self.nft.is_none() {
+            self.nft = Some(NftSocket::open()?);
+        }
+        Ok(self.nft.as_mut().expect("it was opened just now"))
+    }
+
+    /// One transaction: all of it, or nothing.
+    pub(crate) fn apply(&mut self, commands: &[Command]) -> Result<(), NetlinkError> {
+        let applied = self.nft()?.apply(commands);
+        if applied.is_err() {
+            // Answers may still be under way: a fresh socket has none.
+            self.nft = None;
+        }
+        applied
+    }
+
+    pub(crate) fn has_table(&mut self, table: &Table) -> Result<bool, NetlinkError> {
+        self.nft()?.has_table(table)
+    }
+
+    pub(crate) fn delete_tables(&mut self, tables: &[Table]) -> Result<(), NetlinkError> {
+        self.nft()?.delete_tables(tables)
+    }
+}
+
+/// Forgets UDP flows that still go to endpoints that are gone, or that began before their Service had rules: without an end of the
+/// connection, a client that goes on sending would keep them alive. Returns how many were deleted.
+pub(crate) fn forget_stale(version: IpVersion, stale: &[UdpFlows]) -> Result<u64, NetlinkError> {
+    let mut addresses: BTreeMap<SocketAddr, &BTreeSet<SocketAddr>> = BTreeMap::new();
+    let mut node_ports: BTreeMap<u16, &BTreeSet<SocketAddr>> = BTreeMap::new();
+    for flows in stale {
+        match flows.key.place {
+            Place::Address(address) => drop(addresses.insert(SocketAddr::new(address, flows.key.port), &flows.endpoints)),
+            Place::NodePort(_) => drop(node_ports.insert(flows.key.port, &flows.endpoints)),
+        }
+    }
+    if addresses.is_empty() && node_ports.is_empty() {
+        return Ok(0);
+    }
+    let local: BTreeSet<IpAddr> = if node_ports.is_empty() {
+        BTreeSet::new()
+    } else {
+        RouteSocket::open()?.addresses()?.into_iter().map(|address| address.network.addr()).collect()
+    };
+    let is_stale = |flow: &Flow| {
+        let at_node = || local.contains(&flow.destination.ip()).then(|| node_ports.get(&flow.destination.port()));
+        let endpoints = addresses.get(&flow.destination).or_else(|| at_node().flatten());
+        endpoints.is_some_and(|endpoints| !endpoints.contains(&flow.answered_by))
+    };
+    let mut socket = ConntrackSocket::open()?;
+    let mut deleted = 0;
+    for flow in socket.flows(version == IpVersion::V6, UDP, is_stale)? {
+        match socket.delete(&flow) {
+            Ok(()) => deleted += 1,
+            Err(error) if error.is_missing() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(deleted)
+}
