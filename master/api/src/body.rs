@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::{Stream, StreamExt as _};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body::Frame;
@@ -31,7 +32,9 @@ pub(crate) fn stream(chunks: impl Stream<Item = Bytes> + Send + 'static) -> Body
 
 /// Reads a whole request body.
 pub(crate) async fn read(body: Body) -> Result<Bytes, ApiError> {
-    match Limited::new(body, REQUEST_LIMIT_BYTES).collect().await {
+    // Boxed here: inside of an async block the compiler cannot prove that this future may move between threads.
+    let collected: BoxFuture<'static, _> = Box::pin(Limited::new(body, REQUEST_LIMIT_BYTES).collect());
+    match collected.await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
             Err(status::request_entity_too_large(format!("limit is {REQUEST_LIMIT_BYTES}")))

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
 use orlop_resources::selector::{FieldSelector, LabelSelector};
 use orlop_resources::status::{self, ApiError};
@@ -9,7 +10,7 @@ use orlop_resources::Resource;
 use orlop_store::Entry;
 use serde_json::Value;
 
-use crate::body::{Body, Reply};
+use crate::body::Reply;
 use crate::identity::Identity;
 use crate::rules::accept::{self, Format};
 use crate::rules::path::RequestInfo;
@@ -28,7 +29,7 @@ pub(crate) struct Context {
     pub(crate) warnings: Vec<String>,
     /// Set for requests that want another protocol on the connection.
     pub(crate) upgrade: Option<hyper::upgrade::OnUpgrade>,
-    pub(crate) body: Option<Body>,
+    pub(crate) body: Bytes,
 }
 
 /// How unknown and duplicate fields are treated.

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
+use http::request::Parts;
 use http::{Request, StatusCode, header};
 use orlop_resources::selector::FieldSelector;
 use orlop_resources::status::{self, ApiError, Attempt};
 
-use crate::body::{Body, Reply, failure, text};
+use crate::body::{self, Body, Reply, failure, text};
 use crate::context::Context;
 use crate::documents;
 use crate::identity::Identity;
@@ -18,7 +20,11 @@ use crate::state::Api;
 use crate::subresource;
 
 /// Answers one request. `known` is the identity that the connection proved, if any.
-pub(crate) async fn answer(api: Arc<Api>, known: Option<Arc<Identity>>, request: Request<Body>) -> Reply {
+pub(crate) fn answer(api: Arc<Api>, known: Option<Arc<Identity>>, request: Request<Body>) -> BoxFuture<'static, Reply> {
+    Box::pin(handle(api, known, request))
+}
+
+async fn handle(api: Arc<Api>, known: Option<Arc<Identity>>, request: Request<Body>) -> Reply {
     let method = request.method().as_str().to_owned();
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let name_field = name_field(&query);
@@ -40,7 +46,10 @@ pub(crate) async fn answer(api: Arc<Api>, known: Option<Arc<Identity>>, request:
     };
     let reply = match target {
         Route::Resource(info) => objects(&api, identity, info, query, request).await.unwrap_or_else(|error| failure(&error)),
-        Route::Other => other(&api, &identity, &query, &request).await,
+        Route::Other => {
+            let (parts, _) = request.into_parts();
+            other(&api, &identity, &query, &parts).await
+        },
     };
     api.metrics.count(&verb, &resource, reply.status().as_u16());
     reply
@@ -78,9 +87,9 @@ fn identify(api: &Api, known: Option<Arc<Identity>>, request: &Request<Body>) ->
     }
 }
 
-async fn other(api: &Arc<Api>, identity: &Identity, query: &Query, request: &Request<Body>) -> Reply {
-    let path = request.uri().path();
-    let verb = request.method().as_str().to_ascii_lowercase();
+async fn other(api: &Arc<Api>, identity: &Identity, query: &Query, request: &Parts) -> Reply {
+    let path = request.uri.path();
+    let verb = request.method.as_str().to_ascii_lowercase();
     if !authorize::may_path(identity, &verb, path) {
         if identity.is_anonymous() {
             return failure(&status::unauthorized());
@@ -90,7 +99,7 @@ async fn other(api: &Arc<Api>, identity: &Identity, query: &Query, request: &Req
     if !matches!(verb.as_str(), "get" | "head") {
         return failure(&status::method_not_allowed());
     }
-    match documents::answer(api, path, query, request.headers()).await {
+    match documents::answer(api, path, query, &request.headers).await {
         Ok(Some(reply)) => reply,
         Ok(None) => text(StatusCode::NOT_FOUND, "404 page not found\n"),
         Err(error) => failure(&error),
@@ -145,7 +154,7 @@ async fn objects(
         headers: parts.headers,
         warnings: Vec::new(),
         upgrade,
-        body: Some(body),
+        body: body::read(body).await?,
     };
     if resource.plural == "namespaces" && resource.group.is_empty() {
         context.info.namespace = String::new();

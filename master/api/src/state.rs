@@ -20,6 +20,7 @@ pub(crate) struct Api {
     pub(crate) tokens: Tokens,
     pub(crate) kubelets: Option<Kubelets>,
     pub(crate) metrics: Metrics,
+    pub(crate) frame: orlop_daemon::Frame,
     pub(crate) drain: orlop_daemon::Drain,
     /// Held over choosing an address or port and storing the Service, so that nothing is given twice.
     pub(crate) allocation: tokio::sync::Mutex<()>,
@@ -63,7 +64,15 @@ impl Api {
 
 /// The object that an entry holds.
 pub(crate) fn parse(entry: &Entry) -> Value {
-    serde_json::from_slice(&entry.bytes).expect("only what this server encoded is stored")
+    parse_bytes(&entry.bytes)
+}
+
+/// A stored object. Damage that the store's checksums did not find makes it null, which every reader treats as an empty object.
+pub(crate) fn parse_bytes(bytes: &[u8]) -> Value {
+    serde_json::from_slice(bytes).unwrap_or_else(|error| {
+        tracing::error!(%error, "a stored object is no JSON");
+        Value::Null
+    })
 }
 
 impl Pods for Api {

@@ -24,7 +24,7 @@ const SUFFIX_ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 /// POST of an object.
 pub(crate) async fn create(context: &mut Context) -> Result<Reply, ApiError> {
     let dry_run = context.dry_run()?;
-    let object = decode_body(context, context.resource).await?;
+    let object = decode_body(context, context.resource)?;
     let namespace = context.info.namespace.clone();
     let bytes = create_object(&context.api, &context.identity, context.resource, &namespace, object, dry_run).await?;
     object_reply(context, StatusCode::CREATED, bytes)

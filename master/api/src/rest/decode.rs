@@ -7,15 +7,14 @@ use orlop_resources::schema;
 use orlop_resources::status::{self, ApiError};
 use serde_json::{Map, Value};
 
-use crate::body;
 use crate::context::{Context, FieldValidation};
 use crate::rules::encode::{remove_path, strip_nulls, text};
 
 const ACCEPTED: &[&str] = &["application/json", "application/yaml"];
 
 /// Reads, decodes and checks the body as an object of `resource`: type, unknown and duplicate fields, apiVersion and kind.
-pub(crate) async fn decode_body(context: &mut Context, resource: &'static Resource) -> Result<Value, ApiError> {
-    let bytes = read(context).await?;
+pub(crate) fn decode_body(context: &mut Context, resource: &'static Resource) -> Result<Value, ApiError> {
+    let bytes = std::mem::take(&mut context.body);
     let (mut object, duplicates) = parse(context.header(header::CONTENT_TYPE), &bytes, resource.kind)?;
     check_type(&mut object, &resource.api_version(), resource.kind)?;
     check_fields(context, resource, &mut object, duplicates)?;
@@ -23,8 +22,8 @@ pub(crate) async fn decode_body(context: &mut Context, resource: &'static Resour
 }
 
 /// Reads the body as options or another small kind that is no row of the table; an empty body is an empty object.
-pub(crate) async fn decode_options(context: &mut Context, kind: &str) -> Result<Value, ApiError> {
-    let bytes = read(context).await?;
+pub(crate) fn decode_options(context: &mut Context, kind: &str) -> Result<Value, ApiError> {
+    let bytes = std::mem::take(&mut context.body);
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(Value::Object(Map::new()));
     }
@@ -34,13 +33,6 @@ pub(crate) async fn decode_options(context: &mut Context, kind: &str) -> Result<
     }
     strip_nulls(&mut object);
     Ok(object)
-}
-
-pub(super) async fn read(context: &mut Context) -> Result<Bytes, ApiError> {
-    match context.body.take() {
-        Some(body) => body::read(body).await,
-        None => Ok(Bytes::new()),
-    }
 }
 
 fn parse(content_type: Option<&str>, bytes: &Bytes, kind: &str) -> Result<(Value, Vec<String>), ApiError> {

@@ -38,8 +38,8 @@ pub(crate) struct DeleteOptions {
 }
 
 impl DeleteOptions {
-    pub(crate) async fn read(context: &mut Context) -> Result<Self, ApiError> {
-        let mut options = Self::from_value(&decode_options(context, "DeleteOptions").await?)?;
+    pub(crate) fn read(context: &mut Context) -> Result<Self, ApiError> {
+        let mut options = Self::from_value(&decode_options(context, "DeleteOptions")?)?;
         if let Some(seconds) = context.query.number("gracePeriodSeconds").map_err(status::bad_request)? {
             options.grace_seconds = Some(seconds);
         }
@@ -87,7 +87,7 @@ fn propagation(policy: &str) -> Result<Propagation, ApiError> {
 
 /// DELETE of one object.
 pub(crate) async fn delete(context: &mut Context) -> Result<Reply, ApiError> {
-    let options = DeleteOptions::read(context).await?;
+    let options = DeleteOptions::read(context)?;
     let outcome = delete_named(&context.api, context.resource, &context.key(), &context.info.name, &options).await?;
     match outcome {
         Deleted::Removed { bytes, .. } if returns_object(context.resource) => object_reply(context, StatusCode::OK, bytes),

@@ -11,7 +11,7 @@ use crate::state::prefix_in;
 
 /// DELETE of everything selected; answers with the list of what was there.
 pub(crate) async fn delete_collection(context: &mut Context) -> Result<Reply, ApiError> {
-    let options = DeleteOptions::read(context).await?;
+    let options = DeleteOptions::read(context)?;
     let selection = context.selection()?;
     let prefix = prefix_in(context.resource, &context.info.namespace);
     let page = {

@@ -3,7 +3,7 @@ use orlop_resources::schema;
 use orlop_resources::status::{self, ApiError};
 use serde_json::Value;
 
-use super::decode::{check_fields, read};
+use super::decode::check_fields;
 use super::update::{Target, update_object};
 use super::object_reply;
 use crate::body::Reply;
@@ -27,7 +27,7 @@ pub(crate) enum Patch {
 
 impl Patch {
     /// Reads the patch from the body of the request.
-    pub(crate) async fn read(context: &mut Context) -> Result<Self, ApiError> {
+    pub(crate) fn read(context: &mut Context) -> Result<Self, ApiError> {
         let media = context.header(header::CONTENT_TYPE).unwrap_or_default().split(';').next().unwrap_or_default().trim().to_owned();
         if media.starts_with("application/apply-patch+") {
             return Err(unsupported_apply());
@@ -35,7 +35,7 @@ impl Patch {
         if !ACCEPTED.contains(&media.as_str()) {
             return Err(status::unsupported_media_type(ACCEPTED));
         }
-        let bytes = read(context).await?;
+        let bytes = std::mem::take(&mut context.body);
         let (value, _) = schema::decode_json(&bytes)
             .map_err(|error| status::bad_request(format!("error decoding patch: {error}")))?;
         match media.as_str() {
@@ -82,7 +82,7 @@ fn unsupported_apply() -> ApiError {
 /// PATCH of an object or of a subresource with the object's own kind.
 pub(crate) async fn patch(context: &mut Context, subresource: Option<&str>) -> Result<Reply, ApiError> {
     let dry_run = context.dry_run()?;
-    let patch = Patch::read(context).await?;
+    let patch = Patch::read(context)?;
     let (api, identity, key) = (context.api.clone(), context.identity.clone(), context.key());
     let (resource, name) = (context.resource, context.info.name.clone());
     let target = Target { resource, key: &key, name: &name, subresource, dry_run };

@@ -39,7 +39,7 @@ pub(crate) struct Updated {
 pub(crate) async fn update(context: &mut Context, subresource: Option<&str>) -> Result<Reply, ApiError> {
     let dry_run = context.dry_run()?;
     let resource = context.resource;
-    let object = decode_body(context, resource).await?;
+    let object = decode_body(context, resource)?;
     check_place(context, &object)?;
     let key = context.key();
     let creates = subresource.is_none() && allows_create(resource);

@@ -11,9 +11,9 @@ const DROPPED: [&str; 3] = ["resourceVersion", "managedFields", "selfLink"];
 
 /// Writes `object` as JSON with kind, apiVersion and metadata first and a place for the revision.
 pub(crate) fn encode(api_version: &str, kind: &str, object: &Value) -> Encoded {
-    static EMPTY: Map<String, Value> = Map::new();
-    let object = object.as_object().unwrap_or(&EMPTY);
-    let metadata = object.get("metadata").and_then(Value::as_object).unwrap_or(&EMPTY);
+    let empty = Map::new();
+    let object = object.as_object().unwrap_or(&empty);
+    let metadata = object.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
     let mut out = Vec::with_capacity(1024);
     out.extend_from_slice(b"{\"kind\":");
     put(&mut out, &Value::from(kind));
