@@ -123,6 +123,14 @@ impl Errors {
         self.push(FieldError::duplicate(field, &value.into()));
     }
 
+    pub(crate) fn not_found(&mut self, field: impl Into<String>, value: &str) {
+        self.push(FieldError::not_found(field, value));
+    }
+
+    pub(crate) fn too_long(&mut self, field: impl Into<String>, limit_bytes: usize) {
+        self.push(FieldError::too_long(field, limit_bytes));
+    }
+
     pub(crate) fn not_supported(&mut self, field: impl Into<String>, value: &str, supported: &[&str]) {
         self.push(FieldError::not_supported(field, value, supported));
     }

@@ -20,7 +20,7 @@ pub(crate) fn check(row: &Resource, object: &Value, errors: &mut Errors) {
         errors.required("metadata.name", why);
     } else {
         for fault in name_faults(row.name, name) {
-            errors.invalid("metadata.name", &Value::from(name), &fault);
+            errors.invalid("metadata.name", Value::from(name), &fault);
         }
     }
     if row.namespaced && metadata.get("namespace").and_then(Value::as_str).unwrap_or_default().is_empty() {
@@ -31,7 +31,7 @@ pub(crate) fn check(row: &Resource, object: &Value, errors: &mut Errors) {
     let finalizers = metadata.get("finalizers").and_then(Value::as_array);
     for (index, finalizer) in finalizers.into_iter().flatten().enumerate() {
         for fault in names::qualified_name_faults(finalizer.as_str().unwrap_or_default()) {
-            errors.invalid(format!("metadata.finalizers[{index}]"), finalizer, &fault);
+            errors.invalid(format!("metadata.finalizers[{index}]"), finalizer.clone(), &fault);
         }
     }
     check_owners(metadata, errors);
@@ -55,10 +55,10 @@ fn name_faults(rule: NameRule, name: &str) -> Vec<String> {
 pub(crate) fn check_labels(labels: Option<&Value>, path: &str, errors: &mut Errors) {
     for (key, value) in labels.and_then(Value::as_object).into_iter().flatten() {
         for fault in names::qualified_name_faults(key) {
-            errors.invalid(path, &Value::from(key.as_str()), &fault);
+            errors.invalid(path, Value::from(key.as_str()), &fault);
         }
         for fault in names::label_value_faults(value.as_str().unwrap_or_default()) {
-            errors.invalid(path, value, &fault);
+            errors.invalid(path, value.clone(), &fault);
         }
     }
 }
@@ -68,7 +68,7 @@ fn check_annotations(annotations: Option<&Value>, errors: &mut Errors) {
     for (key, value) in annotations.and_then(Value::as_object).into_iter().flatten() {
         // Keys may be of either case here.
         for fault in names::qualified_name_faults(&key.to_lowercase()) {
-            errors.invalid("metadata.annotations", &Value::from(key.as_str()), &fault);
+            errors.invalid("metadata.annotations", Value::from(key.as_str()), &fault);
         }
         size += key.len() + value.as_str().map_or(0, str::len);
     }
@@ -85,14 +85,14 @@ fn check_owners(metadata: &Value, errors: &mut Errors) {
             if value.as_str().unwrap_or_default().is_empty() {
                 let path = format!("metadata.ownerReferences[{index}].{field}");
                 let why = if field == "apiVersion" { "version must not be empty" } else { "must not be empty" };
-                errors.invalid(path, &value, why);
+                errors.invalid(path, value, why);
             }
         }
     }
     let controllers = owners.iter().filter(|owner| owner.get("controller") == Some(&Value::Bool(true))).count();
     if controllers > 1 {
         let why = "Only one reference can have Controller set to true";
-        errors.invalid("metadata.ownerReferences", &Value::from(controllers), why);
+        errors.invalid("metadata.ownerReferences", Value::from(controllers), why);
     }
 }
 
@@ -102,7 +102,7 @@ pub(crate) fn check_update(new: &Value, old: &Value, errors: &mut Errors) {
         if let (Some(value), Some(before)) = (new.pointer(&pointer), old.pointer(&pointer))
             && value != before
         {
-            errors.invalid(format!("metadata.{field}"), value, "field is immutable");
+            errors.invalid(format!("metadata.{field}"), value.clone(), "field is immutable");
         }
     }
     if old.pointer("/metadata/deletionTimestamp").is_some() {

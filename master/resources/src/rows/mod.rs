@@ -1,16 +1,47 @@
 //! The table.
 
+mod cluster;
+mod configuration;
 pub(crate) mod metadata;
 pub(crate) mod names;
 pub(crate) mod shape;
 mod pods;
+mod reviews;
+mod services;
+
+mod workloads;
 
 use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::resource::{NameRule, Resource, StatusRule, text};
 
-static RESOURCES: &[Resource] = &[pods::ROW];
+static RESOURCES: &[Resource] = &[
+    reviews::BINDINGS,
+    configuration::CONFIG_MAPS,
+    services::ENDPOINTS,
+    cluster::EVENTS,
+    configuration::NAMESPACES,
+    cluster::NODES,
+    pods::ROW,
+    workloads::REPLICATION_CONTROLLERS,
+    configuration::SECRETS,
+    configuration::SERVICE_ACCOUNTS,
+    services::SERVICES,
+    reviews::TOKEN_REVIEWS,
+    reviews::SELF_SUBJECT_REVIEWS,
+    reviews::LOCAL_SUBJECT_ACCESS_REVIEWS,
+    reviews::SELF_SUBJECT_ACCESS_REVIEWS,
+    reviews::SELF_SUBJECT_RULES_REVIEWS,
+    reviews::SUBJECT_ACCESS_REVIEWS,
+    cluster::LEASES,
+    services::ENDPOINT_SLICES,
+    cluster::NETWORK_POLICIES,
+    cluster::RUNTIME_CLASSES,
+    cluster::PRIORITY_CLASSES,
+    cluster::CSI_DRIVERS,
+    cluster::CSI_NODES,
+];
 
 /// Every row, the core group first.
 pub fn resources() -> &'static [Resource] {

@@ -30,11 +30,11 @@ pub(crate) fn check_spec(spec: &Value, path: &str, errors: &mut Errors) {
             containers::check(container, &path, &volumes, errors);
             let name = text(container, "/name");
             if !name.is_empty() && !seen.insert(name.clone()) {
-                errors.duplicate(format!("{path}.name"), &Value::from(name));
+                errors.duplicate(format!("{path}.name"), Value::from(name));
             }
             let restart = text(container, "/restartPolicy");
             if kind == "initContainers" && !restart.is_empty() && restart != "Always" {
-                errors.not_supported(format!("{path}.restartPolicy"), &Value::from(restart), &["Always"]);
+                errors.not_supported(format!("{path}.restartPolicy"), &restart, &["Always"]);
             }
         }
     }
@@ -48,7 +48,7 @@ pub(crate) fn check_spec(spec: &Value, path: &str, errors: &mut Errors) {
         let value = spec.get(field).and_then(Value::as_i64);
         if let Some(number) = value.filter(|number| *number < least) {
             let why = if least == 0 { "must be greater than or equal to 0" } else { "must be between 1 and 2147483647, inclusive" };
-            errors.invalid(format!("{path}.{field}"), &Value::from(number), why);
+            errors.invalid(format!("{path}.{field}"), Value::from(number), why);
         }
     }
 }
@@ -58,7 +58,7 @@ fn one_of(spec: &Value, field: &str, path: &str, known: &[&str], errors: &mut Er
     if value.is_empty() {
         errors.required(format!("{path}.{field}"), "");
     } else if !known.contains(&value.as_str()) {
-        errors.not_supported(format!("{path}.{field}"), &Value::from(value), known);
+        errors.not_supported(format!("{path}.{field}"), &value, known);
     }
 }
 
@@ -72,7 +72,7 @@ fn check_names(spec: &Value, path: &str, errors: &mut Errors) {
         let value = text(spec, &format!("/{field}"));
         if !value.is_empty() {
             for fault in faults(&value) {
-                errors.invalid(format!("{path}.{field}"), &Value::from(value.as_str()), &fault);
+                errors.invalid(format!("{path}.{field}"), Value::from(value.as_str()), &fault);
             }
         }
     }
@@ -80,7 +80,7 @@ fn check_names(spec: &Value, path: &str, errors: &mut Errors) {
         let address = text(alias, "/ip");
         if address.parse::<std::net::IpAddr>().is_err() {
             let why = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
-            errors.invalid(format!("{path}.hostAliases[{index}].ip"), &Value::from(address), why);
+            errors.invalid(format!("{path}.hostAliases[{index}].ip"), Value::from(address), why);
         }
     }
 }
@@ -94,7 +94,7 @@ fn check_host_ports(spec: &Value, path: &str, errors: &mut Errors) {
             let key = (host, text(port, "/protocol"), text(port, "/hostIP"));
             if host != 0 && !seen.insert(key) {
                 let value = Value::from(format!("{}/{}/{host}", text(port, "/protocol"), text(port, "/hostIP")));
-                errors.duplicate(format!("{path}.containers[{index}].ports[{number}].hostPort"), &value);
+                errors.duplicate(format!("{path}.containers[{index}].ports[{number}].hostPort"), value);
             }
         }
     }
@@ -108,21 +108,21 @@ fn check_tolerations(spec: &Value, path: &str, errors: &mut Errors) {
         let effect = text(toleration, "/effect");
         if !key.is_empty() {
             for fault in names::qualified_name_faults(&key) {
-                errors.invalid(format!("{path}.key"), &Value::from(key.as_str()), &fault);
+                errors.invalid(format!("{path}.key"), Value::from(key.as_str()), &fault);
             }
         } else if operator != "Exists" {
             let why = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
-            errors.invalid(format!("{path}.operator"), &Value::from(operator.as_str()), why);
+            errors.invalid(format!("{path}.operator"), Value::from(operator.as_str()), why);
         }
         if !operator.is_empty() && !OPERATORS.contains(&operator.as_str()) {
-            errors.not_supported(format!("{path}.operator"), &Value::from(operator.as_str()), &OPERATORS);
+            errors.not_supported(format!("{path}.operator"), &operator.as_str(), &OPERATORS);
         }
         if operator == "Exists" && !text(toleration, "/value").is_empty() {
             let why = "value must be empty when `operator` is 'Exists'";
-            errors.invalid(format!("{path}.operator"), toleration, why);
+            errors.invalid(format!("{path}.operator"), toleration.clone(), why);
         }
         if !effect.is_empty() && !EFFECTS.contains(&effect.as_str()) {
-            errors.not_supported(format!("{path}.effect"), &Value::from(effect), &EFFECTS);
+            errors.not_supported(format!("{path}.effect"), &effect, &EFFECTS);
         }
     }
 }
@@ -151,9 +151,9 @@ pub(super) fn check_update(new: &Value, old: &Value, subresource: Option<&str>, 
     if let Some(limit) = deadline(old) {
         match deadline(new) {
             Some(value) if value > limit => {
-                errors.invalid("spec.activeDeadlineSeconds", &Value::from(value), "must be less than or equal to previous value");
+                errors.invalid("spec.activeDeadlineSeconds", Value::from(value), "must be less than or equal to previous value");
             }
-            None => errors.invalid("spec.activeDeadlineSeconds", &Value::Null, "must not update from a positive integer to nil value"),
+            None => errors.invalid("spec.activeDeadlineSeconds", Value::Null, "must not update from a positive integer to nil value"),
             Some(_) => {}
         }
     }

@@ -23,19 +23,19 @@ pub(super) fn check(container: &Value, path: &str, volumes: &BTreeSet<String>, e
         errors.required(format!("{path}.name"), "");
     } else {
         for fault in names::label_faults(&name) {
-            errors.invalid(format!("{path}.name"), &Value::from(name.as_str()), &fault);
+            errors.invalid(format!("{path}.name"), Value::from(name.as_str()), &fault);
         }
     }
     let image = text(container, "/image");
     if image.is_empty() {
         errors.required(format!("{path}.image"), "");
     } else if image.trim() != image {
-        errors.invalid(format!("{path}.image"), &Value::from(image), "must not have leading or trailing whitespace");
+        errors.invalid(format!("{path}.image"), Value::from(image), "must not have leading or trailing whitespace");
     }
     for (field, known) in [("imagePullPolicy", &PULL_POLICIES[..]), ("terminationMessagePolicy", &TERMINATION_POLICIES[..])] {
         let value = text(container, &format!("/{field}"));
         if !known.contains(&value.as_str()) {
-            errors.not_supported(format!("{path}.{field}"), &Value::from(value), known);
+            errors.not_supported(format!("{path}.{field}"), &value, known);
         }
     }
     check_ports(container, path, errors);
@@ -61,25 +61,25 @@ fn check_ports(container: &Value, path: &str, errors: &mut Errors) {
         let name = text(port, "/name");
         if !name.is_empty() {
             for fault in names::port_name_faults(&name) {
-                errors.invalid(format!("{path}.name"), &Value::from(name.as_str()), &fault);
+                errors.invalid(format!("{path}.name"), Value::from(name.as_str()), &fault);
             }
             if !seen.insert(name.clone()) {
-                errors.duplicate(format!("{path}.name"), &Value::from(name));
+                errors.duplicate(format!("{path}.name"), Value::from(name));
             }
         }
         let number = port.get("containerPort").and_then(Value::as_i64).unwrap_or(0);
         if number == 0 {
             errors.required(format!("{path}.containerPort"), "");
         } else if !(1..=65_535).contains(&number) {
-            errors.invalid(format!("{path}.containerPort"), &Value::from(number), PORT_RANGE);
+            errors.invalid(format!("{path}.containerPort"), Value::from(number), PORT_RANGE);
         }
         let host = port.get("hostPort").and_then(Value::as_i64).unwrap_or(0);
         if host != 0 && !(1..=65_535).contains(&host) {
-            errors.invalid(format!("{path}.hostPort"), &Value::from(host), PORT_RANGE);
+            errors.invalid(format!("{path}.hostPort"), Value::from(host), PORT_RANGE);
         }
         let protocol = text(port, "/protocol");
         if !PROTOCOLS.contains(&protocol.as_str()) {
-            errors.not_supported(format!("{path}.protocol"), &Value::from(protocol), &PROTOCOLS);
+            errors.not_supported(format!("{path}.protocol"), &protocol, &PROTOCOLS);
         }
     }
 }
@@ -92,18 +92,18 @@ fn check_environment(container: &Value, path: &str, errors: &mut Errors) {
             errors.required(format!("{path}.name"), "");
         } else {
             for fault in names::variable_faults(&name) {
-                errors.invalid(format!("{path}.name"), &Value::from(name.as_str()), &fault);
+                errors.invalid(format!("{path}.name"), Value::from(name.as_str()), &fault);
             }
         }
         let Some(source) = variable.get("valueFrom").filter(|source| !source.is_null()) else { continue };
         let count = source.as_object().map_or(0, serde_json::Map::len);
         let path = format!("{path}.valueFrom");
         if count == 0 {
-            errors.invalid(&path, &Value::from(""), "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`");
+            errors.invalid(&path, Value::from(""), "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`");
         } else if !text(variable, "/value").is_empty() {
-            errors.invalid(&path, &Value::from(""), "may not be specified when `value` is not empty");
+            errors.invalid(&path, Value::from(""), "may not be specified when `value` is not empty");
         } else if count > 1 {
-            errors.invalid(&path, &Value::from(""), "may not have more than one field specified at a time");
+            errors.invalid(&path, Value::from(""), "may not have more than one field specified at a time");
         }
         for kind in ["configMapKeyRef", "secretKeyRef"] {
             if let Some(reference) = source.get(kind)
@@ -123,24 +123,24 @@ fn check_mounts(container: &Value, path: &str, volumes: &BTreeSet<String>, error
         if name.is_empty() {
             errors.required(format!("{path}.name"), "");
         } else if !volumes.contains(&name) {
-            errors.not_found(format!("{path}.name"), &Value::from(name));
+            errors.not_found(format!("{path}.name"), &name);
         }
         let target = text(mount, "/mountPath");
         if target.is_empty() {
             errors.required(format!("{path}.mountPath"), "");
         } else if !seen.insert(target.clone()) {
-            errors.invalid(format!("{path}.mountPath"), &Value::from(target), "must be unique");
+            errors.invalid(format!("{path}.mountPath"), Value::from(target), "must be unique");
         }
         for field in ["subPath", "subPathExpr"] {
             let below = text(mount, &format!("/{field}"));
             if below.starts_with('/') {
-                errors.invalid(format!("{path}.{field}"), &Value::from(below), "must be a relative path");
+                errors.invalid(format!("{path}.{field}"), Value::from(below), "must be a relative path");
             } else if below.split('/').any(|part| part == "..") {
-                errors.invalid(format!("{path}.{field}"), &Value::from(below), "must not contain '..'");
+                errors.invalid(format!("{path}.{field}"), Value::from(below), "must not contain '..'");
             }
         }
         if !text(mount, "/subPath").is_empty() && !text(mount, "/subPathExpr").is_empty() {
-            errors.invalid(format!("{path}.subPathExpr"), &Value::from(text(mount, "/subPathExpr")), "subPathExpr and subPath are mutually exclusive");
+            errors.invalid(format!("{path}.subPathExpr"), Value::from(text(mount, "/subPathExpr")), "subPathExpr and subPath are mutually exclusive");
         }
     }
 }
@@ -152,10 +152,10 @@ fn check_resources(container: &Value, path: &str, errors: &mut Errors) {
         for (name, value) in amounts(kind).into_iter().flatten() {
             let path = format!("{path}.resources.{kind}[{name}]");
             for fault in names::qualified_name_faults(name) {
-                errors.invalid(&path, &Value::from(name.as_str()), &fault);
+                errors.invalid(&path, Value::from(name.as_str()), &fault);
             }
             if parse(value).is_some_and(|quantity| quantity.to_string().starts_with('-')) {
-                errors.invalid(&path, value, "must be greater than or equal to 0");
+                errors.invalid(&path, value.clone(), "must be greater than or equal to 0");
             }
         }
     }
@@ -166,7 +166,7 @@ fn check_resources(container: &Value, path: &str, errors: &mut Errors) {
             && request_amount > limit_amount
         {
             let why = format!("must be less than or equal to {name} limit of {limit_amount}");
-            errors.invalid(format!("{path}.resources.requests"), request, &why);
+            errors.invalid(format!("{path}.resources.requests"), request.clone(), &why);
         }
     }
 }
@@ -175,12 +175,12 @@ fn check_probe(probe: &Value, path: &str, single_success: bool, errors: &mut Err
     check_handler(probe, path, errors);
     for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
         if let Some(number) = probe.get(field).and_then(Value::as_i64).filter(|number| *number < 0) {
-            errors.invalid(format!("{path}.{field}"), &Value::from(number), "must be greater than or equal to 0");
+            errors.invalid(format!("{path}.{field}"), Value::from(number), "must be greater than or equal to 0");
         }
     }
     let success = probe.get("successThreshold").and_then(Value::as_i64).unwrap_or(1);
     if single_success && success != 1 {
-        errors.invalid(format!("{path}.successThreshold"), &Value::from(success), "must be 1");
+        errors.invalid(format!("{path}.successThreshold"), Value::from(success), "must be 1");
     }
 }
 
@@ -201,7 +201,7 @@ fn check_handler(handler: &Value, path: &str, errors: &mut Errors) {
             _ => false,
         };
         if !valid {
-            errors.invalid(format!("{path}.{kind}.port"), port, PORT_RANGE);
+            errors.invalid(format!("{path}.{kind}.port"), port.clone(), PORT_RANGE);
         }
     }
     if let Some(exec) = handler.get("exec").filter(|exec| exec.is_object())

@@ -40,7 +40,7 @@ fn faults_have_upstream_texts() {
         (json!({"containers": [{"name": "a"}]}), "spec.containers[0].image: Required value"),
         (json!({"containers": [{"name": "a", "image": "i"}, {"name": "a", "image": "i"}]}), "spec.containers[1].name: Duplicate value: \"a\""),
         (json!({"containers": [{"name": "a", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/x"}]}]}), "spec.containers[0].volumeMounts[0].name: Not found: \"v\""),
-        (json!({"restartPolicy": "Maybe", "containers": [{"name": "a", "image": "i"}]}), "spec.restartPolicy: Unsupported value: \"Maybe\": supported values: \"Always\", \"Never\", \"OnFailure\""),
+        (json!({"restartPolicy": "Maybe", "containers": [{"name": "a", "image": "i"}]}), "spec.restartPolicy: Unsupported value: \"Maybe\": supported values: \"Always\", \"OnFailure\", \"Never\""),
         (json!({"containers": [{"name": "a", "image": "i", "resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}]}), "must be less than or equal to cpu limit of 1"),
         (json!({"containers": [{"name": "a", "image": "i", "livenessProbe": {}}]}), "spec.containers[0].livenessProbe: Required value: must specify a handler type"),
     ];

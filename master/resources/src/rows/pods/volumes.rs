@@ -18,10 +18,10 @@ pub(super) fn check_volumes(volumes: &[Value], path: &str, errors: &mut Errors) 
             errors.required(format!("{path}.name"), "");
         } else {
             for fault in names::label_faults(&name) {
-                errors.invalid(format!("{path}.name"), &Value::from(name.as_str()), &fault);
+                errors.invalid(format!("{path}.name"), Value::from(name.as_str()), &fault);
             }
             if !seen.insert(name.clone()) {
-                errors.duplicate(format!("{path}.name"), &Value::from(name));
+                errors.duplicate(format!("{path}.name"), Value::from(name));
             }
         }
         let sources = volume.as_object().into_iter().flatten().filter(|(key, value)| *key != "name" && !value.is_null());
@@ -47,13 +47,13 @@ fn check_source(volume: &Value, path: &str, errors: &mut Errors) {
     }
     let host = text(volume, "/hostPath/path");
     if host.split('/').any(|part| part == "..") {
-        errors.invalid(format!("{path}.hostPath.path"), &Value::from(host), "must not contain '..'");
+        errors.invalid(format!("{path}.hostPath.path"), Value::from(host), "must not contain '..'");
     }
     for kind in ["secret", "configMap", "downwardAPI", "projected"] {
         let mode = volume.pointer(&format!("/{kind}/defaultMode")).and_then(Value::as_i64);
         if let Some(mode) = mode.filter(|mode| !(0..=0o777).contains(mode)) {
             let why = "must be a number between 0 and 0777 (octal), both inclusive";
-            errors.invalid(format!("{path}.{kind}.defaultMode"), &Value::from(mode), why);
+            errors.invalid(format!("{path}.{kind}.defaultMode"), Value::from(mode), why);
         }
     }
 }
