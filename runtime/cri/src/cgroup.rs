@@ -19,8 +19,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(5);
 pub struct Hierarchy {
     /// Where it is mounted.
     pub mountpoint: PathBuf,
-    /// Directory within the hierarchy that the mountpoint shows; `/` except in a cgroup namespace.
-    pub root: String,
     /// v1 controllers; empty for v2.
     pub controllers: Vec<String>,
 }
@@ -59,6 +57,39 @@ impl Hierarchies {
             .map(|hierarchy| join(&hierarchy.mountpoint, cgroup))
     }
 
+    /// Writes one file of a cgroup.
+    pub fn write(&self, cgroup: &str, controller: &str, file: &str, value: &str) -> io::Result<()> {
+        if file.contains('/') {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{file} is not a file name")));
+        }
+        let directory = self
+            .directory(controller, cgroup)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, format!("no {controller} controller is mounted")))?;
+        let path = directory.join(file);
+        std::fs::write(&path, value)
+            .map_err(|error| io::Error::new(error.kind(), format!("{} = {value}: {error}", path.display())))
+    }
+
+    /// Kills every process below `cgroup` and waits until there is none; the cgroup stays.
+    pub fn kill(&self, cgroup: &str, patience: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let mut busy = false;
+            for hierarchy in &self.0 {
+                let directory = join(&hierarchy.mountpoint, cgroup);
+                kill_below(&directory)?;
+                busy |= !pids(&directory.join("cgroup.procs")).is_empty();
+            }
+            if !busy {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "processes survive SIGKILL"));
+            }
+            std::thread::sleep(RETRY_PAUSE);
+        }
+    }
+
     /// Kills every process below `cgroup` and removes it everywhere. What is not there is fine.
     pub fn destroy(&self, cgroup: &str, patience: Duration) -> io::Result<()> {
         if cgroup.trim_matches('/').is_empty() {
@@ -90,7 +121,7 @@ fn parse_mountinfo(text: &str) -> Vec<Hierarchy> {
         .filter_map(|line| {
             let (left, right) = line.split_once(" - ")?;
             let mut left = left.split(' ');
-            let (root, mountpoint) = (left.nth(3)?, left.next()?);
+            let mountpoint = left.nth(4)?;
             let mut right = right.split(' ');
             let (kind, options) = (right.next()?, right.nth(1).unwrap_or_default());
             let controllers = match kind {
@@ -107,7 +138,6 @@ fn parse_mountinfo(text: &str) -> Vec<Hierarchy> {
                 if kind == "cgroup" && controllers.is_empty() { vec![format!("named:{mountpoint}")] } else { controllers };
             seen.insert(controllers.clone()).then(|| Hierarchy {
                 mountpoint: PathBuf::from(mountpoint),
-                root: root.to_owned(),
                 controllers,
             })
         })

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use orlop_cri::v1;
 use orlop_shim::protocol;
+use orlop_types::ProcessIdentity;
 use serde::{Deserialize, Serialize};
 
 /// Hexadecimal digits of a sandbox id: short enough for a unix socket path below the state directory.
@@ -16,14 +17,16 @@ pub const SANDBOX_ID_LENGTH: usize = 32;
 /// Version of the files written for sandboxes and containers.
 pub const RECORD_VERSION: u32 = 1;
 
-/// A process that is known by pid and start time; the pid alone may be anybody's.
+/// How far a sandbox got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ShimIdentity {
-    /// Process id.
-    pub pid: u32,
-    /// Clock ticks since boot, field 22 of `/proc/PID/stat`.
-    pub start_time: u64,
+pub enum Stage {
+    /// RunPodSandbox was cut off: the next start undoes it.
+    Making,
+    /// Its shim lives and its network is up.
+    Ready,
+    /// Stopped, or its shim died.
+    Stopped,
 }
 
 /// A pod's sandbox. Written to `sandboxes/ID/sandbox.json`.
@@ -39,14 +42,12 @@ pub struct Sandbox {
     pub config: v1::PodSandboxConfig,
     /// Nanoseconds since the epoch.
     pub created_at: i64,
-    /// RunPodSandbox finished and nothing stopped it since.
-    pub ready: bool,
+    /// How far it got.
+    pub stage: Stage,
     /// The pod's shim, once it was started.
-    pub shim: Option<ShimIdentity>,
+    pub shim: Option<ProcessIdentity>,
     /// Addresses that CNI gave, the default interface's first one first; empty on the host's network.
     pub addresses: Vec<String>,
-    /// CNI ADD was begun and no DEL finished.
-    pub attached: bool,
 }
 
 /// A container. Written to `sandboxes/SANDBOX/bundles/ID/container.json`.
@@ -125,8 +126,21 @@ impl Sandbox {
         format!("{}/{}", self.cgroup_parent(), self.id)
     }
 
+    /// Whether containers can run in it.
+    pub fn is_ready(&self) -> bool {
+        self.stage == Stage::Ready
+    }
+
+    /// The name inside the pod's UTS namespace; `None` on the host's network.
+    pub fn hostname(&self) -> Option<String> {
+        (!self.host_network()).then(|| self.config.hostname.clone())
+    }
+
     fn state(&self) -> v1::PodSandboxState {
-        if self.ready { v1::PodSandboxState::SandboxReady } else { v1::PodSandboxState::SandboxNotready }
+        match self.stage {
+            Stage::Ready => v1::PodSandboxState::SandboxReady,
+            Stage::Making | Stage::Stopped => v1::PodSandboxState::SandboxNotready,
+        }
     }
 
     /// As ListPodSandbox shows it.
@@ -324,7 +338,9 @@ impl Model {
 
     /// The container of `sandbox_id` that holds this name.
     pub fn container_named(&self, sandbox_id: &str, metadata: &v1::ContainerMetadata) -> Option<&Container> {
-        self.containers_of(sandbox_id).find(|container| container.config.metadata.as_ref() == Some(metadata))
+        self.containers.values().find(|container| {
+            container.sandbox_id == sandbox_id && container.config.metadata.as_ref() == Some(metadata)
+        })
     }
 
     /// ListPodSandbox.
@@ -447,10 +463,9 @@ pub(crate) mod tests {
                 ..Default::default()
             },
             created_at: 1,
-            ready: true,
+            stage: Stage::Ready,
             shim: None,
             addresses: vec!["10.0.0.2".to_owned(), "fd00::2".to_owned()],
-            attached: false,
         }
     }
 
@@ -519,7 +534,7 @@ pub(crate) mod tests {
         for id in ["a", "b"] {
             model.sandboxes.insert(id.to_owned(), sandbox(id));
         }
-        model.sandboxes.get_mut("b").unwrap().ready = false;
+        model.sandboxes.get_mut("b").unwrap().stage = Stage::Stopped;
         let ready = Some(v1::PodSandboxStateValue { state: v1::PodSandboxState::SandboxReady as i32 });
         let by_label = |value: &str| HashMap::from([("app".to_owned(), value.to_owned())]);
         let table: [(v1::PodSandboxFilter, &[&str]); 4] = [

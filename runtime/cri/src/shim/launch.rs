@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::ShimClient;
 use crate::error::{CriError, chain};
 use crate::files::{self, SandboxDir};
-use crate::model::ShimIdentity;
+use orlop_types::ProcessIdentity;
 use crate::process;
 
 /// A shim that is not ready by then never will be.
@@ -43,7 +43,7 @@ impl Launcher {
     }
 
     /// Starts a shim and waits until it is ready.
-    pub async fn launch(&self, directory: &SandboxDir, config: &ShimConfig) -> Result<ShimIdentity, CriError> {
+    pub async fn launch(&self, directory: &SandboxDir, config: &ShimConfig) -> Result<ProcessIdentity, CriError> {
         let write = |error| CriError::failed("failed to write the shim's configuration", error);
         files::write_json(&directory.shim_config(), config).map_err(write)?;
         let log = std::fs::File::create(directory.shim_start_log()).map_err(write)?;
@@ -63,7 +63,7 @@ impl Launcher {
         let mut pause = FIRST_POLL;
         let mut running = true;
         loop {
-            if let Ok(identity) = files::read_json::<ShimIdentity>(&directory.shim_identity()) {
+            if let Ok(identity) = files::read_json::<ProcessIdentity>(&directory.shim_identity()) {
                 return Ok(identity);
             }
             // The first process ends well when it has become a daemon, and badly when it could not.
@@ -94,7 +94,7 @@ fn start_failure(directory: &SandboxDir, what: &str) -> CriError {
 }
 
 /// Ends a shim: politely, then by SIGKILL. True when it is gone.
-pub async fn end(client: &ShimClient, identity: ShimIdentity) -> bool {
+pub async fn end(client: &ShimClient, identity: ProcessIdentity) -> bool {
     let Some(handle) = process::open(identity) else { return true };
     match client.call(&Request::Shutdown, SHUTDOWN_DEADLINE).await {
         Ok(_) if process::wait_gone(handle, KILL_DEADLINE).await => return true,

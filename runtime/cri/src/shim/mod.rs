@@ -7,4 +7,4 @@ mod session;
 pub(crate) use client::read_event;
 pub use client::{ShimClient, ShimError};
 pub use launch::{Launcher, end};
-pub use session::{Frame, Session, SessionReader, SessionWriter};
+pub use session::{Frame, Session, SessionWriter};

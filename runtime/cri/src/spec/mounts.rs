@@ -2,7 +2,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Mount, MountBuilder, OciSpecError};
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{Mount, MountBuilder};
 use orlop_cri::v1;
 
 use crate::error::CriError;

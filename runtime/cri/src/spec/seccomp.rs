@@ -4,9 +4,10 @@
 
 use std::collections::BTreeSet;
 
+use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompBuilder,
-    LinuxSeccompOperator, LinuxSyscall, LinuxSyscallBuilder, OciSpecError,
+    LinuxSeccompOperator, LinuxSyscall, LinuxSyscallBuilder,
 };
 
 use super::seccomp_table::{ALLOWED, ALLOWED_ON_ARM, ALLOWED_ON_X86, BY_CAPABILITY};

@@ -80,11 +80,11 @@ mod tests {
         for text in ["", "SIGNOPE", "0", "65", "RTMIN+99", "RTMAX+1"] {
             assert_eq!(parse(text), None, "{text}");
         }
-        assert_eq!(from_cri(Signal::SigXcpu), Some(24));
-        assert_eq!(from_cri(Signal::SigXfsz), Some(25));
-        assert_eq!(from_cri(Signal::SigRtmin), Some(34));
-        assert_eq!(from_cri(Signal::SigRtmax), Some(64));
+        assert_eq!(from_cri(Signal::Sigxcpu), Some(24));
+        assert_eq!(from_cri(Signal::Sigxfsz), Some(25));
+        assert_eq!(from_cri(Signal::Sigrtmin), Some(34));
+        assert_eq!(from_cri(Signal::Sigrtmax), Some(64));
         assert_eq!(from_cri(Signal::RuntimeDefault), None);
-        assert_eq!(to_cri(15), Signal::SigTerm);
+        assert_eq!(to_cri(15), Signal::Sigterm);
     }
 }

@@ -1,0 +1,11 @@
+//! One file per verb that changes something.
+
+mod create_container;
+mod exec_sync;
+mod remove_container;
+mod remove_pod_sandbox;
+mod run_pod_sandbox;
+mod start_container;
+mod stop_container;
+mod stop_pod_sandbox;
+mod update_container_resources;
