@@ -20,6 +20,9 @@
 
 mod health;
 mod kernel;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod kernel_tests;
 mod metrics;
 mod model;
 mod plan;

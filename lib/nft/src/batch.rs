@@ -252,14 +252,16 @@ fn set_flags(set: &Set) -> u32 {
 }
 
 fn put_description(encoder: &mut Encoder, set: &Set) {
-    if set.dynamic_size.is_none() && set.key.len() < 2 {
+    // The kernel wants the lengths of a concatenation's fields exactly when its keys are ranges.
+    let ranges_of_fields = set.interval && set.key.len() > 1;
+    if set.dynamic_size.is_none() && !ranges_of_fields {
         return;
     }
     encoder.nested(9, |encoder| {
         if let Some(size) = set.dynamic_size {
             encoder.put_be32(1, size);
         }
-        if set.key.len() > 1 {
+        if ranges_of_fields {
             encoder.nested(2, |encoder| {
                 for field in &set.key {
                     encoder.nested(1, |encoder| encoder.put_be32(1, field.length()));
