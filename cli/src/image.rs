@@ -40,7 +40,7 @@ pub fn run(args: &ImageArgs) -> anyhow::Result<()> {
     for name in &names {
         let config = orlop_images::Config { root: layout.runtime_root(name), ..orlop_images::Config::default() };
         let store = ImageStore::open(config).with_context(|| format!("failed to open the images of node {name}"))?;
-        orlop_images::command::run(&store, &args.command).with_context(|| format!("node {name}"))?;
+        orlop_images::command::run(&store, args.command.clone()).with_context(|| format!("node {name}"))?;
     }
     Ok(())
 }

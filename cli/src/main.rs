@@ -90,12 +90,12 @@ fn dispatch_small(arguments: &[OsString]) -> Option<ExitCode> {
     let rest = |from: usize| arguments.get(from..).unwrap_or_default().to_vec();
     match name.as_ref().and_then(|name| name.to_str()) {
         Some("orlop-oci") => return Some(exit(orlop_oci::main(rest(1)))),
-        Some("orlop-cni") => return Some(exit(orlop_cni::main_plugin())),
+        Some("orlop-cni") => return Some(orlop_cni::main_plugin()),
         _ => {}
     }
     match arguments.get(1).and_then(|argument| argument.to_str()) {
         Some("oci") => Some(exit(orlop_oci::main(rest(2)))),
-        Some("cni") => Some(exit(orlop_cni::main_plugin())),
+        Some("cni") => Some(orlop_cni::main_plugin()),
         Some("shim") => Some(exit(orlop_shim::main(rest(2)))),
         Some("oci-setup") => Some(exit(orlop_oci::setup_main(rest(2)))),
         Some("kubelet") if arguments.get(2).is_some_and(|argument| argument == "--version") => {
@@ -160,9 +160,9 @@ impl Validate for MasterConfig {
 
 fn master(args: &DaemonArgs) -> anyhow::Result<()> {
     daemon("master", args, |frame, config: MasterConfig| async move {
-        let server = orlop_api::start(&frame, config.api).await?;
+        let server = orlop_api::start(&frame, &config.api).await?;
         // In process: the same requests and checks as over the network, without TLS.
-        let client = server.client("system:kube-controller-manager", &["system:masters"]);
+        let client = server.client("system:kube-controller-manager", ["system:masters".to_owned()]);
         orlop_control::start(&frame, client, config.control).await
     })
 }

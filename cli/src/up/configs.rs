@@ -130,7 +130,8 @@ fn network(layout: &Layout, spec: &ClusterSpec, node: &NodeSpec) -> anyhow::Resu
         },
         proxy: orlop_proxy::Config {
             node_name: node.name.clone(),
-            cluster_cidr: Some(spec.pod_cidr.into()),
+            cluster_cidr: vec![spec.pod_cidr.into()],
+            service_cidr: vec![spec.service_cidr.into()],
             local_addresses: vec![spec.cluster_dns.into()],
             ..orlop_proxy::Config::default()
         },
