@@ -161,6 +161,11 @@ fn ensure_bridge(socket: &mut RouteSocket, config: &OverlayConfig, subnets: &[Ip
         socket.change_link(link.index, &change)?;
     }
     set_addresses(socket, &link, &gateways)?;
+    // Pods talk to each other by the bridge's address, in and out by one interface: telling them of a shorter way would be wrong, and
+    // would use up the rate of the errors that they must get. Each interface keeps its own setting, so `all` takes nothing away.
+    for interface in ["all", &config.bridge] {
+        sysctl::write(&format!("net/ipv4/conf/{interface}/send_redirects"), "0")?;
+    }
     Ok(link)
 }
 

@@ -31,6 +31,7 @@ const NAT_RANDOM_FULLY: u32 = 0x10;
 const FIB_RESULT_ADDRTYPE: u32 = 3;
 const DYNSET_UPDATE: u32 = 1;
 const REJECT_ICMP_UNREACHABLE: u32 = 0;
+const REJECT_TCP_RESET: u32 = 1;
 const REJECT_ICMPX_UNREACHABLE: u32 = 2;
 const ICMP_PORT_UNREACHABLE: u8 = 3;
 const ICMP6_PORT_UNREACHABLE: u8 = 4;
@@ -81,6 +82,7 @@ pub(crate) enum Expression {
     Connection { key: u32 },
     AddressType { of: FibKey },
     Reject,
+    ResetTcp,
     Counter,
     Notrack,
     Verdict(Verdict),
@@ -116,7 +118,7 @@ impl Expression {
             Self::Update { .. } => "dynset",
             Self::Connection { .. } => "ct",
             Self::AddressType { .. } => "fib",
-            Self::Reject => "reject",
+            Self::Reject | Self::ResetTcp => "reject",
             Self::Counter => "counter",
             Self::Notrack => "notrack",
             Self::Verdict(_) => "immediate",
@@ -175,6 +177,10 @@ impl Expression {
             Self::Connection { key } => put_all(encoder, &[(1, REGISTER_1), (2, *key)]),
             Self::AddressType { of } => put_all(encoder, &[(1, REGISTER_1), (2, FIB_RESULT_ADDRTYPE), (3, *of as u32)]),
             Self::Reject => encode_reject(encoder, family),
+            Self::ResetTcp => {
+                encoder.put_be32(1, REJECT_TCP_RESET);
+                encoder.put_u8(2, 0);
+            }
             Self::Counter => {
                 encoder.put_be64(1, 0);
                 encoder.put_be64(2, 0);

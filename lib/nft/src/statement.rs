@@ -211,6 +211,8 @@ pub enum Statement {
     },
     /// `reject`: ICMP port unreachable.
     Reject,
+    /// `meta l4proto tcp reject with tcp reset`.
+    ResetTcp,
     /// `counter`.
     Counter,
     /// `notrack`.
@@ -243,6 +245,8 @@ fn display_key(formatter: &mut fmt::Formatter<'_>, key: &[Selector]) -> fmt::Res
 const CT_STATE_NEW: u32 = 8;
 /// `IPS_DST_NAT`.
 const CT_STATUS_DNAT: u32 = 0x20;
+/// `IPPROTO_TCP`.
+const PROTOCOL_TCP: u8 = 6;
 /// `RTN_LOCAL`.
 const ADDRESS_LOCAL: u32 = 2;
 
@@ -266,6 +270,7 @@ impl Statement {
             | Self::SourceLocal
             | Self::OutInterface { .. }
             | Self::Reject
+            | Self::ResetTcp
             | Self::Counter
             | Self::Notrack
             | Self::Verdict(_) => None,
@@ -341,6 +346,11 @@ impl Statement {
                 into.push(expression::equal(bytes, *negated));
             }
             Self::Reject => into.push(Expression::Reject),
+            Self::ResetTcp => {
+                into.push(Expression::Meta { key: MetaKey::L4Protocol, register });
+                into.push(expression::equal(vec![PROTOCOL_TCP], false));
+                into.push(Expression::ResetTcp);
+            }
             Self::Counter => into.push(Expression::Counter),
             Self::Notrack => into.push(Expression::Notrack),
             Self::Verdict(verdict) => into.push(Expression::Verdict(verdict.clone())),
@@ -444,6 +454,7 @@ impl fmt::Display for Statement {
             Self::SourceLocal => formatter.write_str("fib saddr type local"),
             Self::OutInterface { name, negated } => write!(formatter, "oifname {}\"{name}\"", not(*negated)),
             Self::Reject => formatter.write_str("reject"),
+            Self::ResetTcp => formatter.write_str("meta l4proto tcp reject with tcp reset"),
             Self::Counter => formatter.write_str("counter"),
             Self::Notrack => formatter.write_str("notrack"),
             Self::Verdict(verdict) => write!(formatter, "{verdict}"),

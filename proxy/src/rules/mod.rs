@@ -136,7 +136,11 @@ pub(crate) fn skeleton(settings: &Settings) -> Vec<Command> {
         nat("nat-prerouting", Hook::Prerouting, PRIORITY_DNAT, vec![Rule::from([to("services")])]),
         nat("nat-output", Hook::Output, PRIORITY_DNAT, vec![Rule::from([to("services")])]),
         nat("nat-postrouting", Hook::Postrouting, PRIORITY_SNAT, postrouting(version)),
-        Chain::regular("reject-service", vec![Rule::from([Statement::Reject])]),
+        // A reset is not rate-limited as ICMP is: a client that tries again and again is refused each time.
+        Chain::regular(
+            "reject-service",
+            vec![Rule::from([Statement::ResetTcp]), Rule::from([Statement::Reject])],
+        ),
         Chain::regular("unanswered", refusals(settings)),
         filter("filter-input", Hook::Input, unanswered()),
         filter("filter-forward", Hook::Forward, unanswered()),
@@ -220,7 +224,10 @@ fn refusals(settings: &Settings) -> Vec<Rule> {
         condition.push(verdict_map(NODE_PORT_KEY.to_vec(), &refused(version, Space::NodePort)));
         rules.push(Rule(condition));
     }
-    rules.push(Rule::from([in_set(destination(), "cluster-ips"), Statement::Reject]));
+    rules.push(Rule::from([
+        in_set(destination(), "cluster-ips"),
+        Statement::Verdict(Verdict::Goto("reject-service".to_owned())),
+    ]));
     if let Some(network) = settings.services {
         rules.push(Rule::from([
             Statement::DestinationIn { network, negated: false },
