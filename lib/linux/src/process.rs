@@ -24,17 +24,26 @@ pub struct CloneOptions {
     pub sibling: bool,
 }
 
+/// Proof that the process had one thread. Whoever holds it must not start threads before using it.
+#[derive(Debug)]
+pub struct SingleThreaded(());
+
+impl SingleThreaded {
+    /// Counts `/proc/self/task`: take it before `/proc` becomes somebody else's.
+    pub fn verify() -> io::Result<Self> {
+        match std::fs::read_dir("/proc/self/task")?.count() {
+            1 => Ok(Self(())),
+            threads => Err(io::Error::other(format!(
+                "the process has {threads} threads where one is allowed"
+            ))),
+        }
+    }
+}
+
 /// fork(2) with flags.
 ///
-/// Refused when the calling process has more than one thread: in the child only the calling thread exists, and a lock that another
-/// one held (malloc's, say) stays locked for ever.
-pub fn clone(options: CloneOptions) -> io::Result<Side> {
-    let threads = std::fs::read_dir("/proc/self/task")?.count();
-    if threads != 1 {
-        return Err(io::Error::other(format!(
-            "clone in a process with {threads} threads"
-        )));
-    }
+/// In the child only the calling thread exists, and a lock that another one held (malloc's, say) would stay locked for ever; hence the proof.
+pub fn clone(_proof: &SingleThreaded, options: CloneOptions) -> io::Result<Side> {
     let mut flags = libc::c_long::from(libc::SIGCHLD);
     if options.new_pid_namespace {
         flags |= libc::c_long::from(libc::CLONE_NEWPID);
@@ -43,7 +52,7 @@ pub fn clone(options: CloneOptions) -> io::Result<Side> {
         flags |= libc::c_long::from(libc::CLONE_PARENT);
     }
     // SAFETY: without CLONE_VM this is fork: the child runs on its own copy of the stack (a null stack pointer means that), and the
-    // process has one thread (checked), so no lock is held by a thread that will not exist. nix's fork takes no flags and its clone
+    // process has one thread (the proof), so no lock is held by a thread that will not exist. nix's fork takes no flags and its clone
     // wants a stack of its own.
     let answer = unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize) };
     match crate::check(answer)? {
@@ -149,7 +158,7 @@ mod tests {
         // The test harness itself runs several.
         let (keep, wait) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::spawn(move || wait.recv());
-        assert!(clone(CloneOptions::default()).is_err());
+        assert!(SingleThreaded::verify().is_err());
         drop(keep);
         let _ = thread.join();
     }

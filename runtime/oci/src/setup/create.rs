@@ -1,0 +1,175 @@
+//! `oci-setup create`: libcontainer makes the container, up to our own last mile.
+
+use std::fs;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use oci_spec::runtime::{LinuxDeviceCgroup, Spec};
+
+use super::{Answer, CreateRequest, rules, set_oom_score_adjustment, take};
+use crate::cgroup::Hierarchies;
+use crate::devices;
+use crate::last_mile::{LastMile, LastMileError};
+
+/// Makes the container. Single-threaded processes only.
+pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
+    let stdin = take(request.descriptors.stdin)?;
+    let stdout = take(request.descriptors.stdout)?;
+    let stderr = take(request.descriptors.stderr)?;
+    let status = take(request.descriptors.status)?.map(Arc::new);
+    let config = request.bundle.join("config.json");
+    let spec = Spec::load(&config).with_context(|| format!("failed to read {}", config.display()))?;
+    let rootfs = rootfs(request, &spec)?;
+    let process = spec.process().as_ref().ok_or(rules::DeriveError::NoProcess)?;
+    let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    let mile = LastMile::prepare(process, profile).context("failed to prepare the container's process")?;
+    let derived = rules::derive(&spec, &request.id, &rootfs, &request.namespaces)?;
+    refuse_strange_device_directory(&rootfs)?;
+
+    let bundle = request.work.join("bundle");
+    let state = request.work.join("state");
+    fs::create_dir_all(&bundle)
+        .and_then(|()| fs::create_dir_all(&state))
+        .context("failed to make the work directory")?;
+    derived
+        .save(bundle.join("config.json"))
+        .context("failed to write the derived configuration")?;
+    let warning = set_oom_score_adjustment(process.oom_score_adj()).context("failed to set oom_score_adj")?;
+
+    let mut builder = ContainerBuilder::new(request.id.clone(), SyscallType::default())
+        .with_root_path(&state)?
+        .with_console_socket(request.console_socket.as_ref())
+        .with_preserved_fds(request.preserve_fds)
+        .with_executor(LastMileExecutor {
+            mile: Arc::new(mile),
+            status,
+        })
+        .validate_id()?;
+    if let Some(stdin) = stdin {
+        builder = builder.with_stdin(stdin);
+    }
+    if let Some(stdout) = stdout {
+        builder = builder.with_stdout(stdout);
+    }
+    if let Some(stderr) = stderr {
+        builder = builder.with_stderr(stderr);
+    }
+    let container = builder
+        .as_init(&bundle)
+        .with_systemd(false)
+        .as_sibling(request.sibling)
+        .with_detach(true)
+        .build()
+        .context("failed to create the container")?;
+    let pid = container.pid().context("the container has no process")?;
+    let pid = u32::try_from(pid.as_raw())?;
+    if let Err(error) = guard_devices(&spec, &request.id) {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(i32::try_from(pid)?),
+            nix::sys::signal::SIGKILL,
+        );
+        return Err(error);
+    }
+    Ok(Answer {
+        pid: Some(pid),
+        error: None,
+        warnings: warning.into_iter().collect(),
+    })
+}
+
+fn rootfs(request: &CreateRequest, spec: &Spec) -> anyhow::Result<std::path::PathBuf> {
+    let given = match (&request.rootfs, spec.root()) {
+        (Some(path), _) => path.clone(),
+        (None, Some(root)) => request.bundle.join(root.path()),
+        (None, None) => bail!(rules::DeriveError::NoRoot),
+    };
+    fs::canonicalize(&given)
+        .with_context(|| format!("failed to find the root file system {}", given.display()))
+}
+
+/// libcontainer makes links in `/dev` by path; were the image's `/dev` a link itself, they would land on the host (the class of
+/// CVE-2026-41579 and CVE-2026-47766).
+fn refuse_strange_device_directory(rootfs: &Path) -> anyhow::Result<()> {
+    for name in ["dev", "proc", "sys"] {
+        let path = rootfs.join(name);
+        match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => bail!("/{name} of the image is not a directory"),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("failed to look at {}", path.display())),
+        }
+    }
+    Ok(())
+}
+
+/// On a unified machine the device policy is ours (libcontainer's needs a C library); on v1 libcontainer has applied it.
+fn guard_devices(spec: &Spec, id: &str) -> anyhow::Result<()> {
+    let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
+    if !hierarchies.is_unified() {
+        return Ok(());
+    }
+    let path = rules::cgroup_path(spec, id)?;
+    let Some(directory) = hierarchies.cgroup(&path.to_string_lossy()).unified_directory() else {
+        return Ok(());
+    };
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let deny_all = [LinuxDeviceCgroup::default()];
+    let given = resources
+        .and_then(|resources| resources.devices().as_deref())
+        .unwrap_or(&deny_all);
+    let program = orlop_linux::bpf::load_device_program(&devices::compile(given))
+        .context("failed to load the device policy")?;
+    let group =
+        fs::File::open(&directory).with_context(|| format!("failed to open {}", directory.display()))?;
+    orlop_linux::bpf::attach_device_program(&group, &program).context("failed to attach the device policy")
+}
+
+#[derive(Clone)]
+struct LastMileExecutor {
+    mile: Arc<LastMile>,
+    status: Option<Arc<OwnedFd>>,
+}
+
+impl Executor for LastMileExecutor {
+    fn exec(&self, _derived: &Spec) -> Result<(), ExecutorError> {
+        let error = self.mile.run();
+        report(self.status.as_deref(), &error);
+        orlop_linux::process::exit_now(exit_code(&error))
+    }
+
+    /// A missing program is reported by exec, where it is known for certain.
+    fn validate(&self, _derived: &Spec) -> Result<(), ExecutorValidationError> {
+        Ok(())
+    }
+
+    /// The program's environment is passed to execve; ours stays as it is.
+    fn setup_envs(
+        &self,
+        _environment: std::collections::HashMap<String, String>,
+    ) -> Result<(), ExecutorSetEnvsError> {
+        Ok(())
+    }
+}
+
+/// Says why the program did not start: to the starter if it listens, else to standard error.
+pub(super) fn report(status: Option<&OwnedFd>, error: &LastMileError) {
+    let message = error.to_string();
+    let written = status.is_some_and(|status| rustix::io::write(status, message.as_bytes()).is_ok());
+    if !written {
+        let _ = writeln!(std::io::stderr(), "orlop-oci: {message}");
+    }
+}
+
+/// As shells count (POSIX 2.8.2): 127 not found, 126 found and not executable.
+pub(super) fn exit_code(error: &LastMileError) -> i32 {
+    match error {
+        LastMileError::Exec { source, .. } if source.kind() == std::io::ErrorKind::NotFound => 127,
+        LastMileError::Exec { .. } | LastMileError::Step { .. } => 126,
+    }
+}

@@ -1,0 +1,214 @@
+//! `oci-setup exec`: one more process in a running container.
+//!
+//! Ours from end to end, because libcontainer's exec neither joins the user namespace nor loads the filter. Everything that reads the host's
+//! files happens before the namespaces change; after that, what `/proc` says is the container's word.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context, bail};
+use nix::sched::CloneFlags;
+use nix::sys::resource::{Resource, setrlimit};
+use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process, Spec};
+use orlop_linux::process::{CloneOptions, Side, SingleThreaded};
+
+use super::create::{exit_code, report};
+use super::{Answer, ExecRequest, rules, set_oom_score_adjustment, take, terminal};
+use crate::cgroup::Hierarchies;
+use crate::last_mile::{LastMile, LastMileError};
+
+/// Every type of namespace; `setns` takes a pidfd and several flags at once and orders them itself (Linux 5.8).
+const NAMESPACES: [(&str, CloneFlags); 7] = [
+    ("user", CloneFlags::CLONE_NEWUSER),
+    ("mnt", CloneFlags::CLONE_NEWNS),
+    ("uts", CloneFlags::CLONE_NEWUTS),
+    ("ipc", CloneFlags::CLONE_NEWIPC),
+    ("net", CloneFlags::CLONE_NEWNET),
+    ("pid", CloneFlags::CLONE_NEWPID),
+    ("cgroup", CloneFlags::CLONE_NEWCGROUP),
+];
+
+/// Descriptors of the new process.
+struct Streams {
+    stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+    console: Option<OwnedFd>,
+    status: Option<OwnedFd>,
+}
+
+/// Starts the process; its parent is our parent. Single-threaded processes only.
+pub fn exec(request: &ExecRequest) -> anyhow::Result<Answer> {
+    let numbers = &request.descriptors;
+    let streams = Streams {
+        stdin: take(numbers.stdin)?,
+        stdout: take(numbers.stdout)?,
+        stderr: take(numbers.stderr)?,
+        console: take(numbers.console)?,
+        status: take(numbers.status)?,
+    };
+    let single = SingleThreaded::verify()?;
+    let spec = Spec::load(&request.config)
+        .with_context(|| format!("failed to read {}", request.config.display()))?;
+    let process = wanted_process(request, &spec)?;
+    let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    let mile = LastMile::prepare(&process, profile).context("failed to prepare the process")?;
+    let warning = set_oom_score_adjustment(process.oom_score_adj()).context("failed to set oom_score_adj")?;
+
+    let target =
+        orlop_linux::process::open(request.target).context("the container's first process is gone")?;
+    let id = request
+        .config
+        .parent()
+        .and_then(|bundle| bundle.file_name())
+        .unwrap_or_default()
+        .to_string_lossy();
+    let cgroup = rules::cgroup_path(&spec, &id)?;
+    let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
+    hierarchies
+        .cgroup(&cgroup.to_string_lossy())
+        .enter(Some(request.target.pid))
+        .context("failed to enter the control group")?;
+    set_limits(process.rlimits().as_deref().unwrap_or_default())?;
+    let foreign = foreign_namespaces(request.target.pid)?;
+
+    // From here on the container's processes may see us; they must not get at our memory or descriptors.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    if !foreign.is_empty() {
+        nix::sched::setns(target.as_fd(), foreign).context("failed to join the container's namespaces")?;
+    }
+    drop(target);
+    if foreign.contains(CloneFlags::CLONE_NEWUSER) {
+        let (root_group, root) = (nix::unistd::Gid::from_raw(0), nix::unistd::Uid::from_raw(0));
+        nix::unistd::setresgid(root_group, root_group, root_group)
+            .context("failed to become root of the container")?;
+        nix::unistd::setresuid(root, root, root).context("failed to become root of the container")?;
+    }
+    match orlop_linux::process::clone(
+        &single,
+        CloneOptions {
+            sibling: true,
+            ..CloneOptions::default()
+        },
+    )? {
+        Side::Parent(pid) => Ok(Answer {
+            pid: Some(pid),
+            error: None,
+            warnings: warning.into_iter().collect(),
+        }),
+        Side::Child => become_program(&streams, &process, &mile, request.terminal),
+    }
+}
+
+fn wanted_process(request: &ExecRequest, spec: &Spec) -> anyhow::Result<Process> {
+    if let Some(process) = &request.process {
+        return Ok((**process).clone());
+    }
+    let mut process = spec.process().clone().ok_or(rules::DeriveError::NoProcess)?;
+    if request.arguments.is_empty() {
+        bail!("no program to run");
+    }
+    process.set_args(Some(request.arguments.clone()));
+    process.set_terminal(Some(request.terminal));
+    Ok(process)
+}
+
+/// Namespaces of the target that are not ours already; joining one's own user namespace is an error.
+fn foreign_namespaces(pid: u32) -> anyhow::Result<CloneFlags> {
+    let mut flags = CloneFlags::empty();
+    for (name, flag) in NAMESPACES {
+        let theirs = std::fs::read_link(format!("/proc/{pid}/ns/{name}"));
+        let theirs = theirs.with_context(|| format!("failed to look at the container's {name} namespace"))?;
+        if theirs != std::fs::read_link(format!("/proc/self/ns/{name}"))? {
+            flags |= flag;
+        }
+    }
+    Ok(flags)
+}
+
+fn set_limits(limits: &[PosixRlimit]) -> anyhow::Result<()> {
+    for limit in limits {
+        let resource = match limit.typ() {
+            PosixRlimitType::RlimitCpu => Resource::RLIMIT_CPU,
+            PosixRlimitType::RlimitFsize => Resource::RLIMIT_FSIZE,
+            PosixRlimitType::RlimitData => Resource::RLIMIT_DATA,
+            PosixRlimitType::RlimitStack => Resource::RLIMIT_STACK,
+            PosixRlimitType::RlimitCore => Resource::RLIMIT_CORE,
+            PosixRlimitType::RlimitRss => Resource::RLIMIT_RSS,
+            PosixRlimitType::RlimitNproc => Resource::RLIMIT_NPROC,
+            PosixRlimitType::RlimitNofile => Resource::RLIMIT_NOFILE,
+            PosixRlimitType::RlimitMemlock => Resource::RLIMIT_MEMLOCK,
+            PosixRlimitType::RlimitAs => Resource::RLIMIT_AS,
+            PosixRlimitType::RlimitLocks => Resource::RLIMIT_LOCKS,
+            PosixRlimitType::RlimitSigpending => Resource::RLIMIT_SIGPENDING,
+            PosixRlimitType::RlimitMsgqueue => Resource::RLIMIT_MSGQUEUE,
+            PosixRlimitType::RlimitNice => Resource::RLIMIT_NICE,
+            PosixRlimitType::RlimitRtprio => Resource::RLIMIT_RTPRIO,
+            PosixRlimitType::RlimitRttime => Resource::RLIMIT_RTTIME,
+        };
+        setrlimit(resource, limit.soft(), limit.hard())
+            .with_context(|| format!("failed to set {:?}", limit.typ()))?;
+    }
+    Ok(())
+}
+
+/// The new process: inside every namespace, not yet the program.
+fn become_program(streams: &Streams, process: &Process, mile: &LastMile, with_terminal: bool) -> ! {
+    let error = match prepare_child(streams, process, with_terminal) {
+        Ok(()) => mile.run(),
+        Err(error) => LastMileError::Step {
+            step: "prepare the process",
+            source: std::io::Error::other(format!("{error:#}")),
+        },
+    };
+    report(streams.status.as_ref(), &error);
+    orlop_linux::process::exit_now(exit_code(&error))
+}
+
+fn prepare_child(streams: &Streams, process: &Process, with_terminal: bool) -> anyhow::Result<()> {
+    rustix::process::setsid().context("failed to start a session")?;
+    if with_terminal {
+        let console = streams
+            .console
+            .as_ref()
+            .context("a terminal needs a console socket")?;
+        let slave = terminal::open(console.as_fd()).context("failed to set up the terminal")?;
+        rustix::process::ioctl_tiocsctty(&slave).context("failed to take the terminal")?;
+        redirect(Some(&slave), Some(&slave), Some(&slave))?;
+    } else {
+        redirect(
+            streams.stdin.as_ref(),
+            streams.stdout.as_ref(),
+            streams.stderr.as_ref(),
+        )?;
+    }
+    if let Some(profile) = process.apparmor_profile() {
+        libcontainer::apparmor::apply_profile(profile).context("failed to apply the AppArmor profile")?;
+    }
+    orlop_linux::fd::close_from_on_exec(3).context("failed to close descriptors")
+}
+
+fn redirect(
+    stdin: Option<&OwnedFd>,
+    stdout: Option<&OwnedFd>,
+    stderr: Option<&OwnedFd>,
+) -> anyhow::Result<()> {
+    // Without a stream the process gets the null device: it must not inherit the starter's.
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let null = match (&null, stdin, stdout, stderr) {
+        (_, Some(_), Some(_), Some(_)) => None,
+        (Ok(null), ..) => Some(null.as_fd()),
+        (Err(_), ..) => bail!("the container has no /dev/null"),
+    };
+    let chosen = |stream: Option<&OwnedFd>| -> anyhow::Result<OwnedFd> {
+        let borrowed = stream
+            .map(AsFd::as_fd)
+            .or(null)
+            .context("no stream and no null device")?;
+        Ok(borrowed.try_clone_to_owned()?)
+    };
+    rustix::stdio::dup2_stdin(chosen(stdin)?)?;
+    rustix::stdio::dup2_stdout(chosen(stdout)?)?;
+    rustix::stdio::dup2_stderr(chosen(stderr)?)?;
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! The configuration that libcontainer gets, derived from the one that we were given.
+//!
+//! libcontainer sets up namespaces, mounts and cgroups as root; user, capabilities, seccomp and no_new_privs are [`crate::last_mile`]'s. So the derived
+//! process is root with everything, and the rest is what libcontainer 0.7 would refuse or get wrong.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec, User};
+
+/// The path that stands for the pod's namespace.
+pub const POD: &str = "pod";
+
+/// A configuration that we do not run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeriveError {
+    /// `process` is missing.
+    #[error("config.json has no process")]
+    NoProcess,
+    /// `linux` is missing.
+    #[error("config.json has no linux section")]
+    NoLinux,
+    /// `root` is missing.
+    #[error("config.json has no root")]
+    NoRoot,
+    /// `"path": "pod"` outside of a pod.
+    #[error("the pod has no {0} namespace of its own")]
+    NoPodNamespace(String),
+    /// systemd-style cgroup paths.
+    #[error("cgroupsPath {0:?} is not a path (the cgroupfs driver wants one)")]
+    CgroupsPath(PathBuf),
+}
+
+/// The name of a namespace type in configurations and requests.
+pub fn namespace_name(kind: LinuxNamespaceType) -> &'static str {
+    match kind {
+        LinuxNamespaceType::Mount => "mount",
+        LinuxNamespaceType::Cgroup => "cgroup",
+        LinuxNamespaceType::Uts => "uts",
+        LinuxNamespaceType::Ipc => "ipc",
+        LinuxNamespaceType::User => "user",
+        LinuxNamespaceType::Pid => "pid",
+        LinuxNamespaceType::Network => "network",
+        LinuxNamespaceType::Time => "time",
+    }
+}
+
+/// The cgroup of a container.
+pub fn cgroup_path(spec: &Spec, id: &str) -> Result<PathBuf, DeriveError> {
+    let given = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.cgroups_path().clone());
+    match given {
+        None => Ok(Path::new("/").join(id)),
+        Some(path) if path.to_string_lossy().contains(':') => Err(DeriveError::CgroupsPath(path)),
+        // Relative paths are below the root too, not below wherever the caller happens to be.
+        Some(path) => Ok(Path::new("/").join(path)),
+    }
+}
+
+/// Derives.
+pub fn derive(
+    given: &Spec,
+    id: &str,
+    rootfs: &Path,
+    pod_namespaces: &BTreeMap<String, PathBuf>,
+) -> Result<Spec, DeriveError> {
+    let mut spec = given.clone();
+    let process = given.process().as_ref().ok_or(DeriveError::NoProcess)?;
+    let mut linux = given.linux().clone().ok_or(DeriveError::NoLinux)?;
+    let mut root = given.root().clone().ok_or(DeriveError::NoRoot)?;
+
+    linux.set_cgroups_path(Some(cgroup_path(given, id)?));
+    linux.set_seccomp(None);
+    let namespaces = linux
+        .namespaces()
+        .iter()
+        .flatten()
+        .map(|namespace| substitute(namespace, pod_namespaces));
+    linux.set_namespaces(Some(namespaces.collect::<Result<Vec<_>, _>>()?));
+    // Only the recursive forms are in use (CRI says rslave), only the short names are understood, and they are applied recursively.
+    let propagation = linux
+        .rootfs_propagation()
+        .as_ref()
+        .map(|name| name.strip_prefix('r').unwrap_or(name).to_owned());
+    linux.set_rootfs_propagation(propagation);
+
+    root.set_path(rootfs.to_path_buf());
+    spec.set_root(Some(root));
+    spec.set_linux(Some(linux));
+    spec.set_process(Some(derive_process(process)));
+    Ok(spec)
+}
+
+fn substitute(
+    namespace: &LinuxNamespace,
+    pod: &BTreeMap<String, PathBuf>,
+) -> Result<LinuxNamespace, DeriveError> {
+    let mut namespace = namespace.clone();
+    if namespace.path().as_deref() == Some(Path::new(POD)) {
+        let name = namespace_name(namespace.typ());
+        let path = pod
+            .get(name)
+            .ok_or_else(|| DeriveError::NoPodNamespace(name.to_owned()))?;
+        namespace.set_path(Some(path.clone()));
+    }
+    Ok(namespace)
+}
+
+fn derive_process(given: &Process) -> Process {
+    let mut process = given.clone();
+    let mut environment = given.env().clone().unwrap_or_default();
+    if !environment.iter().any(|entry| entry.starts_with("PATH=")) {
+        environment.push("PATH=/".to_owned());
+    }
+    process.set_env(Some(environment));
+    process.set_user(User::default());
+    process.set_capabilities(None);
+    process.set_no_new_privileges(None);
+    process.set_oom_score_adj(None);
+    process.set_cwd(PathBuf::from("/"));
+    process
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &str) -> Spec {
+        serde_json::from_str(json).unwrap()
+    }
+
+    const CONFIG: &str = r#"{"ociVersion":"1.0.2","root":{"path":"rootfs","readonly":true},
+        "process":{"user":{"uid":7,"gid":7},"args":["x"],"cwd":"/w","noNewPrivileges":false,"oomScoreAdj":-5,
+            "capabilities":{"bounding":["CAP_CHOWN"]},"rlimits":[]},
+        "linux":{"cgroupsPath":"kube/c1","rootfsPropagation":"rslave","seccomp":{"defaultAction":"SCMP_ACT_ALLOW"},
+            "namespaces":[{"type":"mount"},{"type":"network","path":"pod"},{"type":"pid","path":"/proc/9/ns/pid"}]}}"#;
+
+    #[test]
+    fn hands_over_set_up_only() {
+        let pod = BTreeMap::from([("network".to_owned(), PathBuf::from("/proc/5/ns/net"))]);
+        let derived = derive(&spec(CONFIG), "c1", Path::new("/b/rootfs"), &pod).unwrap();
+        let process = derived.process().as_ref().unwrap();
+        assert_eq!(process.user().uid(), 0);
+        assert!(process.capabilities().is_none() && process.no_new_privileges().is_none());
+        assert!(process.oom_score_adj().is_none());
+        assert_eq!(process.env().as_ref().unwrap(), &["PATH=/"]);
+        let linux = derived.linux().as_ref().unwrap();
+        assert!(linux.seccomp().is_none());
+        assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/kube/c1")));
+        assert_eq!(linux.rootfs_propagation().as_deref(), Some("slave"));
+        let paths: Vec<_> = linux
+            .namespaces()
+            .iter()
+            .flatten()
+            .map(|n| n.path().clone())
+            .collect();
+        assert_eq!(
+            paths,
+            [None, Some("/proc/5/ns/net".into()), Some("/proc/9/ns/pid".into())]
+        );
+        assert_eq!(derived.root().as_ref().unwrap().path(), Path::new("/b/rootfs"));
+        assert_eq!(derived.root().as_ref().unwrap().readonly(), Some(true));
+    }
+
+    #[test]
+    fn refuses() {
+        let no_pod = derive(&spec(CONFIG), "c1", Path::new("/r"), &BTreeMap::new());
+        assert_eq!(
+            no_pod.unwrap_err(),
+            DeriveError::NoPodNamespace("network".to_owned())
+        );
+        let systemd = CONFIG.replace("kube/c1", "a.slice:b:c");
+        assert!(matches!(
+            cgroup_path(&spec(&systemd), "x"),
+            Err(DeriveError::CgroupsPath(_))
+        ));
+    }
+}
