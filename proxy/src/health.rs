@@ -22,8 +22,14 @@ const REQUEST_SECONDS: u64 = 10;
 /// Rules that are this long behind are a fault of the node.
 const BEHIND_LIMIT: Duration = Duration::from_secs(120);
 
-pub(crate) async fn serve(frame: &Frame, address: SocketAddr, status: watch::Receiver<Status>) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("failed to listen on {address} (healthzAddress)"))?;
+pub(crate) async fn serve(
+    frame: &Frame,
+    address: SocketAddr,
+    status: watch::Receiver<Status>,
+) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("failed to listen on {address} (healthzAddress)"))?;
     let drain = frame.drain();
     frame.spawn("proxy-health", async move {
         let limit = Arc::new(Semaphore::new(CONNECTION_LIMIT));
@@ -38,12 +44,15 @@ pub(crate) async fn serve(frame: &Frame, address: SocketAddr, status: watch::Rec
                 }
                 continue;
             };
-            let Ok(permit) = limit.clone().try_acquire_owned() else { continue };
+            let Ok(permit) = limit.clone().try_acquire_owned() else {
+                continue;
+            };
             let status = status.clone();
             tokio::spawn(async move {
                 let _permit = permit;
                 let service = hyper::service::service_fn(move |request| answer(status.clone(), request));
-                let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service);
                 let _ = tokio::time::timeout(Duration::from_secs(REQUEST_SECONDS), connection).await;
             });
         }
@@ -51,7 +60,10 @@ pub(crate) async fn serve(frame: &Frame, address: SocketAddr, status: watch::Rec
     Ok(())
 }
 
-async fn answer(status: watch::Receiver<Status>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    status: watch::Receiver<Status>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let (code, text) = match request.uri().path() {
         "/healthz" => health(&status.borrow(), Instant::now(), true),
         "/livez" => health(&status.borrow(), Instant::now(), false),
@@ -64,11 +76,21 @@ async fn answer(status: watch::Receiver<Status>, request: Request<Incoming>) -> 
 
 /// Live: not behind for too long. Healthy: also set once, so that traffic sent here finds rules.
 fn health(status: &Status, now: Instant, needs_sync: bool) -> (StatusCode, String) {
-    let behind = status.behind_since.is_some_and(|since| now.duration_since(since) > BEHIND_LIMIT);
+    let behind = status
+        .behind_since
+        .is_some_and(|since| now.duration_since(since) > BEHIND_LIMIT);
     let healthy = !behind && (!needs_sync || status.in_sync.is_some());
-    let code = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let code = if healthy {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     let ago = status.in_sync.map(|at| now.duration_since(at).as_secs());
-    (code, serde_json::json!({"healthy": healthy, "lastSyncSecondsAgo": ago, "services": status.services}).to_string())
+    (
+        code,
+        serde_json::json!({"healthy": healthy, "lastSyncSecondsAgo": ago, "services": status.services})
+            .to_string(),
+    )
 }
 
 #[cfg(test)]
@@ -82,9 +104,15 @@ mod tests {
         let fresh = Status::default();
         assert_eq!(health(&fresh, now, true).0, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(health(&fresh, now, false).0, StatusCode::OK);
-        let synced = Status { in_sync: Some(now), ..fresh };
+        let synced = Status {
+            in_sync: Some(now),
+            ..fresh
+        };
         assert_eq!(health(&synced, late, true).0, StatusCode::OK);
-        let behind = Status { behind_since: Some(now), ..synced };
+        let behind = Status {
+            behind_since: Some(now),
+            ..synced
+        };
         assert_eq!(health(&behind, now, true).0, StatusCode::OK);
         assert_eq!(health(&behind, late, false).0, StatusCode::SERVICE_UNAVAILABLE);
     }

@@ -53,7 +53,9 @@ pub(crate) fn forget_stale(version: IpVersion, stale: &[UdpFlows]) -> Result<u64
     let mut node_ports: BTreeMap<u16, &BTreeSet<SocketAddr>> = BTreeMap::new();
     for flows in stale {
         match flows.key.place {
-            Place::Address(address) => drop(addresses.insert(SocketAddr::new(address, flows.key.port), &flows.endpoints)),
+            Place::Address(address) => {
+                drop(addresses.insert(SocketAddr::new(address, flows.key.port), &flows.endpoints))
+            }
             Place::NodePort(_) => drop(node_ports.insert(flows.key.port, &flows.endpoints)),
         }
     }
@@ -63,10 +65,18 @@ pub(crate) fn forget_stale(version: IpVersion, stale: &[UdpFlows]) -> Result<u64
     let local: BTreeSet<IpAddr> = if node_ports.is_empty() {
         BTreeSet::new()
     } else {
-        RouteSocket::open()?.addresses()?.into_iter().map(|address| address.network.addr()).collect()
+        RouteSocket::open()?
+            .addresses()?
+            .into_iter()
+            .map(|address| address.network.addr())
+            .collect()
     };
     let is_stale = |flow: &Flow| {
-        let at_node = || local.contains(&flow.destination.ip()).then(|| node_ports.get(&flow.destination.port()));
+        let at_node = || {
+            local
+                .contains(&flow.destination.ip())
+                .then(|| node_ports.get(&flow.destination.port()))
+        };
         let endpoints = addresses.get(&flow.destination).or_else(|| at_node().flatten());
         endpoints.is_some_and(|endpoints| !endpoints.contains(&flow.answered_by))
     };

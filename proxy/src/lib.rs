@@ -90,14 +90,21 @@ impl Validate for Config {
         if self.node_name.is_empty() {
             problems.push("nodeName is empty: give the name of this node's Node object".to_owned());
         }
-        for (name, networks) in [("clusterCidr", &self.cluster_cidr), ("serviceCidr", &self.service_cidr)] {
+        for (name, networks) in [
+            ("clusterCidr", &self.cluster_cidr),
+            ("serviceCidr", &self.service_cidr),
+        ] {
             let fours = networks.iter().filter(|network| network.addr().is_ipv4()).count();
             if fours > 1 || networks.len() - fours > 1 {
-                problems.push(format!("{name} has several networks of one IP version: give one of each"));
+                problems.push(format!(
+                    "{name} has several networks of one IP version: give one of each"
+                ));
             }
         }
         if self.min_sync_period_milliseconds > 60_000 {
-            problems.push("minSyncPeriodMilliseconds is above a minute: rules would be stale too long".to_owned());
+            problems.push(
+                "minSyncPeriodMilliseconds is above a minute: rules would be stale too long".to_owned(),
+            );
         }
         problems
     }

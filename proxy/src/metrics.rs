@@ -39,7 +39,11 @@ impl Metrics {
         };
         let mut registry = frame.metrics();
         let prefix = "kubeproxy_sync_proxy_rules";
-        registry.register(format!("{prefix}_duration_seconds"), "Time of a sync of the rules", metrics.sync.clone());
+        registry.register(
+            format!("{prefix}_duration_seconds"),
+            "Time of a sync of the rules",
+            metrics.sync.clone(),
+        );
         registry.register(
             "kubeproxy_sync_full_proxy_rules_duration_seconds",
             "Time of a sync that builds the tables anew",
@@ -55,8 +59,16 @@ impl Metrics {
             "Transactions that the kernel refused",
             metrics.failures.clone(),
         );
-        registry.register(format!("{prefix}_service_changes"), "Changes of Services", metrics.service_changes.clone());
-        registry.register(format!("{prefix}_endpoint_changes"), "Changes of EndpointSlices", metrics.endpoint_changes.clone());
+        registry.register(
+            format!("{prefix}_service_changes"),
+            "Changes of Services",
+            metrics.service_changes.clone(),
+        );
+        registry.register(
+            format!("{prefix}_endpoint_changes"),
+            "Changes of EndpointSlices",
+            metrics.endpoint_changes.clone(),
+        );
         registry.register(
             "kubeproxy_conntrack_reconciler_deleted_entries",
             "Stale UDP connections deleted",
@@ -79,7 +91,11 @@ impl Metrics {
     pub(crate) fn synced(&self, duration: Duration, full: bool) {
         let seconds = duration.as_secs_f64();
         self.sync.observe(seconds);
-        if full { self.sync_full.observe(seconds) } else { self.sync_partial.observe(seconds) }
+        if full {
+            self.sync_full.observe(seconds)
+        } else {
+            self.sync_partial.observe(seconds)
+        }
         self.last_sync.set(unix_seconds());
     }
 
@@ -89,5 +105,7 @@ impl Metrics {
 }
 
 fn unix_seconds() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |passed| passed.as_secs_f64())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |passed| passed.as_secs_f64())
 }

@@ -9,8 +9,8 @@ use futures::FutureExt as _;
 use orlop_daemon::backoff::Backoff;
 use orlop_daemon::{Drain, ReadyGuard};
 use orlop_kube::Key;
-use orlop_kube::network::NetworkWatches;
 use orlop_kube::Subscription;
+use orlop_kube::network::NetworkWatches;
 use orlop_nft::IpVersion;
 use tokio::sync::watch;
 
@@ -64,7 +64,10 @@ impl Sync {
         status: watch::Sender<Status>,
         versions: &[IpVersion],
     ) -> Self {
-        let plans = versions.iter().map(|version| Tracked { plan: Plan::new(settings(&config, *version)), known: false });
+        let plans = versions.iter().map(|version| Tracked {
+            plan: Plan::new(settings(&config, *version)),
+            known: false,
+        });
         Self {
             plans: plans.collect(),
             config,
@@ -78,8 +81,10 @@ impl Sync {
 
     /// Until the drain. Rules of a predecessor are not touched before both watches are synced.
     pub(crate) async fn run(mut self, guard: ReadyGuard, drain: Drain) {
-        let subscriptions =
-            Subscriptions { services: self.watches.services.subscribe(), slices: self.watches.slices.subscribe() };
+        let subscriptions = Subscriptions {
+            services: self.watches.services.subscribe(),
+            slices: self.watches.slices.subscribe(),
+        };
         tokio::select! {
             () = async { self.watches.services.synced().await; self.watches.slices.synced().await } => {}
             () = drain.wait() => return,
@@ -95,7 +100,10 @@ impl Sync {
                     LOOK_PERIOD
                 }
                 Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), "the rules could not be set, trying again with whole tables");
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "the rules could not be set, trying again with whole tables"
+                    );
                     self.metrics.failures.inc();
                     self.status.send_modify(|status| {
                         status.behind_since.get_or_insert(started);
@@ -110,7 +118,13 @@ impl Sync {
     }
 
     /// Waits for the next round and takes in what changed; false when the drain began.
-    async fn wait(&mut self, subscriptions: &Subscriptions, started: Instant, pause: Duration, drain: &Drain) -> bool {
+    async fn wait(
+        &mut self,
+        subscriptions: &Subscriptions,
+        started: Instant,
+        pause: Duration,
+        drain: &Drain,
+    ) -> bool {
         let (services, slices) = tokio::select! {
             services = subscriptions.services.changed() => (services, BTreeSet::new()),
             slices = subscriptions.slices.changed() => (BTreeSet::new(), slices),
@@ -137,13 +151,22 @@ impl Sync {
         if let Some(more) = subscriptions.slices.changed().now_or_never() {
             changed.extend(self.take_in_slices(&more));
         }
-        changed.extend(subscriptions.services.changed().now_or_never().unwrap_or_default());
+        changed.extend(
+            subscriptions
+                .services
+                .changed()
+                .now_or_never()
+                .unwrap_or_default(),
+        );
         self.metrics.service_changes.inc_by(changed.len() as u64);
         for key in &changed {
             self.model.set_service(key, self.watches.services.get(key));
             let frontends = self.model.frontends(key, &self.config.node_name);
-            let local =
-                if frontends.is_empty() { BTreeSet::new() } else { self.model.local_addresses(key, &self.config.node_name) };
+            let local = if frontends.is_empty() {
+                BTreeSet::new()
+            } else {
+                self.model.local_addresses(key, &self.config.node_name)
+            };
             for tracked in &mut self.plans {
                 tracked.plan.set_service(key, &frontends, &local);
             }
@@ -193,12 +216,18 @@ impl Sync {
             tracked.known = false;
         }
         let full = !tracked.known;
-        let transaction = if full { tracked.plan.replace() } else { tracked.plan.update() };
+        let transaction = if full {
+            tracked.plan.replace()
+        } else {
+            tracked.plan.update()
+        };
         // Not known until it worked: a failure, or a daemon that is cut off here, ends in a whole table.
         tracked.known = false;
         let count = transaction.commands.len();
         let (kernel, commands) = (self.kernel.clone(), transaction.commands);
-        blocking(move || lock(&kernel).apply(&commands)).await.context("failed to set the rules")?;
+        blocking(move || lock(&kernel).apply(&commands))
+            .await
+            .context("failed to set the rules")?;
         self.plans[index].known = true;
         if count > 0 {
             let duration = started.elapsed();
@@ -217,7 +246,10 @@ impl Sync {
         let version = self.plans[index].plan.version();
         match blocking(move || kernel::forget_stale(version, &udp)).await {
             Ok(deleted) => drop(self.metrics.conntrack_deleted.inc_by(deleted)),
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "could not delete stale UDP connections"),
+            Err(error) => tracing::warn!(
+                error = format!("{error:#}"),
+                "could not delete stale UDP connections"
+            ),
         }
     }
 }
@@ -229,17 +261,30 @@ fn lock(kernel: &Mutex<Kernel>) -> std::sync::MutexGuard<'_, Kernel> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, orlop_netlink::NetlinkError> + Send + 'static,
 ) -> anyhow::Result<T> {
-    Ok(tokio::task::spawn_blocking(work).await.context("the kernel's worker panicked")??)
+    Ok(tokio::task::spawn_blocking(work)
+        .await
+        .context("the kernel's worker panicked")??)
 }
 
 pub(crate) fn settings(config: &Config, version: IpVersion) -> Settings {
-    let of_version = |networks: &[ipnet::IpNet]| networks.iter().copied().filter(|network| IpVersion::of(network.addr()) == version).collect::<Vec<_>>();
+    let of_version = |networks: &[ipnet::IpNet]| {
+        networks
+            .iter()
+            .copied()
+            .filter(|network| IpVersion::of(network.addr()) == version)
+            .collect::<Vec<_>>()
+    };
     Settings {
         version,
         cluster: of_version(&config.cluster_cidr).first().copied(),
         services: of_version(&config.service_cidr).first().copied(),
         masquerade_all: config.masquerade_all,
         node_port_networks: of_version(&config.node_port_addresses),
-        node_served: config.local_addresses.iter().copied().filter(|address| IpVersion::of(*address) == version).collect(),
+        node_served: config
+            .local_addresses
+            .iter()
+            .copied()
+            .filter(|address| IpVersion::of(*address) == version)
+            .collect(),
     }
 }

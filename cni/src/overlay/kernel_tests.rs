@@ -22,8 +22,15 @@ struct TestNode {
 }
 
 fn shell(namespace: &Namespace, script: &str) -> String {
-    let done = inside(namespace, || Command::new("sh").args(["-ec", script]).output().unwrap()).unwrap();
-    assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
+    let done = inside(namespace, || {
+        Command::new("sh").args(["-ec", script]).output().unwrap()
+    })
+    .unwrap();
+    assert!(
+        done.status.success(),
+        "{script}: {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
     String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
@@ -42,16 +49,29 @@ impl TestNode {
             mac: plan::derived_mac(&config.node_name),
             peers: BTreeSet::new(),
         };
-        Self { namespace: Namespace::create().unwrap(), config, wanted, _folder: folder }
+        Self {
+            namespace: Namespace::create().unwrap(),
+            config,
+            wanted,
+            _folder: folder,
+        }
     }
 
     fn peer(&self) -> Peer {
-        let IpNet::V4(pods) = self.wanted.subnets[0] else { unreachable!() };
-        Peer { pods, mac: self.wanted.mac, address: self.config.node_ip }
+        let IpNet::V4(pods) = self.wanted.subnets[0] else {
+            unreachable!()
+        };
+        Peer {
+            pods,
+            mac: self.wanted.mac,
+            address: self.config.node_ip,
+        }
     }
 
     fn apply(&self) -> Applied {
-        inside(&self.namespace, || apply::apply(&self.config, &self.wanted)).unwrap().unwrap()
+        inside(&self.namespace, || apply::apply(&self.config, &self.wanted))
+            .unwrap()
+            .unwrap()
     }
 
     fn pod(&self, id: &str) -> (Namespace, String) {
@@ -67,8 +87,15 @@ impl TestNode {
             netns: pod.path().display().to_string(),
             interface: "eth0".into(),
         };
-        let result = inside(&self.namespace, || run(&environment, &plugin.to_string())).unwrap().unwrap().unwrap();
-        let address = result["ips"][0]["address"].as_str().unwrap().trim_end_matches("/32").to_owned();
+        let result = inside(&self.namespace, || run(&environment, &plugin.to_string()))
+            .unwrap()
+            .unwrap()
+            .unwrap();
+        let address = result["ips"][0]["address"]
+            .as_str()
+            .unwrap()
+            .trim_end_matches("/32")
+            .to_owned();
         (pod, address)
     }
 }
@@ -82,7 +109,10 @@ fn connect(left: &TestNode, right: &TestNode) {
     shell(&left.namespace, &script);
     shell(
         &right.namespace,
-        &format!("ip link set lo up; ip address add {}/24 dev eth0; ip link set eth0 up", right.config.node_ip),
+        &format!(
+            "ip link set lo up; ip address add {}/24 dev eth0; ip link set eth0 up",
+            right.config.node_ip
+        ),
     );
 }
 
@@ -97,7 +127,11 @@ fn answer_once(namespace: &Namespace) -> std::thread::JoinHandle<()> {
 
 fn ask(namespace: &Namespace, address: &str) -> String {
     let target = format!("{address}:8080").parse().unwrap();
-    let mut stream = inside(namespace, || TcpStream::connect_timeout(&target, Duration::from_secs(5))).unwrap().unwrap();
+    let mut stream = inside(namespace, || {
+        TcpStream::connect_timeout(&target, Duration::from_secs(5))
+    })
+    .unwrap()
+    .unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     text
@@ -108,7 +142,10 @@ fn round_trip(node: &TestNode) {
     assert!(first.contains("masquerade fully-random"), "{first}");
     let file = node.config.ipam_dir.with_file_name("rules.nft");
     std::fs::write(&file, &first).unwrap();
-    shell(&node.namespace, &format!("nft flush ruleset; nft -f {}", file.display()));
+    shell(
+        &node.namespace,
+        &format!("nft flush ruleset; nft -f {}", file.display()),
+    );
     assert_eq!(first, shell(&node.namespace, "nft list ruleset"));
 }
 
@@ -127,30 +164,53 @@ fn pods_of_two_nodes_reach_each_other() {
     assert_eq!(ask(&left_pod, &right_ip), left_ip, "no masquerade between pods");
     server.join().unwrap();
     let server = answer_once(&right_pod);
-    assert_eq!(ask(&left.namespace, &right_ip), "10.244.1.0", "a host is seen by its tunnel address");
+    assert_eq!(
+        ask(&left.namespace, &right_ip),
+        "10.244.1.0",
+        "a host is seen by its tunnel address"
+    );
     server.join().unwrap();
     let server = answer_once(&right.namespace);
-    assert_eq!(ask(&left_pod, "192.168.77.2"), "192.168.77.1", "outside, a pod is seen as its node");
+    assert_eq!(
+        ask(&left_pod, "192.168.77.2"),
+        "192.168.77.1",
+        "outside, a pod is seen as its node"
+    );
     server.join().unwrap();
     round_trip(&left);
     // Repeating changes nothing; a peer that left is removed, a broken entry is repaired.
-    shell(&left.namespace, "ip neigh flush dev flannel.1 nud permanent; ip route del 10.244.2.0/24");
+    shell(
+        &left.namespace,
+        "ip neigh flush dev flannel.1 nud permanent; ip route del 10.244.2.0/24",
+    );
     left.apply();
     let server = answer_once(&right_pod);
     ask(&left_pod, &right_ip);
     server.join().unwrap();
     left.wanted.peers.clear();
     left.apply();
-    let routes = shell(&left.namespace, "ip route; bridge fdb show dev flannel.1; ip neigh show dev flannel.1 nud permanent");
-    assert!(!routes.contains("10.244.2.0") && !routes.contains("192.168.77.2"), "{routes}");
+    let routes = shell(
+        &left.namespace,
+        "ip route; bridge fdb show dev flannel.1; ip neigh show dev flannel.1 nud permanent",
+    );
+    assert!(
+        !routes.contains("10.244.2.0") && !routes.contains("192.168.77.2"),
+        "{routes}"
+    );
     drop((left_pod, right_pod));
 }
 
 #[test]
 fn cleanup_leaves_nothing_and_may_be_repeated() {
     let node = TestNode::new(1);
-    shell(&node.namespace, "ip link set lo up; ip address add 192.168.77.1/24 dev lo");
-    let before = shell(&node.namespace, "ip -o link; ip -o address; ip route; nft list ruleset");
+    shell(
+        &node.namespace,
+        "ip link set lo up; ip address add 192.168.77.1/24 dev lo",
+    );
+    let before = shell(
+        &node.namespace,
+        "ip -o link; ip -o address; ip route; nft list ruleset",
+    );
     node.apply();
     let (_pod, _) = node.pod("a");
     let dns: IpAddr = "10.96.0.10".parse().unwrap();
@@ -169,7 +229,13 @@ fn cleanup_leaves_nothing_and_may_be_repeated() {
         })
         .unwrap();
     }
-    assert_eq!(before, shell(&node.namespace, "ip -o link; ip -o address; ip route; nft list ruleset"));
+    assert_eq!(
+        before,
+        shell(
+            &node.namespace,
+            "ip -o link; ip -o address; ip route; nft list ruleset"
+        )
+    );
     assert!(!node.config.cni_conf_dir.join(CONFLIST).exists());
 }
 
@@ -181,33 +247,63 @@ fn ranges_in_use_are_refused_and_an_old_bridge_is_corrected() {
         "ip link set lo up; ip link add eth0 type veth peer name eth1; ip link set eth0 up; ip link set eth1 up; \
          ip address add 10.244.9.1/24 dev eth0; ip address add 192.168.77.1/24 dev eth0",
     );
-    let error = inside(&node.namespace, || apply::check_ranges(&node.config)).unwrap().unwrap_err().to_string();
-    assert!(error.contains("overlaps the machine's route 10.244.9.0/24 on eth0"), "{error}");
-    shell(&node.namespace, "ip link add cni0 type bridge; ip address add 10.200.0.1/24 dev cni0; ip link set cni0 up");
+    let error = inside(&node.namespace, || apply::check_ranges(&node.config))
+        .unwrap()
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("overlaps the machine's route 10.244.9.0/24 on eth0"),
+        "{error}"
+    );
+    shell(
+        &node.namespace,
+        "ip link add cni0 type bridge; ip address add 10.200.0.1/24 dev cni0; ip link set cni0 up",
+    );
     node.apply();
     let addresses = shell(&node.namespace, "ip -4 -o address show cni0");
-    assert!(addresses.contains("10.244.1.1/24") && !addresses.contains("10.200"), "{addresses}");
+    assert!(
+        addresses.contains("10.244.1.1/24") && !addresses.contains("10.200"),
+        "{addresses}"
+    );
 }
 
 #[test]
 fn leases_of_vanished_pods_are_freed() {
     let node = TestNode::new(1);
-    shell(&node.namespace, "ip link set lo up; ip address add 192.168.77.1/24 dev lo");
+    shell(
+        &node.namespace,
+        "ip link set lo up; ip address add 192.168.77.1/24 dev lo",
+    );
     node.apply();
     let (kept, _) = node.pod("kept");
     let (gone, _) = node.pod("gone");
     drop(gone);
     for entry in std::fs::read_dir(node.config.ipam_dir.join(NETWORK)).unwrap() {
         let old = std::time::SystemTime::now() - Duration::from_secs(3600);
-        std::fs::File::options().write(true).open(entry.unwrap().path()).unwrap().set_modified(old).unwrap();
+        std::fs::File::options()
+            .write(true)
+            .open(entry.unwrap().path())
+            .unwrap()
+            .set_modified(old)
+            .unwrap();
     }
     // The kernel takes a namespace apart in its own time.
     let deadline = Instant::now() + Duration::from_secs(10);
-    while inside(&node.namespace, || RouteSocket::open().unwrap().links().unwrap().len()).unwrap() > 4 {
+    while inside(&node.namespace, || {
+        RouteSocket::open().unwrap().links().unwrap().len()
+    })
+    .unwrap()
+        > 4
+    {
         assert!(Instant::now() < deadline, "the dropped pod's pair is still there");
         std::thread::yield_now();
     }
-    assert_eq!(inside(&node.namespace, || apply::collect_leases(&node.config)).unwrap().unwrap(), 1);
+    assert_eq!(
+        inside(&node.namespace, || apply::collect_leases(&node.config))
+            .unwrap()
+            .unwrap(),
+        1
+    );
     assert!(sysctl::read("net/ipv4/ip_forward").is_ok());
     drop(kept);
 }

@@ -140,9 +140,16 @@ pub async fn start_overlay(
     tokio::task::spawn_blocking(move || apply::check_ranges(&checked)).await??;
     let shown = Arc::new(Mutex::new(Shown::default()));
     let dumped = shown.clone();
-    frame.dump("overlay", move || dump(&dumped.lock().unwrap_or_else(PoisonError::into_inner)));
+    frame.dump("overlay", move || {
+        dump(&dumped.lock().unwrap_or_else(PoisonError::into_inner))
+    });
     let guard = frame.ready().guard("overlay");
-    let overlay = Overlay { config: Arc::new(config), watches: watches.clone(), client, shown };
+    let overlay = Overlay {
+        config: Arc::new(config),
+        watches: watches.clone(),
+        client,
+        shown,
+    };
     let drain = frame.drain();
     frame.spawn("overlay", async move {
         overlay.follow(&guard, &drain).await;
@@ -217,8 +224,13 @@ impl Overlay {
     /// the kernel is only asked when something else is wanted than before.
     async fn reconcile(&self, due: bool) -> anyhow::Result<bool> {
         let config = &self.config;
-        let key = Key { namespace: String::new(), name: config.node_name.clone() };
-        let Some(own) = self.watches.nodes.get(&key) else { return Ok(false) };
+        let key = Key {
+            namespace: String::new(),
+            name: config.node_name.clone(),
+        };
+        let Some(own) = self.watches.nodes.get(&key) else {
+            return Ok(false);
+        };
         let subnets = plan::pod_ranges(&own);
         if subnets.is_empty() {
             return Ok(false);
@@ -227,7 +239,8 @@ impl Overlay {
             let nodes = nodes.iter().map(|(key, node)| (key.name.as_str(), node.as_ref()));
             plan::peers(&config.node_name, config.vni, nodes)
         });
-        let mac = plan::announced_mac(&own, config.vni).unwrap_or_else(|| plan::derived_mac(&config.node_name));
+        let mac =
+            plan::announced_mac(&own, config.vni).unwrap_or_else(|| plan::derived_mac(&config.node_name));
         let wanted = Wanted { subnets, mac, peers };
         let known = |shown: &Shown| shown.error.is_none() && shown.wanted.as_ref() == Some(&wanted);
         if !due && known(&self.shown.lock().unwrap_or_else(PoisonError::into_inner)) {
@@ -244,7 +257,10 @@ impl Overlay {
             match apply::collect_leases(&settings) {
                 Ok(0) => {}
                 Ok(freed) => tracing::info!(freed, "freed addresses of pods that are gone"),
-                Err(error) => tracing::warn!(error = format!("{error:#}"), "could not look for leftover addresses"),
+                Err(error) => tracing::warn!(
+                    error = format!("{error:#}"),
+                    "could not look for leftover addresses"
+                ),
             }
             Ok(applied)
         })
@@ -263,15 +279,26 @@ impl Overlay {
     }
 
     /// Tells the other nodes where this one is, when they do not know yet.
-    async fn announce(&self, own: &orlop_kube::network::Node, mac: orlop_netlink::route::MacAddress) -> anyhow::Result<()> {
+    async fn announce(
+        &self,
+        own: &orlop_kube::network::Node,
+        mac: orlop_netlink::route::MacAddress,
+    ) -> anyhow::Result<()> {
         let wanted = plan::annotations(self.config.vni, mac, self.config.node_ip);
-        if wanted.iter().all(|(key, value)| own.flannel.get(key) == Some(value)) {
+        if wanted
+            .iter()
+            .all(|(key, value)| own.flannel.get(key) == Some(value))
+        {
             return Ok(());
         }
         let patch = json!({"metadata": {"annotations": wanted}});
         let nodes: Api<Node> = Api::all(self.client.clone());
         nodes
-            .patch(&self.config.node_name, &PatchParams::default(), &Patch::Merge(&patch))
+            .patch(
+                &self.config.node_name,
+                &PatchParams::default(),
+                &Patch::Merge(&patch),
+            )
             .await
             .context("failed to annotate this node")?;
         Ok(())

@@ -50,8 +50,15 @@ pub(crate) struct MachineRoute {
 /// The pod ranges of a node: at most one of each family, those that parse.
 pub(crate) fn pod_ranges(node: &Node) -> Vec<IpNet> {
     let mut ranges: Vec<IpNet> = Vec::new();
-    for range in node.pod_cidrs.iter().filter_map(|text| text.parse::<IpNet>().ok()) {
-        if !ranges.iter().any(|known| known.addr().is_ipv4() == range.addr().is_ipv4()) {
+    for range in node
+        .pod_cidrs
+        .iter()
+        .filter_map(|text| text.parse::<IpNet>().ok())
+    {
+        if !ranges
+            .iter()
+            .any(|known| known.addr().is_ipv4() == range.addr().is_ipv4())
+        {
             ranges.push(range.trunc());
         }
     }
@@ -59,8 +66,16 @@ pub(crate) fn pod_ranges(node: &Node) -> Vec<IpNet> {
 }
 
 /// The other nodes that can be reached by VXLAN. Nodes without the annotations (not ready, or with another network) are left out.
-pub(crate) fn peers<'a>(own: &str, vni: u32, nodes: impl IntoIterator<Item = (&'a str, &'a Node)>) -> BTreeSet<Peer> {
-    nodes.into_iter().filter(|(name, _)| *name != own).filter_map(|(_, node)| peer(node, vni)).collect()
+pub(crate) fn peers<'a>(
+    own: &str,
+    vni: u32,
+    nodes: impl IntoIterator<Item = (&'a str, &'a Node)>,
+) -> BTreeSet<Peer> {
+    nodes
+        .into_iter()
+        .filter(|(name, _)| *name != own)
+        .filter_map(|(_, node)| peer(node, vni))
+        .collect()
 }
 
 fn peer(node: &Node, vni: u32) -> Option<Peer> {
@@ -73,13 +88,21 @@ fn peer(node: &Node, vni: u32) -> Option<Peer> {
         IpNet::V4(range) => Some(range),
         IpNet::V6(_) => None,
     })?;
-    let address = get("public-ip-overwrite").or_else(|| get("public-ip"))?.parse().ok()?;
-    (data.vni == vni).then_some(Peer { pods, mac: data.mac.parse().ok()?, address })
+    let address = get("public-ip-overwrite")
+        .or_else(|| get("public-ip"))?
+        .parse()
+        .ok()?;
+    (data.vni == vni).then_some(Peer {
+        pods,
+        mac: data.mac.parse().ok()?,
+        address,
+    })
 }
 
 /// The Ethernet address that the node told the others before.
 pub(crate) fn announced_mac(node: &Node, vni: u32) -> Option<MacAddress> {
-    let data: BackendData = serde_json::from_str(node.flannel.get(&format!("{PREFIX}/backend-data"))?).ok()?;
+    let data: BackendData =
+        serde_json::from_str(node.flannel.get(&format!("{PREFIX}/backend-data"))?).ok()?;
     (data.vni == vni).then(|| data.mac.parse().ok())?
 }
 
@@ -95,7 +118,11 @@ pub(crate) fn derived_mac(node_name: &str) -> MacAddress {
 
 /// The annotations that make the node a peer, for us and for flannel.
 pub(crate) fn annotations(vni: u32, mac: MacAddress, address: Ipv4Addr) -> BTreeMap<String, String> {
-    let data = serde_json::to_string(&BackendData { vni, mac: mac.to_string() }).expect("two plain fields serialize");
+    let data = serde_json::to_string(&BackendData {
+        vni,
+        mac: mac.to_string(),
+    })
+    .expect("two plain fields serialize");
     [
         ("backend-data", data),
         ("backend-type", "vxlan".to_owned()),
@@ -127,9 +154,16 @@ pub(crate) fn peer_entries<'a>(peers: impl IntoIterator<Item = &'a Peer>, link: 
             onlink: true,
             protocol: ROUTE_PROTOCOL,
         });
-        let entry = |table, ip| Neighbour { table, link, ip, mac: peer.mac };
+        let entry = |table, ip| Neighbour {
+            table,
+            link,
+            ip,
+            mac: peer.mac,
+        };
         entries.neighbours.push(entry(NeighbourTable::Address, gateway));
-        entries.neighbours.push(entry(NeighbourTable::Forwarding, IpAddr::V4(peer.address)));
+        entries
+            .neighbours
+            .push(entry(NeighbourTable::Forwarding, IpAddr::V4(peer.address)));
     }
     entries
 }
@@ -137,27 +171,50 @@ pub(crate) fn peer_entries<'a>(peers: impl IntoIterator<Item = &'a Peer>, link: 
 /// What to remove and what to set so that `found` becomes `wanted`.
 pub(crate) fn plan_entries(found: &Entries, wanted: &Entries) -> (Entries, Entries) {
     let without = |left: &Entries, right: &Entries| Entries {
-        routes: left.routes.iter().filter(|route| !right.routes.contains(route)).copied().collect(),
-        neighbours: left.neighbours.iter().filter(|entry| !right.neighbours.contains(entry)).copied().collect(),
+        routes: left
+            .routes
+            .iter()
+            .filter(|route| !right.routes.contains(route))
+            .copied()
+            .collect(),
+        neighbours: left
+            .neighbours
+            .iter()
+            .filter(|entry| !right.neighbours.contains(entry))
+            .copied()
+            .collect(),
     };
     let mut remove = without(found, wanted);
     // A route to the same destination is replaced, not removed: there is no moment without it.
-    remove.routes.retain(|route| !wanted.routes.iter().any(|wanted| wanted.destination == route.destination));
+    remove.routes.retain(|route| {
+        !wanted
+            .routes
+            .iter()
+            .any(|wanted| wanted.destination == route.destination)
+    });
     (remove, without(wanted, found))
 }
 
 /// Why the ranges cannot be used on this machine, in words for the operator.
-pub(crate) fn range_problems(ranges: &[(&str, IpNet)], own_interfaces: &[&str], routes: &[MachineRoute]) -> Vec<String> {
-    let overlaps = |left: &IpNet, right: &IpNet| left.contains(&right.network()) || right.contains(&left.network());
+pub(crate) fn range_problems(
+    ranges: &[(&str, IpNet)],
+    own_interfaces: &[&str],
+    routes: &[MachineRoute],
+) -> Vec<String> {
+    let overlaps =
+        |left: &IpNet, right: &IpNet| left.contains(&right.network()) || right.contains(&left.network());
     let mut problems = Vec::new();
     for (index, (name, range)) in ranges.iter().enumerate() {
         for (other_name, other) in &ranges[index + 1..] {
             if overlaps(range, other) {
-                problems.push(format!("{name} {range} and {other_name} {other} overlap: choose ranges apart"));
+                problems.push(format!(
+                    "{name} {range} and {other_name} {other} overlap: choose ranges apart"
+                ));
             }
         }
         for route in routes {
-            let foreign = route.protocol != ROUTE_PROTOCOL && !own_interfaces.contains(&route.interface.as_str());
+            let foreign =
+                route.protocol != ROUTE_PROTOCOL && !own_interfaces.contains(&route.interface.as_str());
             if foreign && route.destination.prefix_len() > 0 && overlaps(range, &route.destination) {
                 problems.push(format!(
                     "{name} {range} overlaps the machine's route {} on {}: choose another range for the cluster",
@@ -177,14 +234,23 @@ pub(crate) fn table() -> Table {
 /// Masquerade of what leaves the cluster, and acceptance of what pods send and get. Replaces the table in one transaction.
 pub(crate) fn rules(cluster: IpNet, vxlan: &str) -> Vec<Command> {
     let table = table();
-    let from = |negated| Statement::SourceIn { network: cluster, negated };
-    let to = |negated| Statement::DestinationIn { network: cluster, negated };
+    let from = |negated| Statement::SourceIn {
+        network: cluster,
+        negated,
+    };
+    let to = |negated| Statement::DestinationIn {
+        network: cluster,
+        negated,
+    };
     let accept = || Statement::Verdict(Verdict::Accept);
     let postrouting = vec![
         Rule::from([Statement::DestinationLocal, Statement::Verdict(Verdict::Return)]),
         // A node's own address is no source that a pod on another node could answer through the tunnel.
         Rule::from([
-            Statement::OutInterface { name: vxlan.to_owned(), negated: false },
+            Statement::OutInterface {
+                name: vxlan.to_owned(),
+                negated: false,
+            },
             from(true),
             to(false),
             Statement::Masquerade,
@@ -192,25 +258,52 @@ pub(crate) fn rules(cluster: IpNet, vxlan: &str) -> Vec<Command> {
         Rule::from([
             from(false),
             to(true),
-            Statement::DestinationIn { network: MULTICAST, negated: true },
+            Statement::DestinationIn {
+                network: MULTICAST,
+                negated: true,
+            },
             Statement::Masquerade,
         ]),
     ];
-    let forward = vec![Rule::from([from(false), accept()]), Rule::from([to(false), accept()])];
+    let forward = vec![
+        Rule::from([from(false), accept()]),
+        Rule::from([to(false), accept()]),
+    ];
     vec![
         Command::AddTable(table.clone()),
         Command::DeleteTable(table.clone()),
         Command::AddTable(table.clone()),
         Command::AddChain(
             table.clone(),
-            Chain::base("postrouting", ChainKind::Nat, Hook::Postrouting, PRIORITY_SNAT, postrouting),
+            Chain::base(
+                "postrouting",
+                ChainKind::Nat,
+                Hook::Postrouting,
+                PRIORITY_SNAT,
+                postrouting,
+            ),
         ),
-        Command::AddChain(table, Chain::base("forward", ChainKind::Filter, Hook::Forward, PRIORITY_FILTER, forward)),
+        Command::AddChain(
+            table,
+            Chain::base(
+                "forward",
+                ChainKind::Filter,
+                Hook::Forward,
+                PRIORITY_FILTER,
+                forward,
+            ),
+        ),
     ]
 }
 
 /// The plugin's configuration.
-pub(crate) fn conflist(plugin: &str, bridge: &str, mtu: u32, subnets: &[IpNet], ipam_dir: &std::path::Path) -> Value {
+pub(crate) fn conflist(
+    plugin: &str,
+    bridge: &str,
+    mtu: u32,
+    subnets: &[IpNet],
+    ipam_dir: &std::path::Path,
+) -> Value {
     json!({
         "cniVersion": "1.0.0",
         "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
@@ -231,7 +324,11 @@ mod tests {
     use super::*;
 
     fn node(pods: &str, annotations: BTreeMap<String, String>) -> Node {
-        Node { pod_cidrs: vec![pods.to_owned()], internal_ips: Vec::new(), flannel: annotations }
+        Node {
+            pod_cidrs: vec![pods.to_owned()],
+            internal_ips: Vec::new(),
+            flannel: annotations,
+        }
     }
 
     fn mac() -> MacAddress {
@@ -241,7 +338,10 @@ mod tests {
     #[test]
     fn annotations_have_flannels_shape_and_are_read_back() {
         let made = annotations(1, mac(), "192.168.0.2".parse().unwrap());
-        assert_eq!(made["flannel.alpha.coreos.com/backend-data"], r#"{"VNI":1,"VtepMAC":"0e:00:00:00:00:02"}"#);
+        assert_eq!(
+            made["flannel.alpha.coreos.com/backend-data"],
+            r#"{"VNI":1,"VtepMAC":"0e:00:00:00:00:02"}"#
+        );
         let other = node("10.244.1.0/24", made.clone());
         assert_eq!(announced_mac(&other, 1), Some(mac()));
         assert_eq!(announced_mac(&other, 2), None);
@@ -250,9 +350,21 @@ mod tests {
         let foreign = node("10.244.2.0/24", foreign);
         let silent = node("10.244.3.0/24", BTreeMap::new());
         let own = node("10.244.0.0/24", made);
-        let found = peers("own", 1, [("own", &own), ("other", &other), ("foreign", &foreign), ("silent", &silent)]);
-        let wanted =
-            Peer { pods: "10.244.1.0/24".parse().unwrap(), mac: mac(), address: "192.168.0.2".parse().unwrap() };
+        let found = peers(
+            "own",
+            1,
+            [
+                ("own", &own),
+                ("other", &other),
+                ("foreign", &foreign),
+                ("silent", &silent),
+            ],
+        );
+        let wanted = Peer {
+            pods: "10.244.1.0/24".parse().unwrap(),
+            mac: mac(),
+            address: "192.168.0.2".parse().unwrap(),
+        };
         assert_eq!(found.into_iter().collect::<Vec<_>>(), [wanted]);
     }
 
@@ -266,11 +378,20 @@ mod tests {
         let found = peer_entries(&[peer(1, 1), peer(2, 2)], 7);
         let wanted = peer_entries(&[peer(1, 9), peer(3, 3)], 7);
         let (remove, set) = plan_entries(&found, &wanted);
-        let destinations = |entries: &Entries| entries.routes.iter().map(|route| route.destination.to_string()).collect::<Vec<_>>();
+        let destinations = |entries: &Entries| {
+            entries
+                .routes
+                .iter()
+                .map(|route| route.destination.to_string())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(destinations(&remove), ["10.244.2.0/24"]);
         assert_eq!(destinations(&set), ["10.244.3.0/24"]);
         assert_eq!((remove.neighbours.len(), set.neighbours.len()), (4, 4));
-        assert_eq!(plan_entries(&wanted, &wanted), (Entries::default(), Entries::default()));
+        assert_eq!(
+            plan_entries(&wanted, &wanted),
+            (Entries::default(), Entries::default())
+        );
     }
 
     #[test]
@@ -280,7 +401,10 @@ mod tests {
             interface: interface.to_owned(),
             protocol,
         };
-        let ranges = [("pod range", "10.244.0.0/16".parse().unwrap()), ("service range", "10.96.0.0/16".parse().unwrap())];
+        let ranges = [
+            ("pod range", "10.244.0.0/16".parse().unwrap()),
+            ("service range", "10.96.0.0/16".parse().unwrap()),
+        ];
         let routes = [
             route("0.0.0.0/0", "eth0", 3),
             route("10.244.7.0/24", "eth1", 2),
@@ -291,14 +415,19 @@ mod tests {
         let problems = range_problems(&ranges, &["cni0", "flannel.1"], &routes);
         assert_eq!(problems.len(), 3, "{problems:?}");
         assert!(problems[0].contains("10.244.7.0/24 on eth1"), "{problems:?}");
-        let same = [("a", "10.0.0.0/8".parse().unwrap()), ("b", "10.96.0.0/16".parse().unwrap())];
+        let same = [
+            ("a", "10.0.0.0/8".parse().unwrap()),
+            ("b", "10.96.0.0/16".parse().unwrap()),
+        ];
         assert_eq!(range_problems(&same, &[], &[]).len(), 1);
     }
 
     #[test]
     fn golden_rules() {
-        let text: Vec<String> =
-            rules("10.244.0.0/16".parse().unwrap(), "flannel.1").iter().map(ToString::to_string).collect();
+        let text: Vec<String> = rules("10.244.0.0/16".parse().unwrap(), "flannel.1")
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         assert_eq!(
             text.join("\n"),
             "add table inet orlop-overlay\n\

@@ -128,20 +128,30 @@ impl Environment {
     /// # Errors
     /// Code 4 naming the variable that is missing or malformed.
     pub fn owner(&self) -> Result<Owner, CniError> {
-        let invalid = |name: &str, why: &str| CniError::new(code::INVALID_ENVIRONMENT, format!("{name} {why}"));
+        let invalid =
+            |name: &str, why: &str| CniError::new(code::INVALID_ENVIRONMENT, format!("{name} {why}"));
         if self.container_id.is_empty() {
             return Err(invalid("CNI_CONTAINERID", "is not set"));
         }
         if !is_identifier(&self.container_id) {
-            return Err(invalid("CNI_CONTAINERID", "must be alphanumeric, then also '_', '.', '-'"));
+            return Err(invalid(
+                "CNI_CONTAINERID",
+                "must be alphanumeric, then also '_', '.', '-'",
+            ));
         }
         if self.interface.is_empty() {
             return Err(invalid("CNI_IFNAME", "is not set"));
         }
         if !is_interface_name(&self.interface) {
-            return Err(invalid("CNI_IFNAME", "is no interface name (1 to 15 characters without '/', ':' and spaces)"));
+            return Err(invalid(
+                "CNI_IFNAME",
+                "is no interface name (1 to 15 characters without '/', ':' and spaces)",
+            ));
         }
-        Ok(Owner { container_id: self.container_id.clone(), interface: self.interface.clone() })
+        Ok(Owner {
+            container_id: self.container_id.clone(),
+            interface: self.interface.clone(),
+        })
     }
 
     /// The path of the pod's namespace.
@@ -162,10 +172,17 @@ impl Configuration {
     /// # Errors
     /// Code 6 when it is no JSON, 7 when a field has the wrong type.
     pub fn parse(text: &str) -> Result<Self, CniError> {
-        let value: Value = serde_json::from_str(text)
-            .map_err(|error| CniError::new(code::DECODE_FAILURE, format!("the network configuration is no JSON: {error}")))?;
+        let value: Value = serde_json::from_str(text).map_err(|error| {
+            CniError::new(
+                code::DECODE_FAILURE,
+                format!("the network configuration is no JSON: {error}"),
+            )
+        })?;
         serde_json::from_value(value).map_err(|error| {
-            CniError::new(code::INVALID_CONFIGURATION, format!("the network configuration is invalid: {error}"))
+            CniError::new(
+                code::INVALID_CONFIGURATION,
+                format!("the network configuration is invalid: {error}"),
+            )
         })
     }
 
@@ -177,7 +194,10 @@ impl Configuration {
         let refused = |text: String| CniError::new(code::INCOMPATIBLE_VERSION, text);
         if !VERSIONS.contains(&self.cni_version.as_str()) {
             let known = VERSIONS.join(", ");
-            return Err(refused(format!("incompatible CNI version {:?}, supported: {known}", self.cni_version)));
+            return Err(refused(format!(
+                "incompatible CNI version {:?}, supported: {known}",
+                self.cni_version
+            )));
         }
         let since = match command {
             "CHECK" => "0.4.0",
@@ -186,7 +206,10 @@ impl Configuration {
         };
         // All versions have single digits: the texts sort as the numbers do.
         if self.cni_version.as_str() < since {
-            return Err(refused(format!("CNI version {} has no {command} (since {since})", self.cni_version)));
+            return Err(refused(format!(
+                "CNI version {} has no {command} (since {since})",
+                self.cni_version
+            )));
         }
         Ok(())
     }
@@ -206,11 +229,19 @@ impl Configuration {
         if self.ipam.as_ref().is_none_or(|ipam| !ipam.data_dir.is_absolute()) {
             return invalid("ipam.dataDir is missing or no absolute path");
         }
-        let fours = self.subnets.iter().filter(|subnet| matches!(subnet, IpNet::V4(_))).count();
+        let fours = self
+            .subnets
+            .iter()
+            .filter(|subnet| matches!(subnet, IpNet::V4(_)))
+            .count();
         if self.subnets.is_empty() || fours > 1 || self.subnets.len() - fours > 1 {
             return invalid("subnets must hold one range, or one of each family");
         }
-        if self.subnets.iter().any(|subnet| subnet.max_prefix_len() - subnet.prefix_len() < 2) {
+        if self
+            .subnets
+            .iter()
+            .any(|subnet| subnet.max_prefix_len() - subnet.prefix_len() < 2)
+        {
             return invalid("a subnet has no room for a gateway and a pod");
         }
         Ok(())
@@ -218,7 +249,11 @@ impl Configuration {
 
     /// The leases of this network.
     pub fn leases(&self) -> Leases {
-        let data_dir = self.ipam.as_ref().map(|ipam| ipam.data_dir.clone()).unwrap_or_default();
+        let data_dir = self
+            .ipam
+            .as_ref()
+            .map(|ipam| ipam.data_dir.clone())
+            .unwrap_or_default();
         Leases::new(&data_dir, &self.name)
     }
 }
@@ -233,7 +268,10 @@ impl PortMapping {
             return Ok(None);
         }
         let ip: IpAddr = self.host_ip.parse().map_err(|_| {
-            CniError::new(code::INVALID_CONFIGURATION, format!("portMappings: hostIP {:?} is no address", self.host_ip))
+            CniError::new(
+                code::INVALID_CONFIGURATION,
+                format!("portMappings: hostIP {:?} is no address", self.host_ip),
+            )
         })?;
         Ok(Some(ip).filter(|ip| !ip.is_unspecified()))
     }
@@ -241,7 +279,9 @@ impl PortMapping {
 
 fn is_identifier(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphanumeric())
-        && text.chars().all(|character| character.is_ascii_alphanumeric() || "_.-".contains(character))
+        && text
+            .chars()
+            .all(|character| character.is_ascii_alphanumeric() || "_.-".contains(character))
 }
 
 fn is_interface_name(text: &str) -> bool {

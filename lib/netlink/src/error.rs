@@ -13,7 +13,10 @@ pub struct NetlinkError {
 
 impl NetlinkError {
     pub(crate) fn new(act: impl Into<String>, source: Errno) -> Self {
-        Self { act: act.into(), source }
+        Self {
+            act: act.into(),
+            source,
+        }
     }
 
     /// An interface that should be there is not.
@@ -26,6 +29,11 @@ impl NetlinkError {
         self.source == Errno::EEXIST
     }
 
+    /// The object is in use, or there with another content.
+    pub fn is_busy(&self) -> bool {
+        self.source == Errno::EBUSY
+    }
+
     /// The object (or one that the request names) is not there.
     pub fn is_missing(&self) -> bool {
         matches!(
@@ -36,6 +44,9 @@ impl NetlinkError {
 
     /// The kernel does not know this kind of object.
     pub fn is_unsupported(&self) -> bool {
-        matches!(self.source, Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT)
+        matches!(
+            self.source,
+            Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT
+        )
     }
 }

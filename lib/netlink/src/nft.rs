@@ -34,7 +34,10 @@ impl NftSocket {
         let socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
         // Without the right to force it, the default size still does for small batches.
         let _ = setsockopt(socket.fd(), sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES);
-        Ok(Self { socket, send_buffer: 0 })
+        Ok(Self {
+            socket,
+            send_buffer: 0,
+        })
     }
 
     /// Applies a transaction: all of it or nothing. Blocks for the kernel's commit (up to some ten milliseconds, more when large).
@@ -50,9 +53,9 @@ impl NftSocket {
         let used = batch.last.wrapping_sub(first).wrapping_add(2);
         self.socket.reserve_sequences(used);
         self.grow_send_buffer(batch.bytes.len())?;
-        self.socket
-            .send(&batch.bytes)
-            .map_err(|source| NetlinkError::new(format!("send {} nftables commands", commands.len()), source))?;
+        self.socket.send(&batch.bytes).map_err(|source| {
+            NetlinkError::new(format!("send {} nftables commands", commands.len()), source)
+        })?;
         self.outcome(&batch, commands)
     }
 
@@ -67,11 +70,15 @@ impl NftSocket {
                 Err(Errno::EINTR) => continue,
                 Err(Errno::EAGAIN) => break,
                 Err(source) => {
-                    first_error.get_or_insert_with(|| NetlinkError::new("read the answer to an nftables batch", source));
+                    first_error.get_or_insert_with(|| {
+                        NetlinkError::new("read the answer to an nftables batch", source)
+                    });
                     break;
                 }
             };
-            for message in wire::messages(&buffer[..length]).filter(|message| message.kind == wire::MESSAGE_ERROR) {
+            for message in
+                wire::messages(&buffer[..length]).filter(|message| message.kind == wire::MESSAGE_ERROR)
+            {
                 let offset = message.sequence.wrapping_sub(batch.begin);
                 if offset > batch.last.wrapping_sub(batch.begin) {
                     continue;
@@ -90,7 +97,10 @@ impl NftSocket {
         match first_error {
             Some(error) => Err(error),
             None if acknowledged => Ok(()),
-            None => Err(NetlinkError::new("commit an nftables batch (no acknowledgement)", Errno::EPROTO)),
+            None => Err(NetlinkError::new(
+                "commit an nftables batch (no acknowledgement)",
+                Errno::EPROTO,
+            )),
         }
     }
 
@@ -103,7 +113,9 @@ impl NftSocket {
         let forced = setsockopt(self.socket.fd(), sockopt::SndBufForce, &wanted);
         forced
             .or_else(|_| setsockopt(self.socket.fd(), sockopt::SndBuf, &wanted))
-            .map_err(|source| NetlinkError::new(format!("enlarge the send buffer to {wanted} bytes"), source))?;
+            .map_err(|source| {
+                NetlinkError::new(format!("enlarge the send buffer to {wanted} bytes"), source)
+            })?;
         self.send_buffer = wanted;
         Ok(())
     }
@@ -115,7 +127,10 @@ impl NftSocket {
     pub fn delete_tables(&mut self, tables: &[Table]) -> Result<(), NetlinkError> {
         for table in tables {
             if self.has_table(table)? {
-                self.apply(&[Command::AddTable(table.clone()), Command::DeleteTable(table.clone())])?;
+                self.apply(&[
+                    Command::AddTable(table.clone()),
+                    Command::DeleteTable(table.clone()),
+                ])?;
             }
         }
         Ok(())
@@ -155,8 +170,11 @@ impl NftSocket {
         });
         match answers {
             Ok(answers) => {
-                let lists = answers.iter().filter(|answer| answer.kind == SUBSYSTEM | NEW_ELEMENT);
-                let elements = lists.flat_map(|answer| read::elements(set, answer.payload.get(4..).unwrap_or(&[])));
+                let lists = answers
+                    .iter()
+                    .filter(|answer| answer.kind == SUBSYSTEM | NEW_ELEMENT);
+                let elements =
+                    lists.flat_map(|answer| read::elements(set, answer.payload.get(4..).unwrap_or(&[])));
                 Ok(Some(elements.collect()))
             }
             Err(error) if error.is_missing() => Ok(None),

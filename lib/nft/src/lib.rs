@@ -24,8 +24,8 @@ mod value;
 pub mod wire;
 
 pub use object::{
-    BaseChain, Chain, ChainKind, Command, Datum, Element, Family, Hook, PRIORITY_DNAT, PRIORITY_FILTER, PRIORITY_SNAT, Rule,
-    Set, SetData, Table,
+    BaseChain, Chain, ChainKind, Command, Datum, Element, Family, Hook, PRIORITY_DNAT, PRIORITY_FILTER,
+    PRIORITY_SNAT, Rule, Set, SetData, Table,
 };
 pub use statement::{IpVersion, Selector, Statement};
 pub use value::{DataType, Tuple, Value, Verdict};

@@ -9,8 +9,12 @@ use crate::wire;
 /// The elements in one answer to `NFT_MSG_GETSETELEM` (the payload behind `struct nfgenmsg`); entries that do not fit the set are left
 /// out, and so are the end marks of ranges.
 pub fn elements(set: &Set, payload: &[u8]) -> Vec<Element> {
-    let Some(list) = wire::attribute(payload, 3) else { return Vec::new() };
-    wire::attributes(list).filter_map(|(_, entry)| element(set, entry)).collect()
+    let Some(list) = wire::attribute(payload, 3) else {
+        return Vec::new();
+    };
+    wire::attributes(list)
+        .filter_map(|(_, entry)| element(set, entry))
+        .collect()
 }
 
 fn element(set: &Set, entry: &[u8]) -> Option<Element> {
@@ -25,8 +29,18 @@ fn element(set: &Set, entry: &[u8]) -> Option<Element> {
         SetData::Verdict => Some(Datum::Verdict(verdict(wire::attribute(data(2)?, 2)?)?)),
         SetData::Values(fields) => Some(Datum::Values(tuple(2, fields)?)),
     };
-    let time = |kind| data(kind).and_then(|value| wire::read_be64(value, 0)).map(Duration::from_millis);
-    Some(Element { key: tuple(1, &set.key)?, end: tuple(10, &set.key), datum, timeout: time(4), expires: time(5) })
+    let time = |kind| {
+        data(kind)
+            .and_then(|value| wire::read_be64(value, 0))
+            .map(Duration::from_millis)
+    };
+    Some(Element {
+        key: tuple(1, &set.key)?,
+        end: tuple(10, &set.key),
+        datum,
+        timeout: time(4),
+        expires: time(5),
+    })
 }
 
 fn verdict(bytes: &[u8]) -> Option<Verdict> {

@@ -98,15 +98,30 @@ impl Selector {
 
     /// Loads the value into a register.
     fn load(self, register: u32) -> Expression {
-        let payload = |base, offset, length| Expression::Payload { base, offset, length, register };
+        let payload = |base, offset, length| Expression::Payload {
+            base,
+            offset,
+            length,
+            register,
+        };
         match self {
-            Self::SourceAddress(version) => payload(PayloadBase::Network, version.source_offset(), version.length()),
-            Self::DestinationAddress(version) => {
-                payload(PayloadBase::Network, version.destination_offset(), version.length())
+            Self::SourceAddress(version) => {
+                payload(PayloadBase::Network, version.source_offset(), version.length())
             }
-            Self::Protocol => Expression::Meta { key: MetaKey::L4Protocol, register },
+            Self::DestinationAddress(version) => payload(
+                PayloadBase::Network,
+                version.destination_offset(),
+                version.length(),
+            ),
+            Self::Protocol => Expression::Meta {
+                key: MetaKey::L4Protocol,
+                register,
+            },
             Self::DestinationPort => payload(PayloadBase::Transport, 2, 2),
-            Self::Mark => Expression::Meta { key: MetaKey::Mark, register },
+            Self::Mark => Expression::Meta {
+                key: MetaKey::Mark,
+                register,
+            },
         }
     }
 
@@ -225,7 +240,11 @@ pub enum Statement {
 fn load_key(key: &[Selector], into: &mut Vec<Expression>) {
     let mut word = 0;
     for selector in key {
-        let register = if word == 0 { expression::REGISTER_1 } else { expression::REGISTER_32_00 + word };
+        let register = if word == 0 {
+            expression::REGISTER_1
+        } else {
+            expression::REGISTER_32_00 + word
+        };
         into.push(selector.load(register));
         word += selector.data_type().padded_length() / 4;
     }
@@ -254,7 +273,9 @@ impl Statement {
     /// The IP version that the statement looks at, where it does: in a table of both, `nft` checks it first.
     fn version(&self) -> Option<IpVersion> {
         match self {
-            Self::SourceIn { network, .. } | Self::DestinationIn { network, .. } => Some(IpVersion::of(network.addr())),
+            Self::SourceIn { network, .. } | Self::DestinationIn { network, .. } => {
+                Some(IpVersion::of(network.addr()))
+            }
             Self::InSet { key, .. } | Self::VerdictMap { key, .. } | Self::Update { key, .. } => {
                 key.iter().find_map(|selector| selector.version())
             }
@@ -290,7 +311,10 @@ impl Statement {
             if family == Family::Inet && version.is_some() && version != checked {
                 checked = version;
                 let number = version.map_or(0, |version| version.family().number());
-                into.push(Expression::Meta { key: MetaKey::NetworkProtocol, register: expression::REGISTER_1 });
+                into.push(Expression::Meta {
+                    key: MetaKey::NetworkProtocol,
+                    register: expression::REGISTER_1,
+                });
                 into.push(expression::equal(vec![number], false));
             }
             statement.lower_one(&mut into, &mut anonymous);
@@ -301,7 +325,9 @@ impl Statement {
     fn lower_one(&self, into: &mut Vec<Expression>, anonymous: &mut impl FnMut(&[Verdict]) -> (String, u32)) {
         let register = expression::REGISTER_1;
         match self {
-            Self::SourceIn { network, negated } => lower_network(into, *network, IpVersion::source_offset, *negated),
+            Self::SourceIn { network, negated } => {
+                lower_network(into, *network, IpVersion::source_offset, *negated)
+            }
             Self::DestinationIn { network, negated } => {
                 lower_network(into, *network, IpVersion::destination_offset, *negated);
             }
@@ -314,7 +340,8 @@ impl Statement {
                 into.push(Expression::lookup_into(map, expression::REGISTER_VERDICT));
             }
             Self::RandomVerdict(verdicts) => {
-                let modulus = u32::try_from(verdicts.len()).expect("a rule has far fewer verdicts than 4 billion");
+                let modulus =
+                    u32::try_from(verdicts.len()).expect("a rule has far fewer verdicts than 4 billion");
                 into.push(Expression::Random { modulus, register });
                 let (set, id) = anonymous(verdicts);
                 into.push(Expression::Lookup {
@@ -327,12 +354,20 @@ impl Statement {
                 load_key(key, into);
                 into.push(Expression::lookup_into(map, register));
                 let port = expression::REGISTER_32_00 + version.data_type().padded_length() / 4;
-                into.push(Expression::Nat { kind: NatKind::Destination, version: *version, address: register, port });
+                into.push(Expression::Nat {
+                    kind: NatKind::Destination,
+                    version: *version,
+                    address: register,
+                    port,
+                });
             }
             Self::Masquerade => into.push(Expression::Masquerade),
             Self::Update { key, set, timeout } => {
                 load_key(key, into);
-                into.push(Expression::Update { set: set.clone(), timeout: *timeout });
+                into.push(Expression::Update {
+                    set: set.clone(),
+                    timeout: *timeout,
+                });
             }
             Self::MarkSet(_) | Self::MarkHas { .. } | Self::MarkClear(_) => self.lower_mark(into),
             Self::ConnectionNew => lower_connection(into, expression::CT_STATE, CT_STATE_NEW),
@@ -340,14 +375,20 @@ impl Statement {
             Self::DestinationLocal => lower_fib(into, FibKey::Destination),
             Self::SourceLocal => lower_fib(into, FibKey::Source),
             Self::OutInterface { name, negated } => {
-                into.push(Expression::Meta { key: MetaKey::OutInterfaceName, register });
+                into.push(Expression::Meta {
+                    key: MetaKey::OutInterfaceName,
+                    register,
+                });
                 let mut bytes = name.clone().into_bytes();
                 bytes.resize(16, 0);
                 into.push(expression::equal(bytes, *negated));
             }
             Self::Reject => into.push(Expression::Reject),
             Self::ResetTcp => {
-                into.push(Expression::Meta { key: MetaKey::L4Protocol, register });
+                into.push(Expression::Meta {
+                    key: MetaKey::L4Protocol,
+                    register,
+                });
                 into.push(expression::equal(vec![PROTOCOL_TCP], false));
                 into.push(Expression::ResetTcp);
             }
@@ -359,8 +400,13 @@ impl Statement {
 
     fn lower_mark(&self, into: &mut Vec<Expression>) {
         let register = expression::REGISTER_1;
-        into.push(Expression::Meta { key: MetaKey::Mark, register });
-        let words = |mask: u32, xor: u32| expression::bitwise(mask.to_ne_bytes().to_vec(), xor.to_ne_bytes().to_vec());
+        into.push(Expression::Meta {
+            key: MetaKey::Mark,
+            register,
+        });
+        let words = |mask: u32, xor: u32| {
+            expression::bitwise(mask.to_ne_bytes().to_vec(), xor.to_ne_bytes().to_vec())
+        };
         match self {
             Self::MarkHas { bits, negated } => {
                 into.push(words(*bits, 0));
@@ -382,7 +428,11 @@ fn lower_network(into: &mut Vec<Expression>, network: IpNet, offset: fn(IpVersio
     let bytes = Tuple::from([Value::from(network.network())]).bytes();
     let prefix = network.prefix_len();
     let whole = prefix.is_multiple_of(8) && prefix > 0;
-    let length = if whole { u32::from(prefix) / 8 } else { version.length() };
+    let length = if whole {
+        u32::from(prefix) / 8
+    } else {
+        version.length()
+    };
     into.push(Expression::Payload {
         base: PayloadBase::Network,
         offset: offset(version),
@@ -412,10 +462,20 @@ impl fmt::Display for Statement {
         let not = |negated: bool| if negated { "!= " } else { "" };
         match self {
             Self::SourceIn { network, negated } => {
-                write!(formatter, "{} saddr {}{network}", IpVersion::of(network.addr()).word(), not(*negated))
+                write!(
+                    formatter,
+                    "{} saddr {}{network}",
+                    IpVersion::of(network.addr()).word(),
+                    not(*negated)
+                )
             }
             Self::DestinationIn { network, negated } => {
-                write!(formatter, "{} daddr {}{network}", IpVersion::of(network.addr()).word(), not(*negated))
+                write!(
+                    formatter,
+                    "{} daddr {}{network}",
+                    IpVersion::of(network.addr()).word(),
+                    not(*negated)
+                )
             }
             Self::InSet { key, set } => {
                 display_key(formatter, key)?;
@@ -428,7 +488,11 @@ impl fmt::Display for Statement {
             Self::RandomVerdict(verdicts) => {
                 write!(formatter, "numgen random mod {} vmap {{", verdicts.len())?;
                 for (index, verdict) in verdicts.iter().enumerate() {
-                    write!(formatter, "{} {index} : {verdict}", if index > 0 { "," } else { "" })?;
+                    write!(
+                        formatter,
+                        "{} {index} : {verdict}",
+                        if index > 0 { "," } else { "" }
+                    )?;
                 }
                 formatter.write_str(" }")
             }
@@ -445,7 +509,11 @@ impl fmt::Display for Statement {
             }
             Self::MarkSet(bits) => write!(formatter, "meta mark set meta mark | {bits:#010x}"),
             Self::MarkHas { bits, negated } => {
-                write!(formatter, "meta mark & {bits:#010x} {} 0", if *negated { "==" } else { "!=" })
+                write!(
+                    formatter,
+                    "meta mark & {bits:#010x} {} 0",
+                    if *negated { "==" } else { "!=" }
+                )
             }
             Self::MarkClear(bits) => write!(formatter, "meta mark set meta mark & {:#010x}", !bits),
             Self::ConnectionNew => formatter.write_str("ct state new"),

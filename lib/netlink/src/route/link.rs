@@ -47,7 +47,11 @@ impl std::str::FromStr for MacAddress {
             let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
             *octet = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
         }
-        if parts.next().is_some() { Err(wrong()) } else { Ok(Self(octets)) }
+        if parts.next().is_some() {
+            Err(wrong())
+        } else {
+            Ok(Self(octets))
+        }
     }
 }
 
@@ -124,8 +128,14 @@ impl RouteSocket {
     /// # Errors
     /// When the kernel refuses the dump.
     pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        let answers = self.socket.dump("list links", libc::RTM_GETLINK, |encoder| encoder.raw(&[0; 16]))?;
-        Ok(answers.iter().filter(|answer| answer.kind == libc::RTM_NEWLINK).filter_map(|answer| parse(&answer.payload)).collect())
+        let answers = self
+            .socket
+            .dump("list links", libc::RTM_GETLINK, |encoder| encoder.raw(&[0; 16]))?;
+        Ok(answers
+            .iter()
+            .filter(|answer| answer.kind == libc::RTM_NEWLINK)
+            .filter_map(|answer| parse(&answer.payload))
+            .collect())
     }
 
     /// One interface by name.
@@ -140,14 +150,24 @@ impl RouteSocket {
     ///
     /// # Errors
     /// [`NetlinkError::is_exists`] when the name is taken, [`NetlinkError::is_unsupported`] when the kernel lacks the kind.
-    pub fn add_link(&mut self, name: &str, kind: &LinkKind<'_>, change: &LinkChange) -> Result<(), NetlinkError> {
+    pub fn add_link(
+        &mut self,
+        name: &str,
+        kind: &LinkKind<'_>,
+        change: &LinkChange,
+    ) -> Result<(), NetlinkError> {
         let flags = wire::FLAG_CREATE | wire::FLAG_EXCLUSIVE;
-        self.socket.request(|| format!("add link {name}"), libc::RTM_NEWLINK, flags, |encoder| {
-            header(encoder, 0, 0, change.up);
-            encoder.put_str(IFLA_IFNAME, name);
-            put_change(encoder, change);
-            encoder.nested(IFLA_LINKINFO, |encoder| put_kind(encoder, kind, change.mtu));
-        })
+        self.socket.request(
+            || format!("add link {name}"),
+            libc::RTM_NEWLINK,
+            flags,
+            |encoder| {
+                header(encoder, 0, 0, change.up);
+                encoder.put_str(IFLA_IFNAME, name);
+                put_change(encoder, change);
+                encoder.nested(IFLA_LINKINFO, |encoder| put_kind(encoder, kind, change.mtu));
+            },
+        )
     }
 
     /// Changes an interface.
@@ -155,10 +175,15 @@ impl RouteSocket {
     /// # Errors
     /// [`NetlinkError::is_missing`] when it is gone.
     pub fn change_link(&mut self, index: u32, change: &LinkChange) -> Result<(), NetlinkError> {
-        self.socket.request(|| format!("change link {index}"), libc::RTM_NEWLINK, 0, |encoder| {
-            header(encoder, 0, index, change.up);
-            put_change(encoder, change);
-        })
+        self.socket.request(
+            || format!("change link {index}"),
+            libc::RTM_NEWLINK,
+            0,
+            |encoder| {
+                header(encoder, 0, index, change.up);
+                put_change(encoder, change);
+            },
+        )
     }
 
     /// Lets a bridge port send a frame back to where it came from (a pod that calls itself through its Service).
@@ -166,10 +191,17 @@ impl RouteSocket {
     /// # Errors
     /// When the interface is no bridge port.
     pub fn set_hairpin(&mut self, index: u32, on: bool) -> Result<(), NetlinkError> {
-        self.socket.request(|| format!("set hairpin mode of link {index}"), libc::RTM_SETLINK, 0, |encoder| {
-            header(encoder, libc::AF_BRIDGE as u8, index, None);
-            encoder.nested(IFLA_PROTINFO, |encoder| encoder.put_u8(IFLA_BRPORT_MODE, u8::from(on)));
-        })
+        self.socket.request(
+            || format!("set hairpin mode of link {index}"),
+            libc::RTM_SETLINK,
+            0,
+            |encoder| {
+                header(encoder, libc::AF_BRIDGE as u8, index, None);
+                encoder.nested(IFLA_PROTINFO, |encoder| {
+                    encoder.put_u8(IFLA_BRPORT_MODE, u8::from(on))
+                });
+            },
+        )
     }
 
     /// Removes an interface (for a veth: both ends).
@@ -177,10 +209,15 @@ impl RouteSocket {
     /// # Errors
     /// [`NetlinkError::is_missing`] when it is gone already.
     pub fn delete_link(&mut self, name: &str) -> Result<(), NetlinkError> {
-        self.socket.request(|| format!("delete link {name}"), libc::RTM_DELLINK, 0, |encoder| {
-            header(encoder, 0, 0, None);
-            encoder.put_str(IFLA_IFNAME, name);
-        })
+        self.socket.request(
+            || format!("delete link {name}"),
+            libc::RTM_DELLINK,
+            0,
+            |encoder| {
+                header(encoder, 0, 0, None);
+                encoder.put_str(IFLA_IFNAME, name);
+            },
+        )
     }
 }
 
@@ -220,13 +257,24 @@ fn put_kind(encoder: &mut Encoder, kind: &LinkKind<'_>, mtu: Option<u32>) {
                 encoder.put_be16(IFLA_VXLAN_PORT, spec.port);
             });
         }
-        LinkKind::Veth { peer, peer_address, namespace } => {
+        LinkKind::Veth {
+            peer,
+            peer_address,
+            namespace,
+        } => {
             encoder.put_str(IFLA_INFO_KIND, "veth");
             encoder.nested(IFLA_INFO_DATA, |encoder| {
                 encoder.nested(VETH_INFO_PEER, |encoder| {
                     header(encoder, 0, 0, None);
                     encoder.put_str(IFLA_IFNAME, peer);
-                    put_change(encoder, &LinkChange { mtu, address: *peer_address, ..LinkChange::default() });
+                    put_change(
+                        encoder,
+                        &LinkChange {
+                            mtu,
+                            address: *peer_address,
+                            ..LinkChange::default()
+                        },
+                    );
                     encoder.put_u32(IFLA_NET_NS_FD, namespace.file().as_raw_fd().cast_unsigned());
                 });
             });
@@ -254,7 +302,9 @@ fn parse(payload: &[u8]) -> Option<Link> {
             IFLA_MTU => link.mtu = wire::read_u32(value, 0)?,
             IFLA_MASTER => link.master = wire::read_u32(value, 0),
             IFLA_LINKINFO => {
-                link.kind = wire::attribute(value, IFLA_INFO_KIND).map(wire::read_str).unwrap_or_default();
+                link.kind = wire::attribute(value, IFLA_INFO_KIND)
+                    .map(wire::read_str)
+                    .unwrap_or_default();
                 if link.kind == "vxlan" {
                     link.vxlan = wire::attribute(value, IFLA_INFO_DATA).map(parse_vxlan);
                 }
@@ -266,12 +316,19 @@ fn parse(payload: &[u8]) -> Option<Link> {
 }
 
 fn parse_vxlan(data: &[u8]) -> VxlanSpec {
-    let mut spec = VxlanSpec { vni: 0, port: 0, local: Ipv4Addr::UNSPECIFIED, lower: 0 };
+    let mut spec = VxlanSpec {
+        vni: 0,
+        port: 0,
+        local: Ipv4Addr::UNSPECIFIED,
+        lower: 0,
+    };
     for (kind, value) in wire::attributes(data) {
         match kind {
             IFLA_VXLAN_ID => spec.vni = wire::read_u32(value, 0).unwrap_or(0),
             IFLA_VXLAN_LINK => spec.lower = wire::read_u32(value, 0).unwrap_or(0),
-            IFLA_VXLAN_LOCAL => spec.local = <[u8; 4]>::try_from(value).map_or(Ipv4Addr::UNSPECIFIED, Ipv4Addr::from),
+            IFLA_VXLAN_LOCAL => {
+                spec.local = <[u8; 4]>::try_from(value).map_or(Ipv4Addr::UNSPECIFIED, Ipv4Addr::from)
+            }
             IFLA_VXLAN_PORT => spec.port = <[u8; 2]>::try_from(value).map_or(0, u16::from_be_bytes),
             _ => {}
         }
@@ -287,7 +344,13 @@ mod tests {
     fn an_ethernet_address_is_written_as_it_is_read() {
         let text = "0a:58:0a:f4:00:01";
         assert_eq!(text.parse::<MacAddress>().unwrap().to_string(), text);
-        for wrong in ["", "0a:58", "0a:58:0a:f4:00:01:02", "0a:58:0a:f4:00:zz", "a:58:0a:f4:00:01"] {
+        for wrong in [
+            "",
+            "0a:58",
+            "0a:58:0a:f4:00:01:02",
+            "0a:58:0a:f4:00:zz",
+            "a:58:0a:f4:00:01",
+        ] {
             assert!(wrong.parse::<MacAddress>().is_err(), "{wrong}");
         }
     }

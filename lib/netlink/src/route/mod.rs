@@ -29,7 +29,9 @@ impl RouteSocket {
     /// # Errors
     /// When the kernel has no rtnetlink or descriptors ran out.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { socket: Socket::open(SockProtocol::NetlinkRoute)? })
+        Ok(Self {
+            socket: Socket::open(SockProtocol::NetlinkRoute)?,
+        })
     }
 }
 
