@@ -85,7 +85,10 @@ pub fn destroy(cgroup: &str) -> anyhow::Result<()> {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("cgroup {} could not be removed: it is still in use", left[0].display());
+                bail!(
+                    "cgroup {} could not be removed: it is still in use",
+                    left[0].display()
+                );
             }
         } else if Instant::now() > deadline {
             bail!("processes {pids:?} of cgroup {cgroup} did not die within {KILL_DEADLINE:?}");
@@ -116,11 +119,19 @@ fn collect(directory: &Path, pids: &mut BTreeSet<i32>, directories: &mut Vec<Pat
 /// Kills a process only while it is still in the cgroup: the pidfd pins it before that is asked.
 fn kill_in(pid: i32, cgroup: &str) {
     let Some(pid) = Pid::from_raw(pid) else { return };
-    let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return };
-    let Ok(text) = std::fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_pid())) else { return };
-    let inside = text.lines().filter_map(|line| line.splitn(3, ':').nth(2)).any(|path| {
-        path.strip_prefix(cgroup).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    });
+    let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else {
+        return;
+    };
+    let Ok(text) = std::fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_pid())) else {
+        return;
+    };
+    let inside = text
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .any(|path| {
+            path.strip_prefix(cgroup)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        });
     if inside {
         let _ = pidfd_send_signal(&handle, Signal::KILL);
     }

@@ -29,7 +29,11 @@ pub fn run(args: &ImageArgs) -> anyhow::Result<()> {
     let layout = Layout::existing(&args.data_dir)?;
     let mut names = layout.node_names()?;
     if let Some(node) = &args.node {
-        anyhow::ensure!(names.contains(node), "no node {node:?} in {}: there are {names:?}", layout.data().display());
+        anyhow::ensure!(
+            names.contains(node),
+            "no node {node:?} in {}: there are {names:?}",
+            layout.data().display()
+        );
         names = vec![node.clone()];
     }
     anyhow::ensure!(
@@ -38,8 +42,12 @@ pub fn run(args: &ImageArgs) -> anyhow::Result<()> {
         layout.data().display()
     );
     for name in &names {
-        let config = orlop_images::Config { root: layout.runtime_root(name), ..orlop_images::Config::default() };
-        let store = ImageStore::open(config).with_context(|| format!("failed to open the images of node {name}"))?;
+        let config = orlop_images::Config {
+            root: layout.runtime_root(name),
+            ..orlop_images::Config::default()
+        };
+        let store =
+            ImageStore::open(config).with_context(|| format!("failed to open the images of node {name}"))?;
         orlop_images::command::run(&store, args.command.clone()).with_context(|| format!("node {name}"))?;
     }
     Ok(())

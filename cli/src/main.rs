@@ -29,7 +29,11 @@ use node::DaemonArgs;
 const KUBERNETES_VERSION: &str = "v1.36.0";
 
 #[derive(Parser)]
-#[command(name = "orlop", version, about = "Everything below the Kubernetes API on a node, and a small master")]
+#[command(
+    name = "orlop",
+    version,
+    about = "Everything below the Kubernetes API on a node, and a small master"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -86,7 +90,9 @@ fn main() -> ExitCode {
 
 /// The programs that must not start a runtime, threads or a large parser.
 fn dispatch_small(arguments: &[OsString]) -> Option<ExitCode> {
-    let name = arguments.first().map(|argument| Path::new(argument).file_name().unwrap_or_default().to_owned());
+    let name = arguments
+        .first()
+        .map(|argument| Path::new(argument).file_name().unwrap_or_default().to_owned());
     let rest = |from: usize| arguments.get(from..).unwrap_or_default().to_vec();
     match name.as_ref().and_then(|name| name.to_str()) {
         Some("orlop-oci") => return Some(exit(orlop_oci::main(rest(1)))),
@@ -124,18 +130,18 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Image(args) => image::run(&args),
         Command::Node(args) => node::run(&args),
         Command::Master(args) => master(&args),
-        Command::Runtime(args) => {
-            daemon("runtime", &args, |frame, config| async move { orlop_runtime::start(&frame, config).await })
-        }
-        Command::Kubelet(args) => {
-            daemon("kubelet", &args, |frame, config| async move { orlop_kubelet::start(&frame, config).await })
-        }
-        Command::Network(args) => {
-            daemon("network", &args, |frame, config| async move { network::start(&frame, config).await })
-        }
-        Command::Mirror(args) => {
-            daemon("mirror", &args, |frame, config| async move { orlop_mirror::start(&frame, config).await })
-        }
+        Command::Runtime(args) => daemon("runtime", &args, |frame, config| async move {
+            orlop_runtime::start(&frame, config).await
+        }),
+        Command::Kubelet(args) => daemon("kubelet", &args, |frame, config| async move {
+            orlop_kubelet::start(&frame, config).await
+        }),
+        Command::Network(args) => daemon("network", &args, |frame, config| async move {
+            network::start(&frame, config).await
+        }),
+        Command::Mirror(args) => daemon("mirror", &args, |frame, config| async move {
+            orlop_mirror::start(&frame, config).await
+        }),
         Command::Oci(_) | Command::Cni(_) => unreachable!("dispatched before the parser"),
     }
 }
@@ -186,12 +192,17 @@ where
 /// The admin socket lives on tmpfs, beside the daemon's other run state.
 fn admin_socket(name: &str, config: &Path) -> anyhow::Result<std::path::PathBuf> {
     let data = std::path::absolute(config)?;
-    let layout = data.ancestors().find(|path| path.join("cluster.json").exists() || path.join("pki").exists());
+    let layout = data
+        .ancestors()
+        .find(|path| path.join("cluster.json").exists() || path.join("pki").exists());
     let run = match layout {
         Some(path) => up::layout::Layout::existing(path)?.run(),
         None => std::path::PathBuf::from("/run/orlop"),
     };
-    let node = data.parent().and_then(Path::file_name).filter(|_| data.ancestors().any(|path| path.ends_with("nodes")));
+    let node = data
+        .parent()
+        .and_then(Path::file_name)
+        .filter(|_| data.ancestors().any(|path| path.ends_with("nodes")));
     Ok(match node {
         Some(node) => run.join(node).join(format!("{name}-admin.sock")),
         None => run.join(name).join("admin.sock"),
@@ -200,6 +211,9 @@ fn admin_socket(name: &str, config: &Path) -> anyhow::Result<std::path::PathBuf>
 
 /// Most of what Orlop does needs root; says so instead of failing somewhere later.
 fn require_root(what: &str) -> anyhow::Result<()> {
-    anyhow::ensure!(rustix::process::geteuid().is_root(), "{what} needs root: run it with sudo");
+    anyhow::ensure!(
+        rustix::process::geteuid().is_root(),
+        "{what} needs root: run it with sudo"
+    );
     Ok(())
 }

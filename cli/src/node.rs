@@ -39,7 +39,10 @@ pub struct NodeConfig {
 impl Validate for NodeConfig {
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        for (key, path) in [("directory", &self.directory), ("logDirectory", &self.log_directory)] {
+        for (key, path) in [
+            ("directory", &self.directory),
+            ("logDirectory", &self.log_directory),
+        ] {
             if !path.is_absolute() {
                 problems.push(format!("{key} is {:?}: give an absolute path", path.display()));
             }
@@ -59,7 +62,10 @@ pub fn run(args: &DaemonArgs) -> anyhow::Result<()> {
     orlop_daemon::run(settings, |frame| async move {
         for name in ["runtime", "network", "kubelet"] {
             let process = process(name, &config.directory, &config.log_directory);
-            frame.spawn(format!("supervise-{name}"), supervise::keep(process, frame.drain()));
+            frame.spawn(
+                format!("supervise-{name}"),
+                supervise::keep(process, frame.drain()),
+            );
         }
         Ok(())
     })
@@ -71,7 +77,8 @@ fn enter(config: &NodeConfig) -> anyhow::Result<()> {
         lab::enter(name)?;
     }
     if let Some(hostname) = &config.hostname {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUTS).context("failed to make a UTS namespace")?;
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUTS)
+            .context("failed to make a UTS namespace")?;
         rustix::system::sethostname(hostname.as_bytes()).context("failed to set the hostname")?;
     }
     Ok(())
@@ -80,7 +87,10 @@ fn enter(config: &NodeConfig) -> anyhow::Result<()> {
 fn process(name: &str, directory: &Path, logs: &Path) -> Process {
     Process {
         name: name.to_owned(),
-        arguments: vec![name.to_owned(), format!("--config={}", directory.join(format!("{name}.yaml")).display())],
+        arguments: vec![
+            name.to_owned(),
+            format!("--config={}", directory.join(format!("{name}.yaml")).display()),
+        ],
         log: logs.join(format!("{name}.log")),
     }
 }

@@ -89,7 +89,9 @@ async fn watch(child: &mut Child, log: &Path) -> io::Result<std::process::ExitSt
 }
 
 async fn stop(name: &str, child: &mut Child) {
-    let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) else { return };
+    let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) else {
+        return;
+    };
     // The child is ours and not yet waited for: its pid cannot have been reused.
     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
     if tokio::time::timeout(STOP_DEADLINE, child.wait()).await.is_err() {
@@ -104,7 +106,11 @@ fn open_log(path: &Path) -> io::Result<File> {
         std::fs::create_dir_all(parent)?;
     }
     rotate(path)?;
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
 }
 
 /// Keeps one predecessor. The writer appends to the same file, so it is copied and cut, not renamed.

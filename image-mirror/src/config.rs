@@ -50,7 +50,10 @@ impl Validate for Config {
                 self.listen
             ));
         }
-        for (key, value) in [("maxConnections", self.max_connections), ("maxUploads", self.max_uploads)] {
+        for (key, value) in [
+            ("maxConnections", self.max_connections),
+            ("maxUploads", self.max_uploads),
+        ] {
             if value == 0 {
                 problems.push(format!("{key} is 0: give at least 1"));
             }

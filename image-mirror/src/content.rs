@@ -27,7 +27,11 @@ impl Registry {
         let Some(bytes) = self.blobs.read(&digest, MANIFEST_LIMIT)? else {
             return Err(self.unknown(name, digest.as_str()));
         };
-        let mut response = Response::new(if head { Body::empty() } else { Body::from(bytes.clone()) });
+        let mut response = Response::new(if head {
+            Body::empty()
+        } else {
+            Body::from(bytes.clone())
+        });
         set(&mut response, "content-type", &media_type);
         set(&mut response, "content-length", &bytes.len().to_string());
         set(&mut response, "docker-content-digest", digest.as_str());
@@ -35,21 +39,36 @@ impl Registry {
         Ok(response)
     }
 
-    pub(crate) async fn put_manifest(&self, name: &str, reference: &TagOrDigest, headers: &HeaderMap, body: Body) -> Answer {
+    pub(crate) async fn put_manifest(
+        &self,
+        name: &str,
+        reference: &TagOrDigest,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Answer {
         let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
         let bytes = to_bytes(body, limit).await.map_err(|error| {
-            RegistryError::new(StatusCode::PAYLOAD_TOO_LARGE, "MANIFEST_INVALID", format!("at most {limit} bytes are taken: {error}"))
+            RegistryError::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "MANIFEST_INVALID",
+                format!("at most {limit} bytes are taken: {error}"),
+            )
         })?;
         let digest = match reference {
             TagOrDigest::Digest(digest) => {
-                digest.verify(&bytes).map_err(|error| RegistryError::digest_invalid(error.to_string()))?;
+                digest
+                    .verify(&bytes)
+                    .map_err(|error| RegistryError::digest_invalid(error.to_string()))?;
                 digest.clone()
             }
             TagOrDigest::Tag(_) => Digest::sha256(&bytes),
         };
-        let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let given = headers
+            .get(header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok());
         let given = given.and_then(|value| value.split(';').next()).map(str::trim);
-        let manifest = Manifest::parse(&bytes, given).map_err(|error| RegistryError::manifest_invalid(error.to_string()))?;
+        let manifest = Manifest::parse(&bytes, given)
+            .map_err(|error| RegistryError::manifest_invalid(error.to_string()))?;
         self.check_references(name, &manifest)?;
         let media_type = given.unwrap_or_else(|| manifest.media_type()).to_owned();
         self.blobs.put("manifest", &digest, &bytes)?;
@@ -72,13 +91,23 @@ impl Registry {
 
     /// Every blob of an image must be here; an index may be pushed before its images are.
     fn check_references(&self, name: &str, manifest: &Manifest) -> Result<(), RegistryError> {
-        let Manifest::Image(image) = manifest else { return Ok(()) };
+        let Manifest::Image(image) = manifest else {
+            return Ok(());
+        };
         for descriptor in std::iter::once(&image.config).chain(&image.layers) {
             // Layers with addresses of their own live elsewhere (image-spec, non-distributable layers).
-            let here = self.repositories.has_blob(name, &descriptor.digest) && self.blobs.size(&descriptor.digest)?.is_some();
+            let here = self.repositories.has_blob(name, &descriptor.digest)
+                && self.blobs.size(&descriptor.digest)?.is_some();
             if descriptor.urls.is_empty() && !here {
-                let message = format!("blob {} of the manifest is not in repository {name}: push it first", descriptor.digest);
-                return Err(RegistryError::new(StatusCode::NOT_FOUND, "MANIFEST_BLOB_UNKNOWN", message));
+                let message = format!(
+                    "blob {} of the manifest is not in repository {name}: push it first",
+                    descriptor.digest
+                );
+                return Err(RegistryError::new(
+                    StatusCode::NOT_FOUND,
+                    "MANIFEST_BLOB_UNKNOWN",
+                    message,
+                ));
             }
         }
         Ok(())
@@ -109,10 +138,20 @@ impl Registry {
     }
 
     pub(crate) fn get_blob(&self, name: &str, digest: &Digest, headers: &HeaderMap, head: bool) -> Answer {
-        let known = self.repositories.has_blob(name, digest) || record(self.repositories.manifest(name, digest))?.is_some();
-        let file = if known { self.blobs.open_blob(digest)? } else { None };
-        let Some(mut file) = file else { return Err(RegistryError::blob_unknown(digest.as_str())) };
-        let size = file.metadata().map_err(|error| RegistryError::internal("read a blob", error))?.len();
+        let known = self.repositories.has_blob(name, digest)
+            || record(self.repositories.manifest(name, digest))?.is_some();
+        let file = if known {
+            self.blobs.open_blob(digest)?
+        } else {
+            None
+        };
+        let Some(mut file) = file else {
+            return Err(RegistryError::blob_unknown(digest.as_str()));
+        };
+        let size = file
+            .metadata()
+            .map_err(|error| RegistryError::internal("read a blob", error))?
+            .len();
         let range = match headers.get(header::RANGE).and_then(|value| value.to_str().ok()) {
             Some(text) => byte_range(text, size),
             None => Range::Whole,
@@ -129,7 +168,8 @@ impl Registry {
         let body = if head {
             Body::empty()
         } else {
-            file.seek(SeekFrom::Start(begin)).map_err(|error| RegistryError::internal("read a blob", error))?;
+            file.seek(SeekFrom::Start(begin))
+                .map_err(|error| RegistryError::internal("read a blob", error))?;
             send(file, length)?
         };
         let mut response = Response::new(body);
@@ -140,7 +180,11 @@ impl Registry {
         set(&mut response, "docker-content-digest", digest.as_str());
         set(&mut response, "etag", &format!("\"{digest}\""));
         if status == StatusCode::PARTIAL_CONTENT {
-            set(&mut response, "content-range", &format!("bytes {begin}-{}/{size}", begin + length - 1));
+            set(
+                &mut response,
+                "content-range",
+                &format!("bytes {begin}-{}/{size}", begin + length - 1),
+            );
         }
         Ok(response)
     }
@@ -164,7 +208,9 @@ impl Registry {
 fn send(file: std::fs::File, length: u64) -> Result<Body, RegistryError> {
     if length <= READ_BYTES as u64 {
         let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(READ_BYTES));
-        file.take(length).read_to_end(&mut bytes).map_err(|error| RegistryError::internal("read a blob", error))?;
+        file.take(length)
+            .read_to_end(&mut bytes)
+            .map_err(|error| RegistryError::internal("read a blob", error))?;
         return Ok(Body::from(Bytes::from(bytes)));
     }
     let reader = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), length);
@@ -176,7 +222,10 @@ fn describe(manifest: &Manifest, media_type: &str, digest: &Digest, size: u64) -
     let mut descriptor = Descriptor::new(media_type, digest.clone(), size);
     match manifest {
         Manifest::Image(image) => {
-            descriptor.artifact_type = image.artifact_type.clone().or_else(|| Some(image.config.media_type.clone()));
+            descriptor.artifact_type = image
+                .artifact_type
+                .clone()
+                .or_else(|| Some(image.config.media_type.clone()));
             descriptor.annotations.clone_from(&image.annotations);
         }
         Manifest::Index(index) => {
@@ -196,7 +245,12 @@ enum Range {
 
 /// A single range of RFC 9110 14.1.2; several ranges, other units and nonsense get the whole.
 fn byte_range(text: &str, size: u64) -> Range {
-    let Some((begin, end)) = text.strip_prefix("bytes=").and_then(|spec| spec.trim().split_once('-')) else { return Range::Whole };
+    let Some((begin, end)) = text
+        .strip_prefix("bytes=")
+        .and_then(|spec| spec.trim().split_once('-'))
+    else {
+        return Range::Whole;
+    };
     let last = size.saturating_sub(1);
     let range = match (begin.parse::<u64>(), end.parse::<u64>()) {
         (Ok(begin), Ok(end)) if begin <= end => (begin, end.min(last)),
@@ -204,7 +258,14 @@ fn byte_range(text: &str, size: u64) -> Range {
         (Err(_), Ok(count)) if begin.is_empty() && count > 0 => (size.saturating_sub(count), last),
         _ => return Range::Whole,
     };
-    if range.0 >= size { Range::Outside } else { Range::Part { begin: range.0, end: range.1 } }
+    if range.0 >= size {
+        Range::Outside
+    } else {
+        Range::Part {
+            begin: range.0,
+            end: range.1,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -14,23 +14,43 @@ pub(crate) struct RegistryError {
 
 impl RegistryError {
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into() }
+        Self {
+            status,
+            code,
+            message: message.into(),
+        }
     }
 
     pub(crate) fn name_unknown(name: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", format!("repository {name} is not known to this registry"))
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "NAME_UNKNOWN",
+            format!("repository {name} is not known to this registry"),
+        )
     }
 
     pub(crate) fn manifest_unknown(reference: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", format!("manifest {reference} is not known"))
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "MANIFEST_UNKNOWN",
+            format!("manifest {reference} is not known"),
+        )
     }
 
     pub(crate) fn blob_unknown(digest: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", format!("blob {digest} is not known"))
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "BLOB_UNKNOWN",
+            format!("blob {digest} is not known"),
+        )
     }
 
     pub(crate) fn upload_unknown(session: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", format!("upload {session} is not known: start it again"))
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "BLOB_UPLOAD_UNKNOWN",
+            format!("upload {session} is not known: start it again"),
+        )
     }
 
     pub(crate) fn digest_invalid(message: impl Into<String>) -> Self {
@@ -47,14 +67,21 @@ impl RegistryError {
 
     pub(crate) fn internal(act: &str, error: impl std::fmt::Display) -> Self {
         tracing::error!(%error, act, "request failed");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", format!("failed to {act}"))
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "UNKNOWN",
+            format!("failed to {act}"),
+        )
     }
 
     pub(crate) fn into_response(self) -> Response<Body> {
-        let body = serde_json::json!({"errors": [{"code": self.code, "message": self.message, "detail": null}]});
+        let body =
+            serde_json::json!({"errors": [{"code": self.code, "message": self.message, "detail": null}]});
         let mut response = Response::new(Body::from(body.to_string()));
         *response.status_mut() = self.status;
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     }
 }
@@ -63,12 +90,18 @@ impl From<BlobError> for RegistryError {
     fn from(error: BlobError) -> Self {
         if error.is_no_space() {
             tracing::error!(%error, "the disk is full");
-            return Self::new(StatusCode::INSUFFICIENT_STORAGE, "UNKNOWN", "the registry's disk is full: free space or ask its operator");
+            return Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "UNKNOWN",
+                "the registry's disk is full: free space or ask its operator",
+            );
         }
         match error {
             BlobError::Digest(error) => Self::digest_invalid(error.to_string()),
             BlobError::Size { .. } => Self::new(StatusCode::BAD_REQUEST, "SIZE_INVALID", error.to_string()),
-            BlobError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", error.to_string()),
+            BlobError::TooLarge { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", error.to_string())
+            }
             BlobError::Io { .. } => Self::internal("use the blob store", error),
         }
     }

@@ -27,7 +27,12 @@ impl Registry {
     pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
         let blobs = BlobStore::open(&config.root, Durability::Commit)?;
         let uploads = Uploads::open(blobs.clone(), config.max_uploads)?;
-        Ok(Self { repositories: Repositories::open(&config.root)?, blobs, uploads, read_only: config.read_only })
+        Ok(Self {
+            repositories: Repositories::open(&config.root)?,
+            blobs,
+            uploads,
+            read_only: config.read_only,
+        })
     }
 
     /// Answers one request.
@@ -58,7 +63,8 @@ impl Registry {
                 self.append_upload(&name, &session, &parts.headers, body).await
             }
             (Route::Upload { name, session }, &Method::PUT) => {
-                self.finish_upload(&name, &session, query, &parts.headers, body).await
+                self.finish_upload(&name, &session, query, &parts.headers, body)
+                    .await
             }
             (Route::Upload { name, session }, &Method::DELETE) => {
                 self.uploads.find(&name, &session)?;
@@ -66,15 +72,21 @@ impl Registry {
                 Ok(empty(StatusCode::NO_CONTENT))
             }
             (Route::Tags { name }, &Method::GET | &Method::HEAD) => self.list_tags(&name, query),
-            (Route::Referrers { name, digest }, &Method::GET | &Method::HEAD) => self.list_referrers(&name, &digest, query),
-            (_, method) => Err(RegistryError::unsupported(format!("{method} is not possible here"))),
+            (Route::Referrers { name, digest }, &Method::GET | &Method::HEAD) => {
+                self.list_referrers(&name, &digest, query)
+            }
+            (_, method) => Err(RegistryError::unsupported(format!(
+                "{method} is not possible here"
+            ))),
         }
     }
 
     async fn start_upload(&self, name: &str, query: &str, body: Body) -> Answer {
         if let (Some(digest), Some(from)) = (parameter(query, "mount"), parameter(query, "from")) {
             let digest: Digest = parse_digest(&digest)?;
-            if self.repositories.has_blob(&from, &digest) && crate::route::repository(&from.split('/').collect::<Vec<_>>()).is_ok() {
+            if self.repositories.has_blob(&from, &digest)
+                && crate::route::repository(&from.split('/').collect::<Vec<_>>()).is_ok()
+            {
                 record(self.repositories.set_blob(name, &digest))?;
                 return Ok(created(&format!("/v2/{name}/blobs/{digest}"), &digest));
             }
@@ -84,7 +96,9 @@ impl Registry {
             _ => Algorithm::Sha256,
         };
         let session = self.uploads.start(name, algorithm)?;
-        let Some(digest) = parameter(query, "digest") else { return Ok(accepted(name, &session, 0)) };
+        let Some(digest) = parameter(query, "digest") else {
+            return Ok(accepted(name, &session, 0));
+        };
         // Everything in one request (specification, "Single POST").
         let finished = async {
             let digest = parse_digest(&digest)?;
@@ -110,9 +124,17 @@ impl Registry {
         Ok(accepted(name, session, size))
     }
 
-    async fn finish_upload(&self, name: &str, session: &str, query: &str, headers: &HeaderMap, body: Body) -> Answer {
+    async fn finish_upload(
+        &self,
+        name: &str,
+        session: &str,
+        query: &str,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Answer {
         let upload = self.uploads.find(name, session)?;
-        let digest = parameter(query, "digest").ok_or_else(|| RegistryError::digest_invalid("the parameter digest is missing"))?;
+        let digest = parameter(query, "digest")
+            .ok_or_else(|| RegistryError::digest_invalid("the parameter digest is missing"))?;
         let digest = parse_digest(&digest)?;
         upload.append(session, content_range(headers)?, body).await?;
         self.commit(name, session, &digest).await
@@ -144,13 +166,20 @@ impl Registry {
         }
         let mut next = None;
         if let Some(limit) = parameter(query, "n") {
-            let limit: usize = limit.parse().map_err(|_| RegistryError::unsupported(format!("n={limit} is no number")))?;
+            let limit: usize = limit
+                .parse()
+                .map_err(|_| RegistryError::unsupported(format!("n={limit} is no number")))?;
             if tags.len() > limit {
                 tags.truncate(limit);
-                next = tags.last().map(|last| format!("</v2/{name}/tags/list?n={limit}&last={last}>; rel=\"next\""));
+                next = tags
+                    .last()
+                    .map(|last| format!("</v2/{name}/tags/list?n={limit}&last={last}>; rel=\"next\""));
             }
         }
-        let mut response = json("application/json", &serde_json::json!({"name": name, "tags": tags}));
+        let mut response = json(
+            "application/json",
+            &serde_json::json!({"name": name, "tags": tags}),
+        );
         if let Some(value) = next.and_then(|next| HeaderValue::from_str(&next).ok()) {
             response.headers_mut().insert(header::LINK, value);
         }
@@ -161,7 +190,9 @@ impl Registry {
     pub(crate) fn resolve(&self, name: &str, reference: &TagOrDigest) -> Result<Digest, RegistryError> {
         match reference {
             TagOrDigest::Digest(digest) => Ok(digest.clone()),
-            TagOrDigest::Tag(tag) => record(self.repositories.tag(name, tag))?.ok_or_else(|| self.unknown(name, tag)),
+            TagOrDigest::Tag(tag) => {
+                record(self.repositories.tag(name, tag))?.ok_or_else(|| self.unknown(name, tag))
+            }
         }
     }
 
@@ -188,14 +219,21 @@ pub(crate) fn record<T>(result: io::Result<T>) -> Result<T, RegistryError> {
 fn unroutable(why: Unroutable) -> RegistryError {
     match why {
         Unroutable::Unknown => RegistryError::new(StatusCode::NOT_FOUND, "UNSUPPORTED", "no such endpoint"),
-        Unroutable::Name => RegistryError::new(StatusCode::NOT_FOUND, "NAME_INVALID", "the repository name breaks the grammar"),
+        Unroutable::Name => RegistryError::new(
+            StatusCode::NOT_FOUND,
+            "NAME_INVALID",
+            "the repository name breaks the grammar",
+        ),
         Unroutable::Digest => RegistryError::digest_invalid("the digest is not sha256:HEX or sha512:HEX"),
-        Unroutable::Tag => RegistryError::new(StatusCode::NOT_FOUND, "TAG_INVALID", "the tag breaks the grammar"),
+        Unroutable::Tag => {
+            RegistryError::new(StatusCode::NOT_FOUND, "TAG_INVALID", "the tag breaks the grammar")
+        }
     }
 }
 
 pub(crate) fn parse_digest(text: &str) -> Result<Digest, RegistryError> {
-    text.parse().map_err(|error| RegistryError::digest_invalid(format!("{text:?} is no digest: {error}")))
+    text.parse()
+        .map_err(|error| RegistryError::digest_invalid(format!("{text:?} is no digest: {error}")))
 }
 
 /// A decoded query parameter.
@@ -211,7 +249,10 @@ fn percent_decode(text: &str) -> String {
     let mut index = 0;
     while index < bytes.len() {
         let decoded = (bytes[index] == b'%')
-            .then(|| text.get(index + 1..index + 3).and_then(|digits| u8::from_str_radix(digits, 16).ok()))
+            .then(|| {
+                text.get(index + 1..index + 3)
+                    .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+            })
             .flatten();
         match decoded {
             Some(byte) => {
@@ -229,20 +270,33 @@ fn percent_decode(text: &str) -> String {
 
 /// `Content-Range: BEGIN-END` of a chunk, without a unit, as the specification writes it.
 fn content_range(headers: &HeaderMap) -> Result<Option<(u64, u64)>, RegistryError> {
-    let Some(value) = headers.get(header::CONTENT_RANGE) else { return Ok(None) };
+    let Some(value) = headers.get(header::CONTENT_RANGE) else {
+        return Ok(None);
+    };
     let parsed = value.to_str().ok().and_then(|text| {
         let text = text.strip_prefix("bytes ").unwrap_or(text);
         let (begin, end) = text.split('/').next()?.split_once('-')?;
         Some((begin.parse::<u64>().ok()?, end.parse::<u64>().ok()?))
     });
-    let invalid = || RegistryError::new(StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID", "Content-Range must be BEGIN-END");
-    parsed.filter(|(begin, end)| begin <= end).map(Some).ok_or_else(invalid)
+    let invalid = || {
+        RegistryError::new(
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            "BLOB_UPLOAD_INVALID",
+            "Content-Range must be BEGIN-END",
+        )
+    };
+    parsed
+        .filter(|(begin, end)| begin <= end)
+        .map(Some)
+        .ok_or_else(invalid)
 }
 
 fn base() -> Response<Body> {
     let mut response = json("application/json", &serde_json::json!({}));
     let version = HeaderValue::from_static("registry/2.0");
-    response.headers_mut().insert("docker-distribution-api-version", version);
+    response
+        .headers_mut()
+        .insert("docker-distribution-api-version", version);
     response
 }
 
@@ -254,7 +308,9 @@ pub(crate) fn empty(status: StatusCode) -> Response<Body> {
 
 pub(crate) fn json(content_type: &'static str, value: &serde_json::Value) -> Response<Body> {
     let mut response = Response::new(Body::from(value.to_string()));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -274,7 +330,11 @@ pub(crate) fn created(location: &str, digest: &Digest) -> Response<Body> {
 
 fn accepted(name: &str, session: &str, size: u64) -> Response<Body> {
     let mut response = empty(StatusCode::ACCEPTED);
-    set(&mut response, "location", &format!("/v2/{name}/blobs/uploads/{session}"));
+    set(
+        &mut response,
+        "location",
+        &format!("/v2/{name}/blobs/uploads/{session}"),
+    );
     set(&mut response, "docker-upload-uuid", session);
     set(&mut response, "range", &format!("0-{}", size.saturating_sub(1)));
     response

@@ -29,21 +29,32 @@ impl Repositories {
     }
 
     fn file(&self, name: &str, kind: &str, digest: &Digest) -> PathBuf {
-        self.root.join(name).join(kind).join(digest.algorithm().name()).join(digest.hex())
+        self.root
+            .join(name)
+            .join(kind)
+            .join(digest.algorithm().name())
+            .join(digest.hex())
     }
 
     /// Whether anything was ever stored under a name.
     pub(crate) fn exists(&self, name: &str) -> bool {
-        ["_manifests", "_blobs"].iter().any(|kind| self.root.join(name).join(kind).is_dir())
+        ["_manifests", "_blobs"]
+            .iter()
+            .any(|kind| self.root.join(name).join(kind).is_dir())
     }
 
     pub(crate) fn tag(&self, name: &str, tag: &str) -> io::Result<Option<Digest>> {
-        let Some(text) = read(&self.root.join(name).join("_tags").join(tag))? else { return Ok(None) };
+        let Some(text) = read(&self.root.join(name).join("_tags").join(tag))? else {
+            return Ok(None);
+        };
         text.trim().parse().map(Some).map_err(io::Error::other)
     }
 
     pub(crate) fn set_tag(&self, name: &str, tag: &str, digest: &Digest) -> io::Result<()> {
-        write(&self.root.join(name).join("_tags").join(tag), digest.to_string().as_bytes())
+        write(
+            &self.root.join(name).join("_tags").join(tag),
+            digest.to_string().as_bytes(),
+        )
     }
 
     pub(crate) fn remove_tag(&self, name: &str, tag: &str) -> io::Result<bool> {
@@ -100,13 +111,24 @@ impl Repositories {
         Ok(found)
     }
 
-    pub(crate) fn set_referrer(&self, name: &str, subject: &Digest, descriptor: &Descriptor) -> io::Result<()> {
-        let file = self.file(name, "_referrers", subject).join(descriptor.digest.to_string().replace(':', "-"));
+    pub(crate) fn set_referrer(
+        &self,
+        name: &str,
+        subject: &Digest,
+        descriptor: &Descriptor,
+    ) -> io::Result<()> {
+        let file = self
+            .file(name, "_referrers", subject)
+            .join(descriptor.digest.to_string().replace(':', "-"));
         write(&file, &serde_json::to_vec(descriptor).map_err(io::Error::other)?)
     }
 
     pub(crate) fn remove_referrer(&self, name: &str, subject: &Digest, digest: &Digest) -> io::Result<bool> {
-        remove(&self.file(name, "_referrers", subject).join(digest.to_string().replace(':', "-")))
+        remove(
+            &self
+                .file(name, "_referrers", subject)
+                .join(digest.to_string().replace(':', "-")),
+        )
     }
 }
 
@@ -121,7 +143,9 @@ fn read(path: &Path) -> io::Result<Option<String>> {
 /// Whole or not at all, also after a loss of power.
 fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     use std::io::Write as _;
-    let directory = path.parent().ok_or_else(|| io::Error::other("a record needs a directory"))?;
+    let directory = path
+        .parent()
+        .ok_or_else(|| io::Error::other("a record needs a directory"))?;
     std::fs::create_dir_all(directory)?;
     let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(directory)?;
     file.write_all(content)?;
@@ -146,9 +170,14 @@ fn list(directory: &Path) -> io::Result<Vec<String>> {
     };
     let names = entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
     // A file that a killed process did not finish is no record.
-    names.filter(|name| !name.as_ref().is_ok_and(|name| name.starts_with(".new-"))).collect()
+    names
+        .filter(|name| !name.as_ref().is_ok_and(|name| name.starts_with(".new-")))
+        .collect()
 }
 
 fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
 }

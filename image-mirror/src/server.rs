@@ -45,27 +45,45 @@ struct Server {
 /// # Errors
 /// The address, the directory or the certificate cannot be used.
 pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
-    let registry =
-        Registry::open(&config).with_context(|| format!("failed to open the registry in {}", config.root.display()))?;
+    let registry = Registry::open(&config)
+        .with_context(|| format!("failed to open the registry in {}", config.root.display()))?;
     let tls = acceptor(&config)?;
-    let listener =
-        TcpListener::bind(config.listen).await.with_context(|| format!("failed to listen on {}", config.listen))?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("failed to listen on {}", config.listen))?;
     let requests = Family::default();
-    frame.metrics().register("mirror_http_requests", "Requests by method and code", requests.clone());
-    let server = Arc::new(Server { frame: frame.clone(), registry, requests });
+    frame.metrics().register(
+        "mirror_http_requests",
+        "Requests by method and code",
+        requests.clone(),
+    );
+    let server = Arc::new(Server {
+        frame: frame.clone(),
+        registry,
+        requests,
+    });
     let dumped = server.clone();
-    frame.dump("mirror", move || serde_json::json!({"uploads": dumped.registry.uploads.count()}));
+    frame.dump(
+        "mirror",
+        move || serde_json::json!({"uploads": dumped.registry.uploads.count()}),
+    );
     tracing::info!(listen = %config.listen, tls = tls.is_some(), root = %config.root.display(), "serving the registry");
-    frame.spawn("mirror-listener", listen(listener, tls, server, config.max_connections, frame.drain()));
+    frame.spawn(
+        "mirror-listener",
+        listen(listener, tls, server, config.max_connections, frame.drain()),
+    );
     Ok(())
 }
 
 fn acceptor(config: &Config) -> anyhow::Result<Option<TlsAcceptor>> {
-    let (Some(certificate), Some(key)) = (&config.tls_cert_file, &config.tls_key_file) else { return Ok(None) };
+    let (Some(certificate), Some(key)) = (&config.tls_cert_file, &config.tls_key_file) else {
+        return Ok(None);
+    };
     let chain = CertificateDer::pem_file_iter(certificate)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .with_context(|| format!("failed to read the certificate {}", certificate.display()))?;
-    let key = PrivateKeyDer::from_pem_file(key).with_context(|| format!("failed to read the key {}", key.display()))?;
+    let key = PrivateKeyDer::from_pem_file(key)
+        .with_context(|| format!("failed to read the key {}", key.display()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
@@ -98,7 +116,9 @@ async fn listen(
         };
         // Small answers must not wait for the client's delayed acknowledgement.
         let _ = stream.set_nodelay(true);
-        let Ok(permit) = limit.clone().try_acquire_owned() else { continue };
+        let Ok(permit) = limit.clone().try_acquire_owned() else {
+            continue;
+        };
         let (server, tls, drain) = (server.clone(), tls.clone(), drain.clone());
         tokio::spawn(async move {
             let _permit = permit;
@@ -123,7 +143,10 @@ where
         async move { Ok::<_, Infallible>(server.answer(request.map(Body::new)).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
@@ -148,10 +171,19 @@ impl Server {
         let response = match path.as_str() {
             "/healthz" | "/livez" | "/readyz" => Response::new(Body::from("ok")),
             "/metrics" => Response::new(Body::from(self.frame.metrics_text())),
-            _ => self.registry.answer(request).await.unwrap_or_else(RegistryError::into_response),
+            _ => self
+                .registry
+                .answer(request)
+                .await
+                .unwrap_or_else(RegistryError::into_response),
         };
         let code = response.status().as_u16();
-        self.requests.get_or_create(&RequestLabels { method: bounded(&method), code }).inc();
+        self.requests
+            .get_or_create(&RequestLabels {
+                method: bounded(&method),
+                code,
+            })
+            .inc();
         let level = response.status() >= StatusCode::INTERNAL_SERVER_ERROR;
         tracing::debug!(%method, path, code, failed = level, elapsed = ?started.elapsed(), "request");
         response

@@ -36,7 +36,11 @@ impl Uploads {
         for (_, path) in store.unfinished()? {
             std::fs::remove_file(path)?;
         }
-        Ok(Self { store, limit, sessions: Mutex::default() })
+        Ok(Self {
+            store,
+            limit,
+            sessions: Mutex::default(),
+        })
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -46,10 +50,21 @@ impl Uploads {
     /// Starts an upload and gives its session.
     pub(crate) fn start(&self, name: &str, algorithm: Algorithm) -> Result<String, RegistryError> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.retain(|_, upload| upload.touched.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < IDLE);
+        sessions.retain(|_, upload| {
+            upload
+                .touched
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .elapsed()
+                < IDLE
+        });
         if sessions.len() >= self.limit {
             let message = format!("{} uploads are under way already: try again later", self.limit);
-            return Err(RegistryError::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message));
+            return Err(RegistryError::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "TOOMANYREQUESTS",
+                message,
+            ));
         }
         let session = uuid::Uuid::new_v4().to_string();
         let writer = self.store.writer(&session, algorithm)?;
@@ -65,26 +80,49 @@ impl Uploads {
     /// An upload of this repository.
     pub(crate) fn find(&self, name: &str, session: &str) -> Result<Arc<Upload>, RegistryError> {
         let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        let upload = sessions.get(session).filter(|upload| upload.name == name).cloned();
+        let upload = sessions
+            .get(session)
+            .filter(|upload| upload.name == name)
+            .cloned();
         upload.ok_or_else(|| RegistryError::upload_unknown(session))
     }
 
     /// Forgets an upload; its file goes with it.
     pub(crate) fn cancel(&self, session: &str) {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(session);
+        self.sessions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(session);
     }
 
     /// Ends an upload: verifies, and makes the blob visible.
-    pub(crate) async fn finish(&self, upload: &Upload, session: &str, expected: &Digest) -> Result<(), RegistryError> {
-        let writer = upload.writer.lock().await.take().ok_or_else(|| RegistryError::upload_unknown(session))?;
+    pub(crate) async fn finish(
+        &self,
+        upload: &Upload,
+        session: &str,
+        expected: &Digest,
+    ) -> Result<(), RegistryError> {
+        let writer = upload
+            .writer
+            .lock()
+            .await
+            .take()
+            .ok_or_else(|| RegistryError::upload_unknown(session))?;
         self.cancel(session);
         let (store, expected, session) = (self.store.clone(), expected.clone(), session.to_owned());
         let committed = tokio::task::spawn_blocking(move || commit(&store, &session, writer, &expected));
-        committed.await.map_err(|error| RegistryError::internal("store a blob", error))?
+        committed
+            .await
+            .map_err(|error| RegistryError::internal("store a blob", error))?
     }
 }
 
-fn commit(store: &BlobStore, session: &str, writer: BlobWriter, expected: &Digest) -> Result<(), RegistryError> {
+fn commit(
+    store: &BlobStore,
+    session: &str,
+    writer: BlobWriter,
+    expected: &Digest,
+) -> Result<(), RegistryError> {
     // Hashed with the algorithm that the upload was started with; the digest may name another one.
     let staged = writer.finish(None, None)?;
     let staged = if staged.digest().algorithm() == expected.algorithm() {
@@ -93,15 +131,24 @@ fn commit(store: &BlobStore, session: &str, writer: BlobWriter, expected: &Diges
         rehash(store, session, &staged, expected.algorithm())?
     };
     if staged.digest() != expected {
-        return Err(RegistryError::digest_invalid(format!("the content has digest {}, not {expected}", staged.digest())));
+        return Err(RegistryError::digest_invalid(format!(
+            "the content has digest {}, not {expected}",
+            staged.digest()
+        )));
     }
     staged.commit()?;
     Ok(())
 }
 
-fn rehash(store: &BlobStore, session: &str, staged: &StagedBlob, algorithm: Algorithm) -> Result<StagedBlob, RegistryError> {
+fn rehash(
+    store: &BlobStore,
+    session: &str,
+    staged: &StagedBlob,
+    algorithm: Algorithm,
+) -> Result<StagedBlob, RegistryError> {
     let mut writer = store.writer(session, algorithm)?;
-    let copied = std::fs::File::open(staged.path()).and_then(|mut file| std::io::copy(&mut file, &mut writer));
+    let copied =
+        std::fs::File::open(staged.path()).and_then(|mut file| std::io::copy(&mut file, &mut writer));
     copied.map_err(|error| RegistryError::internal("hash a blob", error))?;
     Ok(writer.finish(None, None)?)
 }
@@ -110,27 +157,48 @@ impl Upload {
     /// Bytes so far.
     pub(crate) async fn size(&self, session: &str) -> Result<u64, RegistryError> {
         let writer = self.writer.lock().await;
-        writer.as_ref().map(BlobWriter::size).ok_or_else(|| RegistryError::upload_unknown(session))
+        writer
+            .as_ref()
+            .map(BlobWriter::size)
+            .ok_or_else(|| RegistryError::upload_unknown(session))
     }
 
     /// Adds a body. `range` is where the client says it begins and ends.
     ///
     /// A body that is cut leaves what arrived: the client asks how much that is and goes on from there.
-    pub(crate) async fn append(&self, session: &str, range: Option<(u64, u64)>, body: Body) -> Result<u64, RegistryError> {
+    pub(crate) async fn append(
+        &self,
+        session: &str,
+        range: Option<(u64, u64)>,
+        body: Body,
+    ) -> Result<u64, RegistryError> {
         let mut held = self.writer.lock().await;
-        let writer = held.as_mut().ok_or_else(|| RegistryError::upload_unknown(session))?;
+        let writer = held
+            .as_mut()
+            .ok_or_else(|| RegistryError::upload_unknown(session))?;
         if let Some((begin, _)) = range
             && begin != writer.size()
         {
-            let message = format!("the chunk begins at {begin}, but {} bytes are here", writer.size());
-            return Err(RegistryError::new(StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID", message));
+            let message = format!(
+                "the chunk begins at {begin}, but {} bytes are here",
+                writer.size()
+            );
+            return Err(RegistryError::new(
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                "BLOB_UPLOAD_INVALID",
+                message,
+            ));
         }
         let mut stream = body.into_data_stream();
         let mut buffer = Vec::new();
         loop {
             let chunk = stream.next().await.transpose();
             let chunk = chunk.map_err(|error| {
-                RegistryError::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", format!("the body was cut: {error}"))
+                RegistryError::new(
+                    StatusCode::BAD_REQUEST,
+                    "BLOB_UPLOAD_INVALID",
+                    format!("the body was cut: {error}"),
+                )
             })?;
             let last = chunk.is_none();
             buffer.extend_from_slice(&chunk.unwrap_or_default());

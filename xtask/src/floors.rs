@@ -51,8 +51,13 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<String>> {
         .current_dir(root)
         .output()
         .context("failed to run cargo metadata")?;
-    anyhow::ensure!(output.status.success(), "cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Metadata = serde_json::from_slice(&output.stdout).context("failed to read cargo metadata")?;
+    anyhow::ensure!(
+        output.status.success(),
+        "cargo metadata failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let metadata: Metadata =
+        serde_json::from_slice(&output.stdout).context("failed to read cargo metadata")?;
     let mut problems = Vec::new();
     for package in &metadata.packages {
         check_package(package, &metadata.workspace_root, &mut problems)?;
@@ -61,20 +66,34 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<String>> {
 }
 
 fn check_package(package: &Package, root: &str, problems: &mut Vec<String>) -> anyhow::Result<()> {
-    let relative = |path: &str| path.strip_prefix(root).unwrap_or(path).trim_start_matches('/').to_owned();
+    let relative = |path: &str| {
+        path.strip_prefix(root)
+            .unwrap_or(path)
+            .trim_start_matches('/')
+            .to_owned()
+    };
     let folder = relative(package.manifest_path.trim_end_matches("/Cargo.toml"));
     let own = floor(&folder)?;
     for dependency in &package.dependencies {
         if dependency.name == "libcontainer" && folder != "runtime/oci" {
-            problems.push(format!("{} uses libcontainer: only runtime/oci may", package.name));
+            problems.push(format!(
+                "{} uses libcontainer: only runtime/oci may",
+                package.name
+            ));
         }
         // Tests may look at whatever they test.
-        let (Some(path), false) = (&dependency.path, dependency.kind.as_deref() == Some("dev")) else { continue };
+        let (Some(path), false) = (&dependency.path, dependency.kind.as_deref() == Some("dev")) else {
+            continue;
+        };
         let target = relative(path);
-        let (Some(own), Some(other)) = (own, floor(&target)?) else { continue };
+        let (Some(own), Some(other)) = (own, floor(&target)?) else {
+            continue;
+        };
         let sibling = own == 3 && component(&folder) == component(&target);
         if other >= own && !sibling {
-            problems.push(format!("{folder} (floor {own}) uses {target} (floor {other}): dependencies go strictly down"));
+            problems.push(format!(
+                "{folder} (floor {own}) uses {target} (floor {other}): dependencies go strictly down"
+            ));
         }
     }
     Ok(())

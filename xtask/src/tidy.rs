@@ -10,20 +10,41 @@ const VAGUE_NAMES: [&str; 5] = ["util", "common", "helpers", "misc", "manager"];
 const PURE_NAMES: [&str; 3] = ["plan", "model", "rules"];
 /// What a pure module must not mention: it has no tokio, file, socket, clock or netlink.
 const IMPURE: [&str; 12] = [
-    "tokio::", "std::fs", "TcpStream", "TcpListener", "UdpSocket", "UnixStream", "SystemTime::now", "Instant::now",
-    "Timestamp::now", "netlink", "std::process", "rand::random",
+    "tokio::",
+    "std::fs",
+    "TcpStream",
+    "TcpListener",
+    "UdpSocket",
+    "UnixStream",
+    "SystemTime::now",
+    "Instant::now",
+    "Timestamp::now",
+    "netlink",
+    "std::process",
+    "rand::random",
 ];
 
 pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<String>> {
     let mut files = Vec::new();
-    for folder in
-        ["lib", "kubelet", "runtime", "cni", "proxy", "dns", "image-mirror", "master", "cli", "tests", "xtask"]
-    {
+    for folder in [
+        "lib",
+        "kubelet",
+        "runtime",
+        "cni",
+        "proxy",
+        "dns",
+        "image-mirror",
+        "master",
+        "cli",
+        "tests",
+        "xtask",
+    ] {
         collect(&root.join(folder), &mut files)?;
     }
     let mut problems = Vec::new();
     for path in files {
-        let text = std::fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))?;
         let shown = path.strip_prefix(root).unwrap_or(&path);
         check_file(shown, &text, &mut problems);
     }
@@ -49,18 +70,31 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
 
 fn check_file(path: &Path, text: &str, problems: &mut Vec<String>) {
     let shown = path.display();
-    let is_test = path.components().any(|part| matches!(part.as_os_str().to_str(), Some("tests" | "benches")))
+    let is_test = path
+        .components()
+        .any(|part| matches!(part.as_os_str().to_str(), Some("tests" | "benches")))
         || path.file_stem().is_some_and(|stem| stem == "tests");
     let lines: Vec<&str> = text.lines().collect();
-    let end = lines.iter().position(|line| line.starts_with("#[cfg(test)]")).unwrap_or(lines.len());
+    let end = lines
+        .iter()
+        .position(|line| line.starts_with("#[cfg(test)]"))
+        .unwrap_or(lines.len());
     let code = if is_test { &lines[..] } else { &lines[..end] };
     if !is_test && code.len() > FILE_LINES {
-        problems.push(format!("{shown}: {} lines without tests, at most {FILE_LINES}: split it by meaning", code.len()));
+        problems.push(format!(
+            "{shown}: {} lines without tests, at most {FILE_LINES}: split it by meaning",
+            code.len()
+        ));
     }
     for part in path.components() {
-        let name = Path::new(part.as_os_str()).file_stem().and_then(|stem| stem.to_str()).unwrap_or("");
+        let name = Path::new(part.as_os_str())
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .unwrap_or("");
         if VAGUE_NAMES.contains(&name) {
-            problems.push(format!("{shown}: the name {name:?} says nothing: name what it holds"));
+            problems.push(format!(
+                "{shown}: the name {name:?} says nothing: name what it holds"
+            ));
         }
     }
     if is_pure(path) {
@@ -81,7 +115,10 @@ fn check_file(path: &Path, text: &str, problems: &mut Vec<String>) {
 
 fn is_pure(path: &Path) -> bool {
     path.components().any(|part| {
-        let stem = Path::new(part.as_os_str()).file_stem().and_then(|stem| stem.to_str()).unwrap_or("");
+        let stem = Path::new(part.as_os_str())
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .unwrap_or("");
         PURE_NAMES.contains(&stem)
     })
 }
@@ -89,7 +126,10 @@ fn is_pure(path: &Path) -> bool {
 fn check_words(shown: &str, code: &[&str], problems: &mut Vec<String>) {
     for (number, line) in code.iter().enumerate() {
         if ["TODO", "FIXME", "XXX"].iter().any(|word| line.contains(word)) {
-            problems.push(format!("{shown}:{}: finish it, or say in an issue what is left", number + 1));
+            problems.push(format!(
+                "{shown}:{}: finish it, or say in an issue what is left",
+                number + 1
+            ));
         }
     }
 }
@@ -103,7 +143,10 @@ fn check_functions(shown: &str, code: &[&str], problems: &mut Vec<String>) {
             if line.trim_end() == format!("{}}}", " ".repeat(*column)) {
                 let length = number - begin + 1;
                 if length > FUNCTION_LINES {
-                    problems.push(format!("{shown}:{}: {name} has {length} lines, at most {FUNCTION_LINES}", begin + 1));
+                    problems.push(format!(
+                        "{shown}:{}: {name} has {length} lines, at most {FUNCTION_LINES}",
+                        begin + 1
+                    ));
                 }
                 start = None;
             }
@@ -143,14 +186,26 @@ mod tests {
 
     #[test]
     fn finds_what_the_style_forbids() {
-        assert_eq!(problems("proxy/src/rules.rs", "use tokio::sync::Mutex;\n").len(), 1);
-        assert_eq!(problems("proxy/src/rules.rs", "// tokio::sync is not for us\n").len(), 0);
+        assert_eq!(
+            problems("proxy/src/rules.rs", "use tokio::sync::Mutex;\n").len(),
+            1
+        );
+        assert_eq!(
+            problems("proxy/src/rules.rs", "// tokio::sync is not for us\n").len(),
+            0
+        );
         assert_eq!(problems("lib/x/src/util.rs", "").len(), 1);
         let long = format!("fn long() {{\n{}}}\n", "    a();\n".repeat(70));
         assert_eq!(problems("lib/x/src/a.rs", &long).len(), 1);
         assert_eq!(problems("lib/x/src/a.rs", &"a\n".repeat(801)).len(), 1);
-        assert_eq!(problems("lib/x/src/a.rs", &format!("#[cfg(test)]\n{}", "a\n".repeat(801))).len(), 0);
+        assert_eq!(
+            problems("lib/x/src/a.rs", &format!("#[cfg(test)]\n{}", "a\n".repeat(801))).len(),
+            0
+        );
         let word = ["TO", "DO"].concat();
-        assert_eq!(problems("lib/x/src/a.rs", &format!("// {word}: later\n")).len(), 1);
+        assert_eq!(
+            problems("lib/x/src/a.rs", &format!("// {word}: later\n")).len(),
+            1
+        );
     }
 }

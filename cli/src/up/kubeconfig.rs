@@ -18,7 +18,8 @@ pub fn write(
     files: &CertificateFiles,
 ) -> anyhow::Result<()> {
     let encode = |path: &Path| -> anyhow::Result<String> {
-        Ok(STANDARD.encode(std::fs::read(path).with_context(|| format!("failed to read {}", path.display()))?))
+        Ok(STANDARD
+            .encode(std::fs::read(path).with_context(|| format!("failed to read {}", path.display()))?))
     };
     let config = serde_json::json!({
         "apiVersion": "v1",

@@ -32,10 +32,16 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let holder = Self::holder(layout).map_or_else(|| "another process".into(), |pid| format!("process {pid}"));
-                bail!("{holder} runs the cluster of {} already: stop it first", layout.data().display());
+                let holder = Self::holder(layout)
+                    .map_or_else(|| "another process".into(), |pid| format!("process {pid}"));
+                bail!(
+                    "{holder} runs the cluster of {} already: stop it first",
+                    layout.data().display()
+                );
             }
-            Err(TryLockError::Error(error)) => return Err(error).context("failed to lock the data directory"),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).context("failed to lock the data directory");
+            }
         }
         file.set_len(0)?;
         file.write_all(std::process::id().to_string().as_bytes())?;

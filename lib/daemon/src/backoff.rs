@@ -13,7 +13,11 @@ pub struct Backoff {
 impl Backoff {
     /// A backoff whose first pause is at most `initial` and no pause is above `cap`.
     pub const fn new(initial: Duration, cap: Duration) -> Self {
-        Self { initial, cap, step: initial }
+        Self {
+            initial,
+            cap,
+            step: initial,
+        }
     }
 
     /// The next pause: between half the current step and the whole of it.
@@ -38,7 +42,10 @@ mod tests {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(350));
         for step in [100u64, 200, 350, 350] {
             let pause = backoff.pause();
-            assert!(pause >= Duration::from_millis(step / 2) && pause <= Duration::from_millis(step), "{pause:?}");
+            assert!(
+                pause >= Duration::from_millis(step / 2) && pause <= Duration::from_millis(step),
+                "{pause:?}"
+            );
         }
         backoff.reset();
         assert!(backoff.pause() <= Duration::from_millis(100));

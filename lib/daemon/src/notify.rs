@@ -5,7 +5,9 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 ///
 /// Does nothing without `$NOTIFY_SOCKET`; a manager that is gone is not an error of ours.
 pub fn sd_notify(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
     let bytes = path.as_encoded_bytes();
     let address = match bytes.strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name),

@@ -23,13 +23,11 @@
 pub mod discovery;
 pub mod fields;
 pub mod patch;
-mod print;
 mod resource;
 mod rows;
 pub mod schema;
 pub mod selector;
 pub mod status;
-mod value;
 
 /// The Kubernetes API version the table follows.
 pub const KUBERNETES_VERSION: &str = "v1.36.0";

@@ -59,7 +59,9 @@ fn merge_object(
     }
     for (key, value) in patch {
         if let Some(field) = key.strip_prefix(DELETE_FROM_LIST) {
-            let gone = value.as_array().ok_or("the value of $deleteFromPrimitiveList must be a list")?;
+            let gone = value
+                .as_array()
+                .ok_or("the value of $deleteFromPrimitiveList must be a list")?;
             if let Some(Value::Array(list)) = original.get_mut(field) {
                 list.retain(|item| !gone.contains(item));
             }
@@ -69,8 +71,13 @@ fn merge_object(
     }
     for (key, value) in patch {
         if let Some(field) = key.strip_prefix(SET_ORDER) {
-            let order = value.as_array().ok_or("the value of $setElementOrder must be a list")?;
-            let merge_key = definition.and_then(|found| found.field(field)).and_then(|found| found.list).map_or("", |fact| fact.merge_key);
+            let order = value
+                .as_array()
+                .ok_or("the value of $setElementOrder must be a list")?;
+            let merge_key = definition
+                .and_then(|found| found.field(field))
+                .and_then(|found| found.list)
+                .map_or("", |fact| fact.merge_key);
             if let Some(Value::Array(list)) = original.get_mut(field) {
                 reorder(list, order, merge_key);
             }
@@ -106,7 +113,11 @@ fn merge_field(
         Value::Array(patch) => {
             let list = match (field, field.and_then(|field| field.list)) {
                 (Some(field), Some(fact)) => {
-                    let old = original.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+                    let old = original
+                        .get(key)
+                        .and_then(Value::as_array)
+                        .cloned()
+                        .unwrap_or_default();
                     if fact.merge_key.is_empty() {
                         union(old, patch)
                     } else {
@@ -148,17 +159,28 @@ fn merge_list(
     let replaces = |element: &Value| element.get(PATCH).is_some_and(|directive| directive == "replace");
     if patch.iter().any(replaces) {
         // The directive stands in an element of its own; the others are the whole list.
-        return Ok(patch.iter().filter(|element| element.get(PATCH).is_none()).map(clean).collect());
+        return Ok(patch
+            .iter()
+            .filter(|element| element.get(PATCH).is_none())
+            .map(clean)
+            .collect());
     }
     for element in patch {
         let Some(element) = element.as_object() else {
-            return Err(format!("invalid patch format: every element of a list that merges by {merge_key} must be an object"));
+            return Err(format!(
+                "invalid patch format: every element of a list that merges by {merge_key} must be an object"
+            ));
         };
         let Some(key) = element.get(merge_key) else {
-            return Err(format!("map: {} does not contain declared merge key: {merge_key}", Value::Object(element.clone())));
+            return Err(format!(
+                "map: {} does not contain declared merge key: {merge_key}",
+                Value::Object(element.clone())
+            ));
         };
         let position = list.iter().position(|old| old.get(merge_key) == Some(key));
-        let old = position.and_then(|position| list[position].as_object().cloned()).unwrap_or_default();
+        let old = position
+            .and_then(|position| list[position].as_object().cloned())
+            .unwrap_or_default();
         match (merge_object(item, old, element, depth)?, position) {
             (Some(merged), Some(position)) => list[position] = Value::Object(merged),
             (Some(merged), None) => list.push(Value::Object(merged)),
@@ -171,10 +193,18 @@ fn merge_list(
 
 /// Elements that the order names come in its order; the others stay behind the element they followed.
 fn reorder(list: &mut Vec<Value>, order: &[Value], merge_key: &str) {
-    let key_of = |value: &Value| if merge_key.is_empty() { Some(value.clone()) } else { value.get(merge_key).cloned() };
+    let key_of = |value: &Value| {
+        if merge_key.is_empty() {
+            Some(value.clone())
+        } else {
+            value.get(merge_key).cloned()
+        }
+    };
     let rank = |value: &Value| {
         let key = key_of(value)?;
-        order.iter().position(|wanted| key_of(wanted).as_ref() == Some(&key) || *wanted == key)
+        order
+            .iter()
+            .position(|wanted| key_of(wanted).as_ref() == Some(&key) || *wanted == key)
     };
     let mut groups: Vec<(Option<usize>, Vec<Value>)> = Vec::new();
     for value in list.drain(..) {
@@ -197,7 +227,10 @@ fn clean(value: &Value) -> Value {
 }
 
 fn without_directives(map: &Map<String, Value>) -> Map<String, Value> {
-    map.iter().filter(|(key, value)| !key.starts_with('$') && !value.is_null()).map(|(key, value)| (key.clone(), clean(value))).collect()
+    map.iter()
+        .filter(|(key, value)| !key.starts_with('$') && !value.is_null())
+        .map(|(key, value)| (key.clone(), clean(value)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -219,13 +252,41 @@ mod tests {
     fn directives_and_lists() {
         let base = json!({"containers": [{"name": "a", "image": "1", "args": ["x"]}, {"name": "b", "image": "2"}], "nodeSelector": {"k": "v"}});
         let table = [
-            (json!({"containers": [{"name": "a", "image": "9"}]}), "/spec/containers", json!([{"name": "a", "image": "9", "args": ["x"]}, {"name": "b", "image": "2"}])),
-            (json!({"containers": [{"name": "a", "$patch": "delete"}]}), "/spec/containers", json!([{"name": "b", "image": "2"}])),
-            (json!({"containers": [{"$patch": "replace"}, {"name": "c", "image": "3"}]}), "/spec/containers", json!([{"name": "c", "image": "3"}])),
-            (json!({"containers": [{"name": "a", "args": ["y"]}]}), "/spec/containers/0/args", json!(["y"])),
-            (json!({"containers": [{"name": "a", "args": null}]}), "/spec/containers/0", json!({"name": "a", "image": "1"})),
-            (json!({"nodeSelector": {"k": null, "l": "w"}}), "/spec/nodeSelector", json!({"l": "w"})),
-            (json!({"nodeSelector": {"$patch": "replace", "z": "1"}}), "/spec/nodeSelector", json!({"z": "1"})),
+            (
+                json!({"containers": [{"name": "a", "image": "9"}]}),
+                "/spec/containers",
+                json!([{"name": "a", "image": "9", "args": ["x"]}, {"name": "b", "image": "2"}]),
+            ),
+            (
+                json!({"containers": [{"name": "a", "$patch": "delete"}]}),
+                "/spec/containers",
+                json!([{"name": "b", "image": "2"}]),
+            ),
+            (
+                json!({"containers": [{"$patch": "replace"}, {"name": "c", "image": "3"}]}),
+                "/spec/containers",
+                json!([{"name": "c", "image": "3"}]),
+            ),
+            (
+                json!({"containers": [{"name": "a", "args": ["y"]}]}),
+                "/spec/containers/0/args",
+                json!(["y"]),
+            ),
+            (
+                json!({"containers": [{"name": "a", "args": null}]}),
+                "/spec/containers/0",
+                json!({"name": "a", "image": "1"}),
+            ),
+            (
+                json!({"nodeSelector": {"k": null, "l": "w"}}),
+                "/spec/nodeSelector",
+                json!({"l": "w"}),
+            ),
+            (
+                json!({"nodeSelector": {"$patch": "replace", "z": "1"}}),
+                "/spec/nodeSelector",
+                json!({"z": "1"}),
+            ),
             (
                 json!({"containers": [{"name": "c"}], "$setElementOrder/containers": [{"name": "c"}, {"name": "b"}, {"name": "a"}]}),
                 "/spec/containers",
@@ -242,12 +303,21 @@ mod tests {
     fn sets_unions_and_errors() {
         let original = json!({"metadata": {"finalizers": ["a", "b"]}, "spec": {"volumes": [{"name": "v", "emptyDir": {}}]}});
         let patch = json!({"metadata": {"finalizers": ["c"], "$deleteFromPrimitiveList/finalizers": ["a"]}});
-        assert_eq!(patched(&original, &patch)["metadata"]["finalizers"], json!(["b", "c"]));
+        assert_eq!(
+            patched(&original, &patch)["metadata"]["finalizers"],
+            json!(["b", "c"])
+        );
         let patch = json!({"spec": {"volumes": [{"name": "v", "hostPath": {"path": "/"}, "$retainKeys": ["name", "hostPath"]}]}});
-        assert_eq!(patched(&original, &patch)["spec"]["volumes"], json!([{"name": "v", "hostPath": {"path": "/"}}]));
+        assert_eq!(
+            patched(&original, &patch)["spec"]["volumes"],
+            json!([{"name": "v", "hostPath": {"path": "/"}}])
+        );
         let row = crate::find("", "v1", "pods").unwrap();
         let error = strategic(row, &original, &json!({"spec": {"volumes": [{"emptyDir": {}}]}})).unwrap_err();
-        assert!(error.contains("does not contain declared merge key: name"), "{error}");
+        assert!(
+            error.contains("does not contain declared merge key: name"),
+            "{error}"
+        );
         assert!(strategic(row, &original, &json!({"spec": {"$patch": "explode"}})).is_err());
     }
 }

@@ -105,17 +105,27 @@ pub(crate) struct Column {
 impl Resource {
     /// `v1` or `group/version`.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     /// `pods` or `endpointslices.discovery.k8s.io`, as error texts name it.
     pub fn group_resource(&self) -> String {
-        if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
+        if self.group.is_empty() {
+            self.plural.to_owned()
+        } else {
+            format!("{}.{}", self.plural, self.group)
+        }
     }
 
     /// The subresource of this name.
     pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
-        self.subresources.iter().find(|subresource| subresource.name == name)
+        self.subresources
+            .iter()
+            .find(|subresource| subresource.name == name)
     }
 
     /// Fills in upstream's v1 defaults. Idempotent.
@@ -155,12 +165,18 @@ impl Resource {
     }
 
     fn bump_generation(&self, new: &mut Value, old: &Value) {
-        let generation = old.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or(1);
-        let deletion_began =
-            new.pointer("/metadata/deletionTimestamp").is_some() && old.pointer("/metadata/deletionTimestamp").is_none();
+        let generation = old
+            .pointer("/metadata/generation")
+            .and_then(Value::as_i64)
+            .unwrap_or(1);
+        let deletion_began = new.pointer("/metadata/deletionTimestamp").is_some()
+            && old.pointer("/metadata/deletionTimestamp").is_none();
         let changed = new.get("spec") != old.get("spec") || deletion_began;
         if let Some(map) = new.as_object_mut() {
-            metadata_of(map).insert("generation".to_owned(), json!(if changed { generation + 1 } else { generation }));
+            metadata_of(map).insert(
+                "generation".to_owned(),
+                json!(if changed { generation + 1 } else { generation }),
+            );
         }
     }
 
@@ -186,7 +202,11 @@ impl Resource {
         if self.namespaced {
             fields.push(("metadata.namespace", text(object, "/metadata/namespace")));
         }
-        fields.extend(self.fields.iter().map(|field| (field.label, (field.value)(object))));
+        fields.extend(
+            self.fields
+                .iter()
+                .map(|field| (field.label, (field.value)(object))),
+        );
         fields
     }
 
@@ -242,7 +262,9 @@ fn isolate_status(new: &mut Value, old: &Value, subresource: Option<&str>) {
         }
         let unknown: Vec<String> = map
             .keys()
-            .filter(|key| key.as_str() != "status" && key.as_str() != "metadata" && old.get(key.as_str()).is_none())
+            .filter(|key| {
+                key.as_str() != "status" && key.as_str() != "metadata" && old.get(key.as_str()).is_none()
+            })
             .cloned()
             .collect();
         for key in unknown {

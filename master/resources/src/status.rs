@@ -61,17 +61,27 @@ impl ApiError {
             body["details"] = details;
         }
         body["code"] = json!(code);
-        Self { code, body, retry_after }
+        Self {
+            code,
+            body,
+            retry_after,
+        }
     }
 
     /// Machine-readable reason.
     pub fn reason(&self) -> &str {
-        self.body.get("reason").and_then(Value::as_str).unwrap_or_default()
+        self.body
+            .get("reason")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
     }
 
     /// Human-readable text.
     pub fn message(&self) -> &str {
-        self.body.get("message").and_then(Value::as_str).unwrap_or_default()
+        self.body
+            .get("message")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
     }
 }
 
@@ -122,7 +132,12 @@ pub fn not_found(resource: &Resource, name: &str) -> ApiError {
 
 /// 404 for a path no resource lives at.
 pub fn no_such_resource() -> ApiError {
-    ApiError::new(404, "NotFound", "the server could not find the requested resource", Some(json!({})))
+    ApiError::new(
+        404,
+        "NotFound",
+        "the server could not find the requested resource",
+        Some(json!({})),
+    )
 }
 
 /// 409 on create.
@@ -136,14 +151,19 @@ pub fn already_exists(resource: &Resource, name: &str) -> ApiError {
 }
 
 /// The reason given when `metadata.resourceVersion` is stale.
-pub const MODIFIED: &str = "the object has been modified; please apply your changes to the latest version and try again";
+pub const MODIFIED: &str =
+    "the object has been modified; please apply your changes to the latest version and try again";
 
 /// 409 on update.
 pub fn conflict(resource: &Resource, name: &str, why: &str) -> ApiError {
     ApiError::new(
         409,
         "Conflict",
-        format!("Operation cannot be fulfilled on {} {}: {why}", resource.group_resource(), quote(name)),
+        format!(
+            "Operation cannot be fulfilled on {} {}: {why}",
+            resource.group_resource(),
+            quote(name)
+        ),
         Some(details(resource.group, resource.plural, name)),
     )
 }
@@ -169,10 +189,19 @@ pub fn invalid_kind(group: &str, kind: &str, name: &str, errors: &[FieldError]) 
         .iter()
         .map(|error| json!({"reason": error.cause, "message": error.message, "field": error.field}))
         .collect();
-    let qualified = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
+    let qualified = if group.is_empty() {
+        kind.to_owned()
+    } else {
+        format!("{kind}.{group}")
+    };
     let mut details = details(group, kind, name);
     details["causes"] = Value::Array(causes);
-    ApiError::new(422, "Invalid", format!("{qualified} {} is invalid: {list}", quote(name)), Some(details))
+    ApiError::new(
+        422,
+        "Invalid",
+        format!("{qualified} {} is invalid: {list}", quote(name)),
+        Some(details),
+    )
 }
 
 /// 400.
@@ -187,17 +216,41 @@ pub fn unauthorized() -> ApiError {
 
 /// 403 of the authorizer.
 pub fn forbidden(attempt: Attempt<'_>) -> ApiError {
-    let Attempt { user, verb, group, resource, subresource, namespace, name } = attempt;
-    let full = if subresource.is_empty() { resource.to_owned() } else { format!("{resource}/{subresource}") };
-    let place =
-        if namespace.is_empty() { "at the cluster scope".to_owned() } else { format!("in the namespace {}", quote(namespace)) };
-    let why = format!("User {} cannot {verb} resource {} in API group {} {place}", quote(user), quote(&full), quote(group));
+    let Attempt {
+        user,
+        verb,
+        group,
+        resource,
+        subresource,
+        namespace,
+        name,
+    } = attempt;
+    let full = if subresource.is_empty() {
+        resource.to_owned()
+    } else {
+        format!("{resource}/{subresource}")
+    };
+    let place = if namespace.is_empty() {
+        "at the cluster scope".to_owned()
+    } else {
+        format!("in the namespace {}", quote(namespace))
+    };
+    let why = format!(
+        "User {} cannot {verb} resource {} in API group {} {place}",
+        quote(user),
+        quote(&full),
+        quote(group)
+    );
     forbidden_text(group, resource, name, &why)
 }
 
 /// 403 of the authorizer for a path that is not a resource.
 pub fn forbidden_path(user: &str, verb: &str, path: &str) -> ApiError {
-    let why = format!("forbidden: User {} cannot {verb} path {}", quote(user), quote(path));
+    let why = format!(
+        "forbidden: User {} cannot {verb} path {}",
+        quote(user),
+        quote(path)
+    );
     ApiError::new(403, "Forbidden", why, Some(json!({})))
 }
 
@@ -210,13 +263,16 @@ pub fn forbidden_because(resource: &Resource, name: &str, why: &str) -> ApiError
 pub fn namespace_terminating(resource: &Resource, name: &str, namespace: &str) -> ApiError {
     let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
     let mut error = forbidden_text(resource.group, resource.plural, name, &why);
-    error.body["details"]["causes"] =
-        json!([{"reason": "NamespaceTerminating", "message": format!("namespace {namespace} is being terminated"), "field": "metadata.namespace"}]);
+    error.body["details"]["causes"] = json!([{"reason": "NamespaceTerminating", "message": format!("namespace {namespace} is being terminated"), "field": "metadata.namespace"}]);
     error
 }
 
 fn forbidden_text(group: &str, resource: &str, name: &str, why: &str) -> ApiError {
-    let qualified = if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") };
+    let qualified = if group.is_empty() {
+        resource.to_owned()
+    } else {
+        format!("{resource}.{group}")
+    };
     let text = if name.is_empty() {
         format!("{qualified} is forbidden: {why}")
     } else {
@@ -227,18 +283,29 @@ fn forbidden_text(group: &str, resource: &str, name: &str, why: &str) -> ApiErro
 
 /// 405.
 pub fn method_not_allowed() -> ApiError {
-    ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource", Some(json!({})))
+    ApiError::new(
+        405,
+        "MethodNotAllowed",
+        "the server does not allow this method on the requested resource",
+        Some(json!({})),
+    )
 }
 
 /// 415: `accepted` are the media types that would do.
 pub fn unsupported_media_type(accepted: &[&str]) -> ApiError {
-    let text = format!("the body of the request was in an unknown format - accepted media types include: {}", accepted.join(", "));
+    let text = format!(
+        "the body of the request was in an unknown format - accepted media types include: {}",
+        accepted.join(", ")
+    );
     ApiError::new(415, "UnsupportedMediaType", text, None)
 }
 
 /// 406: `accepted` are the media types there are.
 pub fn not_acceptable(accepted: &[&str]) -> ApiError {
-    let text = format!("only the following media types are accepted: {}", accepted.join(", "));
+    let text = format!(
+        "only the following media types are accepted: {}",
+        accepted.join(", ")
+    );
     ApiError::new(406, "NotAcceptable", text, None)
 }
 
@@ -256,18 +323,32 @@ pub fn too_large_resource_version(asked: u64, current: u64) -> ApiError {
 
 /// 507: the store refuses writes because its disk is full.
 pub fn insufficient_storage(text: impl Into<String>) -> ApiError {
-    ApiError::new(507, "InsufficientStorage", text, Some(json!({"retryAfterSeconds": 5})))
+    ApiError::new(
+        507,
+        "InsufficientStorage",
+        text,
+        Some(json!({"retryAfterSeconds": 5})),
+    )
 }
 
 /// 500.
 pub fn internal(text: impl Display) -> ApiError {
     let text = text.to_string();
-    ApiError::new(500, "InternalError", format!("Internal error occurred: {text}"), Some(json!({"causes": [{"message": text}]})))
+    ApiError::new(
+        500,
+        "InternalError",
+        format!("Internal error occurred: {text}"),
+        Some(json!({"causes": [{"message": text}]})),
+    )
 }
 
 /// 504.
 pub fn timeout(text: impl Display, retry_after_seconds: u32) -> ApiError {
-    let details = if retry_after_seconds == 0 { json!({}) } else { json!({"retryAfterSeconds": retry_after_seconds}) };
+    let details = if retry_after_seconds == 0 {
+        json!({})
+    } else {
+        json!({"retryAfterSeconds": retry_after_seconds})
+    };
     ApiError::new(504, "Timeout", format!("Timeout: {text}"), Some(details))
 }
 
@@ -278,12 +359,22 @@ pub fn service_unavailable(text: impl Into<String>) -> ApiError {
 
 /// 429.
 pub fn too_many_requests(text: impl Into<String>, retry_after_seconds: u32) -> ApiError {
-    ApiError::new(429, "TooManyRequests", text, Some(json!({"retryAfterSeconds": retry_after_seconds})))
+    ApiError::new(
+        429,
+        "TooManyRequests",
+        text,
+        Some(json!({"retryAfterSeconds": retry_after_seconds})),
+    )
 }
 
 /// 413.
 pub fn request_entity_too_large(text: impl Display) -> ApiError {
-    ApiError::new(413, "RequestEntityTooLarge", format!("Request entity too large: {text}"), None)
+    ApiError::new(
+        413,
+        "RequestEntityTooLarge",
+        format!("Request entity too large: {text}"),
+        None,
+    )
 }
 
 /// 501-like answer for what this server does not do; upstream's reason for an unserved verb.

@@ -29,9 +29,15 @@ fn processes(data: &Path, suffix: &str, found: &mut Vec<String>) {
     let data = data.to_string_lossy().into_owned();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let path = entry.path();
-        let Ok(command) = std::fs::read(path.join("cmdline")) else { continue };
+        let Ok(command) = std::fs::read(path.join("cmdline")) else {
+            continue;
+        };
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        if entry.file_name().to_string_lossy().parse::<u32>().is_ok_and(|pid| pid != std::process::id())
+        if entry
+            .file_name()
+            .to_string_lossy()
+            .parse::<u32>()
+            .is_ok_and(|pid| pid != std::process::id())
             && (command.contains(&data) || command.contains(suffix))
         {
             found.push(format!("process {}: {command}", path.display()));
@@ -42,7 +48,11 @@ fn processes(data: &Path, suffix: &str, found: &mut Vec<String>) {
 fn mounts(data: &Path, suffix: &str, found: &mut Vec<String>) {
     let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let data = data.to_string_lossy().into_owned();
-    found.extend(text.lines().filter(|line| line.contains(&data) || line.contains(suffix)).map(|line| format!("mount {line}")));
+    found.extend(
+        text.lines()
+            .filter(|line| line.contains(&data) || line.contains(suffix))
+            .map(|line| format!("mount {line}")),
+    );
 }
 
 fn cgroups(directory: &Path, suffix: &str, found: &mut Vec<String>) {

@@ -27,7 +27,10 @@ impl Caller {
                 let output = try_run(&mut curl, "");
                 let number = counted.fetch_add(1, Ordering::Relaxed);
                 if output.stdout != "200" {
-                    failures.push(format!("call {number}: exit {}, status {}", output.code, output.stdout));
+                    failures.push(format!(
+                        "call {number}: exit {}, status {}",
+                        output.code, output.stdout
+                    ));
                 }
                 std::thread::sleep(Duration::from_millis(100));
             }
@@ -38,7 +41,10 @@ impl Caller {
 
     fn finish(self) -> Vec<String> {
         self.stop.store(true, Ordering::Relaxed);
-        assert!(self.calls.load(Ordering::Relaxed) > 20, "the caller hardly called");
+        assert!(
+            self.calls.load(Ordering::Relaxed) > 20,
+            "the caller hardly called"
+        );
         self.thread.join().expect("the caller")
     }
 }
@@ -49,7 +55,10 @@ fn daemons(cluster: &Cluster, subcommand: &str) -> Vec<String> {
     let mut pids = Vec::new();
     for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
         let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&command).replace('\0', " ").contains(&pattern) {
+        if String::from_utf8_lossy(&command)
+            .replace('\0', " ")
+            .contains(&pattern)
+        {
             pids.push(entry.file_name().to_string_lossy().into_owned());
         }
     }
@@ -71,12 +80,19 @@ fn settled(cluster: &Cluster, before: &str) {
         if output.code != 0 {
             return Err(output.stderr);
         }
-        let node = cluster.try_kubectl(&["wait", "node", "--all", "--for=condition=Ready", "--timeout=30s"], "");
+        let node = cluster.try_kubectl(
+            &["wait", "node", "--all", "--for=condition=Ready", "--timeout=30s"],
+            "",
+        );
         if node.code != 0 {
             return Err(node.stderr);
         }
         let now = pods(cluster);
-        if now == before { Ok(()) } else { Err(format!("before {before}\nnow    {now}")) }
+        if now == before {
+            Ok(())
+        } else {
+            Err(format!("before {before}\nnow    {now}"))
+        }
     });
 }
 
@@ -84,24 +100,43 @@ fn settled(cluster: &Cluster, before: &str) {
 fn no_request_fails_and_nothing_is_doubled_or_lost() {
     let cluster = Cluster::start(&[]);
     cluster.kubectl(&["create", "-f", cluster.example("nginx-rc.yaml").to_str().unwrap()]);
-    cluster.kubectl(&["create", "-f", cluster.example("nginx-svc.yaml").to_str().unwrap()]);
+    cluster.kubectl(&[
+        "create",
+        "-f",
+        cluster.example("nginx-svc.yaml").to_str().unwrap(),
+    ]);
     cluster.ready_pods("app=nginx", 2, 60);
-    let address = cluster.get(&["service", "nginx"])["spec"]["clusterIP"].as_str().expect("a cluster IP").to_owned();
+    let address = cluster.get(&["service", "nginx"])["spec"]["clusterIP"]
+        .as_str()
+        .expect("a cluster IP")
+        .to_owned();
     let url = format!("http://{address}/");
     eventually("the Service answers", 20, || {
         let output = try_run(cluster.machine.command("curl").args(["-s", "-m", "2", &url]), "");
-        if output.code == 0 { Ok(()) } else { Err(output.code.to_string()) }
+        if output.code == 0 {
+            Ok(())
+        } else {
+            Err(output.code.to_string())
+        }
     });
     let before = pods(&cluster);
     let caller = Caller::start(&cluster.machine, &url);
     for daemon in ["runtime", "kubelet", "network", "master", "node"] {
         kill(&daemons(&cluster, daemon));
         // The supervisor has it back before its effects are looked at.
-        eventually("the daemon is back", 20, || if daemons(&cluster, daemon).is_empty() { Err(daemon.into()) } else { Ok(()) });
+        eventually("the daemon is back", 20, || {
+            if daemons(&cluster, daemon).is_empty() {
+                Err(daemon.into())
+            } else {
+                Ok(())
+            }
+        });
         settled(&cluster, &before);
     }
-    let all: Vec<String> =
-        ["runtime", "kubelet", "network", "master", "node"].iter().flat_map(|daemon| daemons(&cluster, daemon)).collect();
+    let all: Vec<String> = ["runtime", "kubelet", "network", "master", "node"]
+        .iter()
+        .flat_map(|daemon| daemons(&cluster, daemon))
+        .collect();
     let up = std::fs::read_to_string(cluster.data().join("up.lock")).expect("the lock file");
     kill(&[vec![up.trim().to_owned()], all].concat());
     std::thread::sleep(Duration::from_secs(3));
@@ -111,6 +146,10 @@ fn no_request_fails_and_nothing_is_doubled_or_lost() {
     std::thread::sleep(Duration::from_secs(5));
     settled(&cluster, &before);
     let failures = caller.finish();
-    assert!(failures.is_empty(), "{} requests failed: {failures:#?}", failures.len());
+    assert!(
+        failures.is_empty(),
+        "{} requests failed: {failures:#?}",
+        failures.len()
+    );
     cluster.down_clean();
 }

@@ -13,9 +13,13 @@ pub(super) const NODES: Resource = Resource {
     singular: "node",
     short_names: &["no"],
     namespaced: false,
-    subresources: &[
-        Subresource { name: "status", group: "", version: "v1", kind: "Node", verbs: &["get", "patch", "update"] },
-    ],
+    subresources: &[Subresource {
+        name: "status",
+        group: "",
+        version: "v1",
+        kind: "Node",
+        verbs: &["get", "patch", "update"],
+    }],
     storage: "minions",
     definition: "io.k8s.api.core.v1.Node",
     schema: |generator| generator.subschema_for::<k8s_openapi::api::core::v1::Node>(),
@@ -23,7 +27,11 @@ pub(super) const NODES: Resource = Resource {
     status: StatusRule::None,
     update: |new, old, subresource| {
         let Some(map) = new.as_object_mut() else { return };
-        let kept = if subresource == Some("status") { "spec" } else { "status" };
+        let kept = if subresource == Some("status") {
+            "spec"
+        } else {
+            "status"
+        };
         match old.get(kept) {
             Some(value) => map.insert(kept.to_owned(), value.clone()),
             None => map.shift_remove(kept),
@@ -32,7 +40,9 @@ pub(super) const NODES: Resource = Resource {
     defaults: |node| {
         // What is not allocatable by itself is all that there is.
         let capacity = node.pointer("/status/capacity").cloned();
-        if let (Some(capacity), Some(status)) = (capacity, node.get_mut("status").and_then(Value::as_object_mut)) {
+        if let (Some(capacity), Some(status)) =
+            (capacity, node.get_mut("status").and_then(Value::as_object_mut))
+        {
             super::shape::fill(status, "allocatable", capacity);
         }
     },
@@ -52,11 +62,17 @@ pub(super) const NODES: Resource = Resource {
     check_update: |new, old, _, errors| {
         let (before, after) = (text(old, "/spec/podCIDR"), text(new, "/spec/podCIDR"));
         if !before.is_empty() && before != after {
-            errors.forbidden("spec.podCIDRs", "node updates may not change podCIDR except from \"\" to valid");
+            errors.forbidden(
+                "spec.podCIDRs",
+                "node updates may not change podCIDR except from \"\" to valid",
+            );
         }
         let (before, after) = (text(old, "/spec/providerID"), text(new, "/spec/providerID"));
         if !before.is_empty() && before != after {
-            errors.forbidden("spec.providerID", "node updates may not change providerID except from \"\" to valid");
+            errors.forbidden(
+                "spec.providerID",
+                "node updates may not change providerID except from \"\" to valid",
+            );
         }
     },
     fields: &[Field {
@@ -77,8 +93,13 @@ pub(super) const NODES: Resource = Resource {
     ],
     cells: |node, now| {
         let address = |kind: &str| {
-            let found = list(node, "/status/addresses").iter().find(|address| text(address, "/type") == kind);
-            found.map_or_else(|| Value::from("<none>"), |address| Value::from(text(address, "/address")))
+            let found = list(node, "/status/addresses")
+                .iter()
+                .find(|address| text(address, "/type") == kind);
+            found.map_or_else(
+                || Value::from("<none>"),
+                |address| Value::from(text(address, "/address")),
+            )
         };
         vec![
             Value::from(text(node, "/metadata/name")),
@@ -97,7 +118,9 @@ pub(super) const NODES: Resource = Resource {
 };
 
 fn node_status(node: &Value) -> String {
-    let ready = list(node, "/status/conditions").iter().find(|condition| text(condition, "/type") == "Ready");
+    let ready = list(node, "/status/conditions")
+        .iter()
+        .find(|condition| text(condition, "/type") == "Ready");
     let mut status = match ready.map(|condition| text(condition, "/status")) {
         Some(value) if value == "True" => "Ready",
         Some(_) => "NotReady",
@@ -112,37 +135,84 @@ fn node_status(node: &Value) -> String {
 
 fn roles(node: &Value) -> String {
     const PREFIX: &str = "node-role.kubernetes.io/";
-    let labels = node.pointer("/metadata/labels").and_then(Value::as_object).into_iter().flatten();
+    let labels = node
+        .pointer("/metadata/labels")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten();
     let mut roles: Vec<&str> = labels
         .filter_map(|(key, value)| {
-            key.strip_prefix(PREFIX).filter(|role| !role.is_empty()).or_else(|| {
-                (key == "kubernetes.io/role").then(|| value.as_str()).flatten().filter(|role| !role.is_empty())
-            })
+            key.strip_prefix(PREFIX)
+                .filter(|role| !role.is_empty())
+                .or_else(|| {
+                    (key == "kubernetes.io/role")
+                        .then(|| value.as_str())
+                        .flatten()
+                        .filter(|role| !role.is_empty())
+                })
         })
         .collect();
     roles.sort_unstable();
     roles.dedup();
-    if roles.is_empty() { "<none>".to_owned() } else { roles.join(",") }
+    if roles.is_empty() {
+        "<none>".to_owned()
+    } else {
+        roles.join(",")
+    }
 }
 
 const EVENT_FIELDS: &[Field] = &[
-    Field { label: "involvedObject.kind", value: |event| text(event, "/involvedObject/kind") },
-    Field { label: "involvedObject.namespace", value: |event| text(event, "/involvedObject/namespace") },
-    Field { label: "involvedObject.name", value: |event| text(event, "/involvedObject/name") },
-    Field { label: "involvedObject.uid", value: |event| text(event, "/involvedObject/uid") },
-    Field { label: "involvedObject.apiVersion", value: |event| text(event, "/involvedObject/apiVersion") },
-    Field { label: "involvedObject.resourceVersion", value: |event| text(event, "/involvedObject/resourceVersion") },
-    Field { label: "involvedObject.fieldPath", value: |event| text(event, "/involvedObject/fieldPath") },
-    Field { label: "reason", value: |event| text(event, "/reason") },
+    Field {
+        label: "involvedObject.kind",
+        value: |event| text(event, "/involvedObject/kind"),
+    },
+    Field {
+        label: "involvedObject.namespace",
+        value: |event| text(event, "/involvedObject/namespace"),
+    },
+    Field {
+        label: "involvedObject.name",
+        value: |event| text(event, "/involvedObject/name"),
+    },
+    Field {
+        label: "involvedObject.uid",
+        value: |event| text(event, "/involvedObject/uid"),
+    },
+    Field {
+        label: "involvedObject.apiVersion",
+        value: |event| text(event, "/involvedObject/apiVersion"),
+    },
+    Field {
+        label: "involvedObject.resourceVersion",
+        value: |event| text(event, "/involvedObject/resourceVersion"),
+    },
+    Field {
+        label: "involvedObject.fieldPath",
+        value: |event| text(event, "/involvedObject/fieldPath"),
+    },
+    Field {
+        label: "reason",
+        value: |event| text(event, "/reason"),
+    },
     Field {
         label: "reportingComponent",
         value: |event| {
             let component = text(event, "/reportingComponent");
-            if component.is_empty() { text(event, "/source/component") } else { component }
+            if component.is_empty() {
+                text(event, "/source/component")
+            } else {
+                component
+            }
         },
     },
-    Field { label: "source", value: |event| text(event, "/source/component") },
-    Field { label: "type", value: |event| text(event, "/type") },
+    Field {
+        label: "source",
+        value: |event| text(event, "/source/component"),
+    },
+    Field {
+        label: "type",
+        value: |event| text(event, "/type"),
+    },
 ];
 
 pub(super) const EVENTS: Resource = Resource {
@@ -155,10 +225,21 @@ pub(super) const EVENTS: Resource = Resource {
     definition: "io.k8s.api.core.v1.Event",
     schema: |generator| generator.subschema_for::<k8s_openapi::api::core::v1::Event>(),
     check: |event, errors| {
-        let (namespace, involved) = (text(event, "/metadata/namespace"), text(event, "/involvedObject/namespace"));
-        let fits = if involved.is_empty() { namespace == "default" || namespace == "kube-system" } else { namespace == involved };
+        let (namespace, involved) = (
+            text(event, "/metadata/namespace"),
+            text(event, "/involvedObject/namespace"),
+        );
+        let fits = if involved.is_empty() {
+            namespace == "default" || namespace == "kube-system"
+        } else {
+            namespace == involved
+        };
         if !fits {
-            errors.invalid("involvedObject.namespace", Value::from(involved), "does not match event.namespace");
+            errors.invalid(
+                "involvedObject.namespace",
+                Value::from(involved),
+                "does not match event.namespace",
+            );
         }
     },
     fields: EVENT_FIELDS,
@@ -176,15 +257,34 @@ pub(super) const EVENTS: Resource = Resource {
     ],
     cells: |event, now| {
         let seconds = |pointers: &[&str]| {
-            let time = pointers.iter().find_map(|pointer| text(event, pointer).parse::<jiff::Timestamp>().ok());
-            Value::from(time.map_or_else(|| "<unknown>".to_owned(), |time| human(now.as_second() - time.as_second())))
+            let time = pointers
+                .iter()
+                .find_map(|pointer| text(event, pointer).parse::<jiff::Timestamp>().ok());
+            Value::from(time.map_or_else(
+                || "<unknown>".to_owned(),
+                |time| human(now.as_second() - time.as_second()),
+            ))
         };
-        let object = format!("{}/{}", text(event, "/involvedObject/kind").to_lowercase(), text(event, "/involvedObject/name"));
+        let object = format!(
+            "{}/{}",
+            text(event, "/involvedObject/kind").to_lowercase(),
+            text(event, "/involvedObject/name")
+        );
         let (component, host) = (text(event, "/source/component"), text(event, "/source/host"));
-        let source = if host.is_empty() { component } else { format!("{component}, {host}") };
+        let source = if host.is_empty() {
+            component
+        } else {
+            format!("{component}, {host}")
+        };
         let count = event.get("count").and_then(Value::as_i64).unwrap_or(1).max(1);
         vec![
-            seconds(&["/series/lastObservedTime", "/lastTimestamp", "/firstTimestamp", "/eventTime", "/metadata/creationTimestamp"]),
+            seconds(&[
+                "/series/lastObservedTime",
+                "/lastTimestamp",
+                "/firstTimestamp",
+                "/eventTime",
+                "/metadata/creationTimestamp",
+            ]),
             text_or(event, "/type", ""),
             text_or(event, "/reason", ""),
             Value::from(object),
@@ -213,14 +313,22 @@ pub(super) const LEASES: Resource = Resource {
             let least = i64::from(field == "leaseDurationSeconds");
             let value = lease.pointer(&format!("/spec/{field}")).and_then(Value::as_i64);
             if let Some(number) = value.filter(|number| *number < least) {
-                let why = if least == 1 { "must be greater than 0" } else { "must be greater than or equal to 0" };
+                let why = if least == 1 {
+                    "must be greater than 0"
+                } else {
+                    "must be greater than or equal to 0"
+                };
                 errors.invalid(format!("spec.{field}"), Value::from(number), why);
             }
         }
     },
     columns: &[NAME, column("Holder", "string", 0), AGE],
     cells: |lease, now| {
-        vec![Value::from(text(lease, "/metadata/name")), text_or(lease, "/spec/holderIdentity", ""), age(lease, now)]
+        vec![
+            Value::from(text(lease, "/metadata/name")),
+            text_or(lease, "/spec/holderIdentity", ""),
+            age(lease, now),
+        ]
     },
     ..BASE
 };
@@ -243,11 +351,21 @@ pub(super) const RUNTIME_CLASSES: Resource = Resource {
     },
     check_update: |new, old, _, errors| {
         if new.get("handler") != old.get("handler") {
-            errors.invalid("handler", new.get("handler").cloned().unwrap_or_default(), "field is immutable");
+            errors.invalid(
+                "handler",
+                new.get("handler").cloned().unwrap_or_default(),
+                "field is immutable",
+            );
         }
     },
     columns: &[NAME, column("Handler", "string", 0), AGE],
-    cells: |class, now| vec![Value::from(text(class, "/metadata/name")), text_or(class, "/handler", ""), age(class, now)],
+    cells: |class, now| {
+        vec![
+            Value::from(text(class, "/metadata/name")),
+            text_or(class, "/handler", ""),
+            age(class, now),
+        ]
+    },
     ..BASE
 };
 
@@ -272,7 +390,13 @@ pub(super) const PRIORITY_CLASSES: Resource = Resource {
             errors.forbidden("value", "may not be changed in an update.");
         }
     },
-    columns: &[NAME, column("Value", "integer", 0), column("Global-Default", "boolean", 0), AGE, column("PreemptionPolicy", "string", 1)],
+    columns: &[
+        NAME,
+        column("Value", "integer", 0),
+        column("Global-Default", "boolean", 0),
+        AGE,
+        column("PreemptionPolicy", "string", 1),
+    ],
     cells: |class, now| {
         vec![
             Value::from(text(class, "/metadata/name")),
@@ -297,14 +421,26 @@ pub(super) const NETWORK_POLICIES: Resource = Resource {
     schema: |generator| generator.subschema_for::<k8s_openapi::api::networking::v1::NetworkPolicy>(),
     generation: true,
     defaults: |policy| {
-        let egress = policy.pointer("/spec/egress").is_some_and(|rules| rules.as_array().is_some_and(|rules| !rules.is_empty()));
+        let egress = policy
+            .pointer("/spec/egress")
+            .is_some_and(|rules| rules.as_array().is_some_and(|rules| !rules.is_empty()));
         if let Some(spec) = super::shape::spec(policy) {
-            let types = if egress { serde_json::json!(["Ingress", "Egress"]) } else { serde_json::json!(["Ingress"]) };
+            let types = if egress {
+                serde_json::json!(["Ingress", "Egress"])
+            } else {
+                serde_json::json!(["Ingress"])
+            };
             super::shape::fill(spec, "policyTypes", types);
             let _ = object(spec, "podSelector");
         }
     },
-    check: |policy, errors| metadata::check_labels(policy.pointer("/spec/podSelector/matchLabels"), "spec.podSelector.matchLabels", errors),
+    check: |policy, errors| {
+        metadata::check_labels(
+            policy.pointer("/spec/podSelector/matchLabels"),
+            "spec.podSelector.matchLabels",
+            errors,
+        )
+    },
     columns: &[NAME, column("Pod-Selector", "string", 0), AGE],
     cells: |policy, now| {
         vec![
@@ -316,7 +452,12 @@ pub(super) const NETWORK_POLICIES: Resource = Resource {
     ..BASE
 };
 
-const fn storage_row(kind: &'static str, list_kind: &'static str, plural: &'static str, singular: &'static str) -> Resource {
+const fn storage_row(
+    kind: &'static str,
+    list_kind: &'static str,
+    plural: &'static str,
+    singular: &'static str,
+) -> Resource {
     Resource {
         group: "storage.k8s.io",
         kind,

@@ -13,17 +13,30 @@ pub(crate) fn check(row: &Resource, object: &Value, errors: &mut Errors) {
     let empty = Value::Null;
     let metadata = object.get("metadata").unwrap_or(&empty);
     let name = metadata.get("name").and_then(Value::as_str).unwrap_or_default();
-    let generate = metadata.get("generateName").and_then(Value::as_str).unwrap_or_default();
+    let generate = metadata
+        .get("generateName")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     if name.is_empty() {
         // A generated name is in place by the time that this looks.
-        let why = if generate.is_empty() { "name or generateName is required" } else { "" };
+        let why = if generate.is_empty() {
+            "name or generateName is required"
+        } else {
+            ""
+        };
         errors.required("metadata.name", why);
     } else {
         for fault in name_faults(row.name, name) {
             errors.invalid("metadata.name", Value::from(name), &fault);
         }
     }
-    if row.namespaced && metadata.get("namespace").and_then(Value::as_str).unwrap_or_default().is_empty() {
+    if row.namespaced
+        && metadata
+            .get("namespace")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .is_empty()
+    {
         errors.required("metadata.namespace", "");
     }
     check_labels(metadata.get("labels"), "metadata.labels", errors);
@@ -78,18 +91,29 @@ fn check_annotations(annotations: Option<&Value>, errors: &mut Errors) {
 }
 
 fn check_owners(metadata: &Value, errors: &mut Errors) {
-    let owners = metadata.get("ownerReferences").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let owners = metadata
+        .get("ownerReferences")
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     for (index, owner) in owners.iter().enumerate() {
         for field in OWNER_LIMITS {
             let value = owner.get(field).cloned().unwrap_or_else(|| Value::from(""));
             if value.as_str().unwrap_or_default().is_empty() {
                 let path = format!("metadata.ownerReferences[{index}].{field}");
-                let why = if field == "apiVersion" { "version must not be empty" } else { "must not be empty" };
+                let why = if field == "apiVersion" {
+                    "version must not be empty"
+                } else {
+                    "must not be empty"
+                };
                 errors.invalid(path, value, why);
             }
         }
     }
-    let controllers = owners.iter().filter(|owner| owner.get("controller") == Some(&Value::Bool(true))).count();
+    let controllers = owners
+        .iter()
+        .filter(|owner| owner.get("controller") == Some(&Value::Bool(true)))
+        .count();
     if controllers > 1 {
         let why = "Only one reference can have Controller set to true";
         errors.invalid("metadata.ownerReferences", Value::from(controllers), why);
@@ -106,12 +130,23 @@ pub(crate) fn check_update(new: &Value, old: &Value, errors: &mut Errors) {
         }
     }
     if old.pointer("/metadata/deletionTimestamp").is_some() {
-        let finalizers = |object: &Value| object.pointer("/metadata/finalizers").and_then(Value::as_array).cloned().unwrap_or_default();
+        let finalizers = |object: &Value| {
+            object
+                .pointer("/metadata/finalizers")
+                .and_then(Value::as_array)
+                .cloned()
+                .unwrap_or_default()
+        };
         let before = finalizers(old);
-        let added: Vec<Value> = finalizers(new).into_iter().filter(|finalizer| !before.contains(finalizer)).collect();
+        let added: Vec<Value> = finalizers(new)
+            .into_iter()
+            .filter(|finalizer| !before.contains(finalizer))
+            .collect();
         if !added.is_empty() {
             let names: Vec<&str> = added.iter().filter_map(Value::as_str).collect();
-            let why = format!("no new finalizers can be added if the object is being deleted, found new finalizers {names:?}");
+            let why = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers {names:?}"
+            );
             errors.forbidden("metadata.finalizers", &why);
         }
     }

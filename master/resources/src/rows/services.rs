@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use super::BASE;
 use super::metadata::check_labels;
 use super::names;
-use super::shape::{AGE, NAME, age, column, fill, fill_text, joined, labels_text, list, objects, spec, text_or};
+use super::shape::{
+    AGE, NAME, age, column, fill, fill_text, joined, labels_text, list, objects, spec, text_or,
+};
 use crate::fields::Errors;
 use crate::resource::{Field, NameRule, Resource, StatusRule, Subresource, text};
 
@@ -26,7 +28,13 @@ pub(super) const SERVICES: Resource = Resource {
     singular: "service",
     short_names: &["svc"],
     categories: &["all"],
-    subresources: &[Subresource { name: "status", group: "", version: "v1", kind: "Service", verbs: &["get", "patch", "update"] }],
+    subresources: &[Subresource {
+        name: "status",
+        group: "",
+        version: "v1",
+        kind: "Service",
+        verbs: &["get", "patch", "update"],
+    }],
     storage: "services/specs",
     definition: "io.k8s.api.core.v1.Service",
     schema: |generator| generator.subschema_for::<k8s_openapi::api::core::v1::Service>(),
@@ -42,8 +50,14 @@ pub(super) const SERVICES: Resource = Resource {
     check,
     check_update,
     fields: &[
-        Field { label: "spec.clusterIP", value: |service| text(service, "/spec/clusterIP") },
-        Field { label: "spec.type", value: |service| text(service, "/spec/type") },
+        Field {
+            label: "spec.clusterIP",
+            value: |service| text(service, "/spec/clusterIP"),
+        },
+        Field {
+            label: "spec.type",
+            value: |service| text(service, "/spec/type"),
+        },
     ],
     columns: &[
         NAME,
@@ -62,9 +76,17 @@ fn defaults(service: &mut Value) {
     let Some(spec) = spec(service) else { return };
     fill_text(spec, "type", "ClusterIP");
     fill_text(spec, "sessionAffinity", "None");
-    let kind = spec.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let kind = spec
+        .get("type")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
     if spec.get("sessionAffinity") == Some(&Value::from("ClientIP")) {
-        fill(spec, "sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": AFFINITY_SECONDS}}));
+        fill(
+            spec,
+            "sessionAffinityConfig",
+            json!({"clientIP": {"timeoutSeconds": AFFINITY_SECONDS}}),
+        );
     } else {
         spec.shift_remove("sessionAffinityConfig");
     }
@@ -79,7 +101,11 @@ fn defaults(service: &mut Value) {
     if kind == "LoadBalancer" {
         fill(spec, "allocateLoadBalancerNodePorts", true);
     }
-    if let Some(address) = spec.get("clusterIP").filter(|address| address.as_str().is_some_and(|text| !text.is_empty())).cloned() {
+    if let Some(address) = spec
+        .get("clusterIP")
+        .filter(|address| address.as_str().is_some_and(|text| !text.is_empty()))
+        .cloned()
+    {
         fill(spec, "clusterIPs", json!([address]));
     }
     for port in objects(spec, "ports") {
@@ -109,7 +135,13 @@ fn keep_allocated(new: &mut Value, old: &Value, subresource: Option<&str>) {
             fill(spec, "clusterIPs", addresses.clone());
         }
     } else if !needs_address(&kind) && needs_address(&before) {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
+        for field in [
+            "clusterIP",
+            "clusterIPs",
+            "ipFamilies",
+            "ipFamilyPolicy",
+            "internalTrafficPolicy",
+        ] {
             if spec.get(field) == old.pointer(&format!("/spec/{field}")) {
                 spec.shift_remove(field);
             }
@@ -118,8 +150,15 @@ fn keep_allocated(new: &mut Value, old: &Value, subresource: Option<&str>) {
     if needs_port(&kind) && needs_port(&before) {
         let known = list(old, "/spec/ports").to_vec();
         for port in objects(spec, "ports") {
-            let same = |other: &&Value| other.get("port") == port.get("port") && other.get("protocol") == port.get("protocol");
-            if let Some(number) = known.iter().find(same).and_then(|other| other.get("nodePort")).cloned() {
+            let same = |other: &&Value| {
+                other.get("port") == port.get("port") && other.get("protocol") == port.get("protocol")
+            };
+            if let Some(number) = known
+                .iter()
+                .find(same)
+                .and_then(|other| other.get("nodePort"))
+                .cloned()
+            {
                 fill(port, "nodePort", number);
             }
         }
@@ -158,7 +197,11 @@ fn check(service: &Value, errors: &mut Errors) {
         errors.required("spec.ports", "");
     }
     if headless && (kind == "NodePort" || kind == "LoadBalancer") {
-        errors.invalid("spec.clusterIPs[0]", Value::from("None"), &format!("may not be set to 'None' for {kind} services"));
+        errors.invalid(
+            "spec.clusterIPs[0]",
+            Value::from("None"),
+            &format!("may not be set to 'None' for {kind} services"),
+        );
     }
     check_labels(service.pointer("/spec/selector"), "spec.selector", errors);
     check_ports(service, &kind, errors);
@@ -195,7 +238,11 @@ fn check_ports(service: &Value, kind: &str, errors: &mut Errors) {
         }
         let target = port.get("targetPort").unwrap_or(&Value::Null);
         match target {
-            Value::Number(number) if !number.as_i64().is_some_and(|number| (1..=65_535).contains(&number)) => {
+            Value::Number(number)
+                if !number
+                    .as_i64()
+                    .is_some_and(|number| (1..=65_535).contains(&number)) =>
+            {
                 errors.invalid(format!("{path}.targetPort"), target.clone(), PORT_RANGE);
             }
             Value::String(name) => {
@@ -207,7 +254,10 @@ fn check_ports(service: &Value, kind: &str, errors: &mut Errors) {
         }
         let node_port = port.get("nodePort").and_then(Value::as_i64).unwrap_or(0);
         if node_port != 0 && kind == "ClusterIP" {
-            errors.forbidden(format!("{path}.nodePort"), "may not be used when `type` is 'ClusterIP'");
+            errors.forbidden(
+                format!("{path}.nodePort"),
+                "may not be used when `type` is 'ClusterIP'",
+            );
         }
     }
 }
@@ -223,9 +273,14 @@ fn check_update(new: &Value, old: &Value, subresource: Option<&str>, errors: &mu
 fn cells(service: &Value, now: Timestamp) -> Vec<Value> {
     let kind = text(service, "/spec/type");
     let addresses = list(service, "/spec/clusterIPs");
-    let address = addresses.first().map_or_else(|| text_or(service, "/spec/clusterIP", "<none>"), Clone::clone);
+    let address = addresses
+        .first()
+        .map_or_else(|| text_or(service, "/spec/clusterIP", "<none>"), Clone::clone);
     let ports = list(service, "/spec/ports").iter().map(|port| {
-        let node_port = port.get("nodePort").and_then(Value::as_i64).filter(|number| *number != 0);
+        let node_port = port
+            .get("nodePort")
+            .and_then(Value::as_i64)
+            .filter(|number| *number != 0);
         let node_port = node_port.map(|number| format!(":{number}")).unwrap_or_default();
         format!("{}{node_port}/{}", text(port, "/port"), text(port, "/protocol"))
     });
@@ -244,12 +299,23 @@ fn external(service: &Value, kind: &str) -> String {
     let mut found: Vec<String> = Vec::new();
     if kind == "LoadBalancer" {
         let ingress = list(service, "/status/loadBalancer/ingress").iter();
-        found.extend(ingress.map(|entry| if text(entry, "/ip").is_empty() { text(entry, "/hostname") } else { text(entry, "/ip") }));
+        found.extend(ingress.map(|entry| {
+            if text(entry, "/ip").is_empty() {
+                text(entry, "/hostname")
+            } else {
+                text(entry, "/ip")
+            }
+        }));
     }
     if kind == "ExternalName" {
         return text(service, "/spec/externalName");
     }
-    found.extend(list(service, "/spec/externalIPs").iter().filter_map(Value::as_str).map(str::to_owned));
+    found.extend(
+        list(service, "/spec/externalIPs")
+            .iter()
+            .filter_map(Value::as_str)
+            .map(str::to_owned),
+    );
     match (found.is_empty(), kind) {
         (true, "LoadBalancer") => "<pending>".to_owned(),
         (true, _) => "<none>".to_owned(),
@@ -267,7 +333,11 @@ pub(super) const ENDPOINTS: Resource = Resource {
     definition: "io.k8s.api.core.v1.Endpoints",
     schema: |generator| generator.subschema_for::<k8s_openapi::api::core::v1::Endpoints>(),
     defaults: |endpoints| {
-        for subset in endpoints.as_object_mut().into_iter().flat_map(|map| objects(map, "subsets")) {
+        for subset in endpoints
+            .as_object_mut()
+            .into_iter()
+            .flat_map(|map| objects(map, "subsets"))
+        {
             for port in objects(subset, "ports") {
                 fill_text(port, "protocol", "TCP");
             }
@@ -281,10 +351,18 @@ pub(super) const ENDPOINTS: Resource = Resource {
                 let ip = text(address, "/ip");
                 let ports = list(subset, "/ports");
                 let with_port = |port: &Value| format!("{ip}:{}", text(port, "/port"));
-                if ports.is_empty() { vec![ip.clone()] } else { ports.iter().map(with_port).collect() }
+                if ports.is_empty() {
+                    vec![ip.clone()]
+                } else {
+                    ports.iter().map(with_port).collect()
+                }
             })
         });
-        vec![Value::from(text(endpoints, "/metadata/name")), shortened(all.collect()), age(endpoints, now)]
+        vec![
+            Value::from(text(endpoints, "/metadata/name")),
+            shortened(all.collect()),
+            age(endpoints, now),
+        ]
     },
     ..BASE
 };
@@ -293,7 +371,11 @@ pub(super) const ENDPOINTS: Resource = Resource {
 fn shortened(all: Vec<String>) -> Value {
     let more = all.len().saturating_sub(3);
     let shown = joined(all.into_iter().take(3));
-    if more == 0 { shown } else { Value::from(format!("{} + {more} more...", shown.as_str().unwrap_or_default())) }
+    if more == 0 {
+        shown
+    } else {
+        Value::from(format!("{} + {more} more...", shown.as_str().unwrap_or_default()))
+    }
 }
 
 pub(super) const ENDPOINT_SLICES: Resource = Resource {
@@ -307,7 +389,11 @@ pub(super) const ENDPOINT_SLICES: Resource = Resource {
     schema: |generator| generator.subschema_for::<k8s_openapi::api::discovery::v1::EndpointSlice>(),
     generation: false,
     defaults: |slice| {
-        for port in slice.as_object_mut().into_iter().flat_map(|map| objects(map, "ports")) {
+        for port in slice
+            .as_object_mut()
+            .into_iter()
+            .flat_map(|map| objects(map, "ports"))
+        {
             fill_text(port, "protocol", "TCP");
             fill(port, "name", "");
         }
@@ -321,25 +407,54 @@ pub(super) const ENDPOINT_SLICES: Resource = Resource {
         }
         for (index, endpoint) in list(slice, "/endpoints").iter().enumerate() {
             if list(endpoint, "/addresses").is_empty() {
-                errors.required(format!("endpoints[{index}].addresses"), "must contain at least 1 address");
+                errors.required(
+                    format!("endpoints[{index}].addresses"),
+                    "must contain at least 1 address",
+                );
             }
         }
     },
     check_update: |new, old, _, errors| {
         if new.get("addressType") != old.get("addressType") {
-            errors.invalid("addressType", new.get("addressType").cloned().unwrap_or_default(), "field is immutable");
+            errors.invalid(
+                "addressType",
+                new.get("addressType").cloned().unwrap_or_default(),
+                "field is immutable",
+            );
         }
     },
-    columns: &[NAME, column("AddressType", "string", 0), column("Ports", "string", 0), column("Endpoints", "string", 0), AGE],
+    columns: &[
+        NAME,
+        column("AddressType", "string", 0),
+        column("Ports", "string", 0),
+        column("Endpoints", "string", 0),
+        AGE,
+    ],
     cells: |slice, now| {
         let ports = list(slice, "/ports").iter().map(|port| text(port, "/port"));
-        let addresses = list(slice, "/endpoints").iter().flat_map(|endpoint| list(endpoint, "/addresses"));
+        let addresses = list(slice, "/endpoints")
+            .iter()
+            .flat_map(|endpoint| list(endpoint, "/addresses"));
         let addresses = addresses.filter_map(Value::as_str).map(str::to_owned).collect();
         let ports = joined(ports);
-        let ports = if ports == "<none>" { Value::from("<unset>") } else { ports };
+        let ports = if ports == "<none>" {
+            Value::from("<unset>")
+        } else {
+            ports
+        };
         let addresses = shortened(addresses);
-        let addresses = if addresses == "<none>" { Value::from("<unset>") } else { addresses };
-        vec![Value::from(text(slice, "/metadata/name")), text_or(slice, "/addressType", ""), ports, addresses, age(slice, now)]
+        let addresses = if addresses == "<none>" {
+            Value::from("<unset>")
+        } else {
+            addresses
+        };
+        vec![
+            Value::from(text(slice, "/metadata/name")),
+            text_or(slice, "/addressType", ""),
+            ports,
+            addresses,
+            age(slice, now),
+        ]
     },
     ..BASE
 };

@@ -6,18 +6,34 @@ use serde_json::{Map, Value, json};
 use crate::resource::{Column, text};
 
 /// The first column of most kinds.
-pub(crate) const NAME: Column = Column { name: "Name", kind: "string", format: "name", description: "Name of the object.", priority: 0 };
+pub(crate) const NAME: Column = Column {
+    name: "Name",
+    kind: "string",
+    format: "name",
+    description: "Name of the object.",
+    priority: 0,
+};
 /// The column of [`age`].
 pub(crate) const AGE: Column = column("Age", "string", 0);
 
 /// A column; priority 1 shows with `-o wide` alone.
 pub(crate) const fn column(name: &'static str, kind: &'static str, priority: u8) -> Column {
-    Column { name, kind, format: "", description: "", priority }
+    Column {
+        name,
+        kind,
+        format: "",
+        description: "",
+        priority,
+    }
 }
 
 /// The elements at a pointer; none where there is no list.
 pub(crate) fn list<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
-    object.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+    object
+        .pointer(pointer)
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default()
 }
 
 /// Sets a field that is absent or null.
@@ -46,13 +62,22 @@ pub(crate) fn spec(value: &mut Value) -> Option<&mut Map<String, Value>> {
 }
 
 /// The objects of a list field.
-pub(crate) fn objects<'a>(map: &'a mut Map<String, Value>, key: &str) -> impl Iterator<Item = &'a mut Map<String, Value>> {
-    map.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut)
+pub(crate) fn objects<'a>(
+    map: &'a mut Map<String, Value>,
+    key: &str,
+) -> impl Iterator<Item = &'a mut Map<String, Value>> {
+    map.get_mut(key)
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_object_mut)
 }
 
 /// `5m` since a timestamp in the object; `<unknown>` without one.
 pub(crate) fn since(object: &Value, pointer: &str, now: Timestamp) -> Value {
-    let Ok(then) = text(object, pointer).parse::<Timestamp>() else { return Value::from("<unknown>") };
+    let Ok(then) = text(object, pointer).parse::<Timestamp>() else {
+        return Value::from("<unknown>");
+    };
     Value::from(human(now.as_second() - then.as_second()))
 }
 
@@ -80,7 +105,11 @@ pub(crate) fn human(seconds: i64) -> String {
 }
 
 fn two(large: i64, large_unit: &str, small: i64, small_unit: &str) -> String {
-    if small == 0 { format!("{large}{large_unit}") } else { format!("{large}{large_unit}{small}{small_unit}") }
+    if small == 0 {
+        format!("{large}{large_unit}")
+    } else {
+        format!("{large}{large_unit}{small}{small_unit}")
+    }
 }
 
 /// `a=b,c=d`, or `<none>`.
@@ -92,19 +121,31 @@ pub(crate) fn labels_text(labels: Option<&Value>) -> Value {
         .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
         .collect();
     pairs.sort();
-    Value::from(if pairs.is_empty() { "<none>".to_owned() } else { pairs.join(",") })
+    Value::from(if pairs.is_empty() {
+        "<none>".to_owned()
+    } else {
+        pairs.join(",")
+    })
 }
 
 /// A list joined by commas, or `<none>`.
 pub(crate) fn joined(items: impl Iterator<Item = String>) -> Value {
     let items: Vec<String> = items.collect();
-    Value::from(if items.is_empty() { "<none>".to_owned() } else { items.join(",") })
+    Value::from(if items.is_empty() {
+        "<none>".to_owned()
+    } else {
+        items.join(",")
+    })
 }
 
 /// The text at a pointer, or something to show instead.
 pub(crate) fn text_or(object: &Value, pointer: &str, absent: &str) -> Value {
     let found = text(object, pointer);
-    Value::from(if found.is_empty() { absent.to_owned() } else { found })
+    Value::from(if found.is_empty() {
+        absent.to_owned()
+    } else {
+        found
+    })
 }
 
 #[cfg(test)]
@@ -113,7 +154,22 @@ mod tests {
 
     #[test]
     fn ages_as_kubectl_shows_them() {
-        let table = [(0, "0s"), (119, "119s"), (120, "2m"), (125, "2m5s"), (600, "10m"), (10_799, "179m"), (10_800, "3h"), (11_000, "3h3m"), (28_800, "8h"), (172_800, "2d"), (180_000, "2d2h"), (691_200, "8d"), (63_072_000, "2y"), (-5, "<invalid>")];
+        let table = [
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (125, "2m5s"),
+            (600, "10m"),
+            (10_799, "179m"),
+            (10_800, "3h"),
+            (11_000, "3h3m"),
+            (28_800, "8h"),
+            (172_800, "2d"),
+            (180_000, "2d2h"),
+            (691_200, "8d"),
+            (63_072_000, "2y"),
+            (-5, "<invalid>"),
+        ];
         for (seconds, wanted) in table {
             assert_eq!(human(seconds), wanted, "{seconds}");
         }

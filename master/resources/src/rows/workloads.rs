@@ -16,8 +16,20 @@ pub(super) const REPLICATION_CONTROLLERS: Resource = Resource {
     short_names: &["rc"],
     categories: &["all"],
     subresources: &[
-        Subresource { name: "status", group: "", version: "v1", kind: "ReplicationController", verbs: &["get", "patch", "update"] },
-        Subresource { name: "scale", group: "autoscaling", version: "v1", kind: "Scale", verbs: &["get", "patch", "update"] },
+        Subresource {
+            name: "status",
+            group: "",
+            version: "v1",
+            kind: "ReplicationController",
+            verbs: &["get", "patch", "update"],
+        },
+        Subresource {
+            name: "scale",
+            group: "autoscaling",
+            version: "v1",
+            kind: "Scale",
+            verbs: &["get", "patch", "update"],
+        },
     ],
     storage: "controllers",
     definition: "io.k8s.api.core.v1.ReplicationController",
@@ -31,7 +43,10 @@ pub(super) const REPLICATION_CONTROLLERS: Resource = Resource {
         }
     },
     check,
-    fields: &[Field { label: "status.replicas", value: |controller| text(controller, "/status/replicas") }],
+    fields: &[Field {
+        label: "status.replicas",
+        value: |controller| text(controller, "/status/replicas"),
+    }],
     columns: &[
         NAME,
         column("Desired", "integer", 0),
@@ -43,7 +58,8 @@ pub(super) const REPLICATION_CONTROLLERS: Resource = Resource {
         column("Selector", "string", 1),
     ],
     cells: |controller, now| {
-        let number = |pointer: &str| Value::from(controller.pointer(pointer).and_then(Value::as_i64).unwrap_or(0));
+        let number =
+            |pointer: &str| Value::from(controller.pointer(pointer).and_then(Value::as_i64).unwrap_or(0));
         let containers = list(controller, "/spec/template/spec/containers");
         vec![
             Value::from(text(controller, "/metadata/name")),
@@ -61,15 +77,22 @@ pub(super) const REPLICATION_CONTROLLERS: Resource = Resource {
 
 fn defaults(controller: &mut Value) {
     let labels = controller.pointer("/spec/template/metadata/labels").cloned();
-    if let Some(labels) = labels.filter(|labels| labels.as_object().is_some_and(|labels| !labels.is_empty())) {
+    if let Some(labels) = labels.filter(|labels| labels.as_object().is_some_and(|labels| !labels.is_empty()))
+    {
         if let Some(spec) = spec(controller) {
-            let empty = spec.get("selector").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty);
+            let empty = spec
+                .get("selector")
+                .and_then(Value::as_object)
+                .is_none_or(serde_json::Map::is_empty);
             if empty {
                 spec.insert("selector".to_owned(), labels.clone());
             }
         }
         if let Some(metadata) = controller.as_object_mut().and_then(|map| object(map, "metadata")) {
-            let empty = metadata.get("labels").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty);
+            let empty = metadata
+                .get("labels")
+                .and_then(Value::as_object)
+                .is_none_or(serde_json::Map::is_empty);
             if empty {
                 metadata.insert("labels".to_owned(), labels);
             }
@@ -88,9 +111,15 @@ fn defaults(controller: &mut Value) {
 
 fn check(controller: &Value, errors: &mut Errors) {
     for field in ["replicas", "minReadySeconds"] {
-        let value = controller.pointer(&format!("/spec/{field}")).and_then(Value::as_i64);
+        let value = controller
+            .pointer(&format!("/spec/{field}"))
+            .and_then(Value::as_i64);
         if let Some(number) = value.filter(|number| *number < 0) {
-            errors.invalid(format!("spec.{field}"), Value::from(number), "must be greater than or equal to 0");
+            errors.invalid(
+                format!("spec.{field}"),
+                Value::from(number),
+                "must be greater than or equal to 0",
+            );
         }
     }
     let selector = controller.pointer("/spec/selector").and_then(Value::as_object);
@@ -98,22 +127,41 @@ fn check(controller: &Value, errors: &mut Errors) {
         errors.required("spec.selector", "");
         return;
     };
-    let Some(template) = controller.pointer("/spec/template").filter(|template| template.is_object()) else {
+    let Some(template) = controller
+        .pointer("/spec/template")
+        .filter(|template| template.is_object())
+    else {
         errors.required("spec.template", "");
         return;
     };
     let labels = template.pointer("/metadata/labels").and_then(Value::as_object);
-    let matches = selector.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value));
+    let matches = selector
+        .iter()
+        .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value));
     if !matches {
         let labels = labels.cloned().map_or_else(|| json!({}), Value::Object);
-        errors.invalid("spec.template.metadata.labels", labels, "`selector` does not match template `labels`");
+        errors.invalid(
+            "spec.template.metadata.labels",
+            labels,
+            "`selector` does not match template `labels`",
+        );
     }
-    check_spec(template.get("spec").unwrap_or(&Value::Null), "spec.template.spec", errors);
+    check_spec(
+        template.get("spec").unwrap_or(&Value::Null),
+        "spec.template.spec",
+        errors,
+    );
     let restart = text(template, "/spec/restartPolicy");
     if restart != "Always" {
         errors.not_supported("spec.template.spec.restartPolicy", &restart, &["Always"]);
     }
-    if template.pointer("/spec/activeDeadlineSeconds").is_some_and(|value| !value.is_null()) {
-        errors.forbidden("spec.template.spec.activeDeadlineSeconds", "activeDeadlineSeconds in ReplicationController is not Supported");
+    if template
+        .pointer("/spec/activeDeadlineSeconds")
+        .is_some_and(|value| !value.is_null())
+    {
+        errors.forbidden(
+            "spec.template.spec.activeDeadlineSeconds",
+            "activeDeadlineSeconds in ReplicationController is not Supported",
+        );
     }
 }

@@ -49,13 +49,21 @@ fn unknown_in(kind: &Type, value: &Value, path: &str, found: &mut Vec<String>) {
 }
 
 fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
 }
 
 /// The first value that does not decode.
 pub(super) fn wrong(root: &Definition, value: &Value) -> Option<String> {
     if !value.is_object() && !value.is_null() {
-        return Some(format!("json: cannot unmarshal {} into Go value of type {}", json_kind(value), root.go_type));
+        return Some(format!(
+            "json: cannot unmarshal {} into Go value of type {}",
+            json_kind(value),
+            root.go_type
+        ));
     }
     wrong_in_object(root, value, "")
 }
@@ -86,17 +94,25 @@ fn wrong_in(owner: &Definition, field: &FieldType, kind: &Type, value: &Value, p
         Type::Number if value.is_number() => None,
         Type::Int32 if value.as_i64().is_some_and(|number| i32::try_from(number).is_ok()) => None,
         Type::Int64 if value.as_i64().is_some() => None,
-        Type::IntOrString if value.is_string() || value.as_i64().is_some_and(|number| i32::try_from(number).is_ok()) => None,
+        Type::IntOrString
+            if value.is_string() || value.as_i64().is_some_and(|number| i32::try_from(number).is_ok()) =>
+        {
+            None
+        }
         Type::Quantity if value.is_string() || value.is_number() => quantity_of(value).err(),
         Type::Time | Type::MicroTime if value.is_string() => wrong_time(value.as_str().unwrap_or_default()),
         Type::Bytes if value.is_string() => wrong_base64(value.as_str().unwrap_or_default()),
         Type::Object(index) if value.is_object() => wrong_in_object(model().at(*index), value, path),
         Type::List(item) => match value.as_array() {
-            Some(list) => list.iter().find_map(|value| wrong_in(owner, field, item, value, path)),
+            Some(list) => list
+                .iter()
+                .find_map(|value| wrong_in(owner, field, item, value, path)),
             None => mismatch(),
         },
         Type::Map(item) => match value.as_object() {
-            Some(map) => map.values().find_map(|value| wrong_in(owner, field, item, value, path)),
+            Some(map) => map
+                .values()
+                .find_map(|value| wrong_in(owner, field, item, value, path)),
             None => mismatch(),
         },
         _ => mismatch(),
@@ -107,7 +123,12 @@ fn json_kind(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
         Value::Bool(_) => "bool".to_owned(),
-        Value::Number(number) if number.is_f64() || number.as_i64().is_none_or(|number| i32::try_from(number).is_err()) => {
+        Value::Number(number)
+            if number.is_f64()
+                || number
+                    .as_i64()
+                    .is_none_or(|number| i32::try_from(number).is_err()) =>
+        {
             format!("number {number}")
         }
         Value::Number(_) => "number".to_owned(),
@@ -129,7 +150,10 @@ fn wrong_time(text: &str) -> Option<String> {
     if text.parse::<jiff::Timestamp>().is_ok() {
         return None;
     }
-    Some(format!("parsing time {0} as \"2006-01-02T15:04:05Z07:00\": cannot parse {0} as \"2006\"", quote(text)))
+    Some(format!(
+        "parsing time {0} as \"2006-01-02T15:04:05Z07:00\": cannot parse {0} as \"2006\"",
+        quote(text)
+    ))
 }
 
 fn wrong_base64(text: &str) -> Option<String> {

@@ -19,24 +19,53 @@ pub(crate) const REF: &str = "#/definitions/";
 static OTHER_KINDS: &[(&str, &str, &str, &str)] = &[
     ("io.k8s.api.autoscaling.v1.Scale", "autoscaling", "v1", "Scale"),
     ("io.k8s.api.policy.v1.Eviction", "policy", "v1", "Eviction"),
-    ("io.k8s.api.authentication.v1.TokenRequest", "authentication.k8s.io", "v1", "TokenRequest"),
+    (
+        "io.k8s.api.authentication.v1.TokenRequest",
+        "authentication.k8s.io",
+        "v1",
+        "TokenRequest",
+    ),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.Status", "", "v1", "Status"),
-    ("io.k8s.apimachinery.pkg.apis.meta.v1.APIGroup", "", "v1", "APIGroup"),
-    ("io.k8s.apimachinery.pkg.apis.meta.v1.APIGroupList", "", "v1", "APIGroupList"),
-    ("io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList", "", "v1", "APIResourceList"),
-    ("io.k8s.apimachinery.pkg.apis.meta.v1.APIVersions", "", "v1", "APIVersions"),
+    (
+        "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroup",
+        "",
+        "v1",
+        "APIGroup",
+    ),
+    (
+        "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroupList",
+        "",
+        "v1",
+        "APIGroupList",
+    ),
+    (
+        "io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList",
+        "",
+        "v1",
+        "APIResourceList",
+    ),
+    (
+        "io.k8s.apimachinery.pkg.apis.meta.v1.APIVersions",
+        "",
+        "v1",
+        "APIVersions",
+    ),
 ];
 
 /// The definition of a subresource's kind, if it has a schema.
 pub(crate) fn of_kind(group: &str, version: &str, kind: &str) -> Option<&'static str> {
-    let other = OTHER_KINDS.iter().find(|(_, g, v, k)| *g == group && *v == version && *k == kind).map(|found| found.0);
+    let other = OTHER_KINDS
+        .iter()
+        .find(|(_, g, v, k)| *g == group && *v == version && *k == kind)
+        .map(|found| found.0);
     other.or_else(|| crate::rows::by_kind(group, version, kind).map(|row| row.definition))
 }
 
 /// The definitions that these rows reach, by name, as OpenAPI v2 writes them.
 pub(crate) fn generate<'a>(rows: impl Iterator<Item = &'a Resource>) -> Vec<(String, Value)> {
-    let mut generator =
-        SchemaSettings::draft07().with(|settings| settings.definitions_path = "/definitions".into()).into_generator();
+    let mut generator = SchemaSettings::draft07()
+        .with(|settings| settings.definitions_path = "/definitions".into())
+        .into_generator();
     let mut lists = Vec::new();
     let mut kinds: Vec<(&str, &str, &str, &str)> = OTHER_KINDS.to_vec();
     for row in rows {
@@ -54,7 +83,8 @@ pub(crate) fn generate<'a>(rows: impl Iterator<Item = &'a Resource>) -> Vec<(Str
     for (name, definition) in &mut definitions {
         finish(name, definition);
         if let Some((_, group, version, kind)) = kinds.iter().find(|found| found.0 == name) {
-            definition["x-kubernetes-group-version-kind"] = json!([{"group": group, "version": version, "kind": kind}]);
+            definition["x-kubernetes-group-version-kind"] =
+                json!([{"group": group, "version": version, "kind": kind}]);
         }
     }
     definitions.extend(lists);
@@ -106,7 +136,9 @@ fn list_definition(row: &Resource) -> Value {
 }
 
 fn finish(name: &str, definition: &mut Value) {
-    let Some(map) = definition.as_object_mut() else { return };
+    let Some(map) = definition.as_object_mut() else {
+        return;
+    };
     if map.shift_remove("x-kubernetes-int-or-string").is_some() {
         map.insert("type".to_owned(), json!("string"));
         if name == INT_OR_STRING {
@@ -117,7 +149,9 @@ fn finish(name: &str, definition: &mut Value) {
     if merge_facts::is_atomic_object(name) {
         map.insert("x-kubernetes-map-type".to_owned(), json!("atomic"));
     }
-    let Some(properties) = map.get_mut("properties").and_then(Value::as_object_mut) else { return };
+    let Some(properties) = map.get_mut("properties").and_then(Value::as_object_mut) else {
+        return;
+    };
     for (field, schema) in properties {
         if let Some(schema) = schema.as_object_mut() {
             add_merge_facts(name, field, schema);
@@ -146,6 +180,10 @@ fn add_merge_facts(definition: &str, field: &str, schema: &mut Map<String, Value
     if !fact.merge_key.is_empty() {
         schema.insert("x-kubernetes-patch-merge-key".to_owned(), json!(fact.merge_key));
     }
-    let strategy = if fact.retain_keys { "merge,retainKeys" } else { "merge" };
+    let strategy = if fact.retain_keys {
+        "merge,retainKeys"
+    } else {
+        "merge"
+    };
     schema.insert("x-kubernetes-patch-strategy".to_owned(), json!(strategy));
 }

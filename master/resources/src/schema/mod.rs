@@ -29,14 +29,22 @@ pub fn unknown_fields(res: &Resource, object: &Value) -> Vec<String> {
 
 /// Paths of fields a definition (`io.k8s.api.autoscaling.v1.Scale`) does not have.
 pub fn unknown_fields_of(definition: &str, object: &Value) -> Vec<String> {
-    types::model().definition(definition).map(|root| check::unknown(root, object)).unwrap_or_default()
+    types::model()
+        .definition(definition)
+        .map(|root| check::unknown(root, object))
+        .unwrap_or_default()
 }
 
 /// The first value of a wrong JSON type, in the words of upstream's decoder.
 pub fn type_errors(res: &Resource, object: &Value) -> Option<String> {
     let root = types::model().definition(res.definition)?;
     let why = check::wrong(root, object)?;
-    Some(format!("{} in version {} cannot be handled as a {}: {why}", res.kind, crate::status::quote(res.version), res.kind))
+    Some(format!(
+        "{} in version {} cannot be handled as a {}: {why}",
+        res.kind,
+        crate::status::quote(res.version),
+        res.kind
+    ))
 }
 
 /// The first value of a wrong JSON type in a definition that is no row, without the kind's name in front.

@@ -59,15 +59,23 @@ fn path_item(path: &Path) -> Value {
     let mut parameters = Vec::new();
     for (wanted, name, description) in [
         (path.named, "name", "name of the object"),
-        (path.namespaced, "namespace", "object name and auth scope, such as for teams and projects"),
+        (
+            path.namespaced,
+            "namespace",
+            "object name and auth scope, such as for teams and projects",
+        ),
     ] {
         if wanted {
-            parameters.push(json!({"name": name, "in": "path", "description": description, "required": true,
-                                   "type": "string", "uniqueItems": true}));
+            parameters.push(
+                json!({"name": name, "in": "path", "description": description, "required": true,
+                                   "type": "string", "uniqueItems": true}),
+            );
         }
     }
-    parameters.push(json!({"name": "pretty", "in": "query", "type": "string", "uniqueItems": true,
-        "description": "If 'true', then the output is pretty printed."}));
+    parameters.push(
+        json!({"name": "pretty", "in": "query", "type": "string", "uniqueItems": true,
+        "description": "If 'true', then the output is pretty printed."}),
+    );
     item.insert("parameters".to_owned(), Value::Array(parameters));
     Value::Object(item)
 }
@@ -89,7 +97,8 @@ fn operation_body(operation: &Operation) -> Value {
         Some(answer) => json!({"$ref": format!("{REF}{answer}")}),
         None => json!({"type": "string"}),
     };
-    let mut responses = json!({"200": {"description": "OK", "schema": schema}, "401": {"description": "Unauthorized"}});
+    let mut responses =
+        json!({"200": {"description": "OK", "schema": schema}, "401": {"description": "Unauthorized"}});
     if operation.action == "post" {
         responses["201"] = json!({"description": "Created", "schema": schema});
         responses["202"] = json!({"description": "Accepted", "schema": schema});

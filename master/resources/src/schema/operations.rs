@@ -38,7 +38,11 @@ pub(super) struct Path {
 }
 
 const fn query(name: &'static str, kind: &'static str, description: &'static str) -> Query {
-    Query { name, kind, description }
+    Query {
+        name,
+        kind,
+        description,
+    }
 }
 
 const DRY_RUN: Query = query(
@@ -46,57 +50,149 @@ const DRY_RUN: Query = query(
     "string",
     "When present, indicates that modifications should not be persisted. Valid values are: - All: all dry run stages will be processed",
 );
-const FIELD_MANAGER: Query =
-    query("fieldManager", "string", "fieldManager is a name associated with the actor or entity that is making these changes.");
+const FIELD_MANAGER: Query = query(
+    "fieldManager",
+    "string",
+    "fieldManager is a name associated with the actor or entity that is making these changes.",
+);
 const FIELD_VALIDATION: Query = query(
     "fieldValidation",
     "string",
     "fieldValidation instructs the server on how to handle objects in the request containing unknown or duplicate fields. Valid values are: Ignore, Warn, Strict.",
 );
 static WRITE: &[Query] = &[DRY_RUN, FIELD_MANAGER, FIELD_VALIDATION];
-static PATCH: &[Query] =
-    &[DRY_RUN, FIELD_MANAGER, FIELD_VALIDATION, query("force", "boolean", "Force is going to \"force\" Apply requests.")];
+static PATCH: &[Query] = &[
+    DRY_RUN,
+    FIELD_MANAGER,
+    FIELD_VALIDATION,
+    query("force", "boolean", "Force is going to \"force\" Apply requests."),
+];
 static LIST: &[Query] = &[
-    query("allowWatchBookmarks", "boolean", "allowWatchBookmarks requests watch events with type \"BOOKMARK\"."),
-    query("continue", "string", "The continue option should be set when retrieving more results from the server."),
-    query("fieldSelector", "string", "A selector to restrict the list of returned objects by their fields. Defaults to everything."),
-    query("labelSelector", "string", "A selector to restrict the list of returned objects by their labels. Defaults to everything."),
-    query("limit", "integer", "limit is a maximum number of responses to return for a list call."),
-    query("resourceVersion", "string", "resourceVersion sets a constraint on what resource versions a request may be served from."),
-    query("resourceVersionMatch", "string", "resourceVersionMatch determines how resourceVersion is applied to list calls."),
-    query("sendInitialEvents", "boolean", "`sendInitialEvents=true` may be set together with `watch=true`."),
+    query(
+        "allowWatchBookmarks",
+        "boolean",
+        "allowWatchBookmarks requests watch events with type \"BOOKMARK\".",
+    ),
+    query(
+        "continue",
+        "string",
+        "The continue option should be set when retrieving more results from the server.",
+    ),
+    query(
+        "fieldSelector",
+        "string",
+        "A selector to restrict the list of returned objects by their fields. Defaults to everything.",
+    ),
+    query(
+        "labelSelector",
+        "string",
+        "A selector to restrict the list of returned objects by their labels. Defaults to everything.",
+    ),
+    query(
+        "limit",
+        "integer",
+        "limit is a maximum number of responses to return for a list call.",
+    ),
+    query(
+        "resourceVersion",
+        "string",
+        "resourceVersion sets a constraint on what resource versions a request may be served from.",
+    ),
+    query(
+        "resourceVersionMatch",
+        "string",
+        "resourceVersionMatch determines how resourceVersion is applied to list calls.",
+    ),
+    query(
+        "sendInitialEvents",
+        "boolean",
+        "`sendInitialEvents=true` may be set together with `watch=true`.",
+    ),
     query("timeoutSeconds", "integer", "Timeout for the list/watch call."),
-    query("watch", "boolean", "Watch for changes to the described resources and return them as a stream of add, update, and remove notifications."),
+    query(
+        "watch",
+        "boolean",
+        "Watch for changes to the described resources and return them as a stream of add, update, and remove notifications.",
+    ),
 ];
 static DELETE: &[Query] = &[
     DRY_RUN,
-    query("gracePeriodSeconds", "integer", "The duration in seconds before the object should be deleted."),
-    query("orphanDependents", "boolean", "Deprecated: please use the PropagationPolicy."),
-    query("propagationPolicy", "string", "Whether and how garbage collection will be performed."),
+    query(
+        "gracePeriodSeconds",
+        "integer",
+        "The duration in seconds before the object should be deleted.",
+    ),
+    query(
+        "orphanDependents",
+        "boolean",
+        "Deprecated: please use the PropagationPolicy.",
+    ),
+    query(
+        "propagationPolicy",
+        "string",
+        "Whether and how garbage collection will be performed.",
+    ),
 ];
 static DELETE_COLLECTION: &[Query] = &[
-    query("continue", "string", "The continue option should be set when retrieving more results from the server."),
+    query(
+        "continue",
+        "string",
+        "The continue option should be set when retrieving more results from the server.",
+    ),
     DRY_RUN,
-    query("fieldSelector", "string", "A selector to restrict the list of returned objects by their fields. Defaults to everything."),
-    query("gracePeriodSeconds", "integer", "The duration in seconds before the object should be deleted."),
-    query("labelSelector", "string", "A selector to restrict the list of returned objects by their labels. Defaults to everything."),
-    query("limit", "integer", "limit is a maximum number of responses to return for a list call."),
-    query("propagationPolicy", "string", "Whether and how garbage collection will be performed."),
-    query("resourceVersion", "string", "resourceVersion sets a constraint on what resource versions a request may be served from."),
+    query(
+        "fieldSelector",
+        "string",
+        "A selector to restrict the list of returned objects by their fields. Defaults to everything.",
+    ),
+    query(
+        "gracePeriodSeconds",
+        "integer",
+        "The duration in seconds before the object should be deleted.",
+    ),
+    query(
+        "labelSelector",
+        "string",
+        "A selector to restrict the list of returned objects by their labels. Defaults to everything.",
+    ),
+    query(
+        "limit",
+        "integer",
+        "limit is a maximum number of responses to return for a list call.",
+    ),
+    query(
+        "propagationPolicy",
+        "string",
+        "Whether and how garbage collection will be performed.",
+    ),
+    query(
+        "resourceVersion",
+        "string",
+        "resourceVersion sets a constraint on what resource versions a request may be served from.",
+    ),
 ];
 
 static JSON: &[&str] = &["application/json", "application/yaml"];
-static PATCHES: &[&str] =
-    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+static PATCHES: &[&str] = &[
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
 
 /// Every path of these rows.
-pub(super) fn paths<'a>(rows: impl Iterator<Item = &'static Resource> + 'a) -> impl Iterator<Item = Path> + 'a {
+pub(super) fn paths<'a>(
+    rows: impl Iterator<Item = &'static Resource> + 'a,
+) -> impl Iterator<Item = Path> + 'a {
     rows.flat_map(row_paths)
 }
 
 /// `/api/v1` or `/apis/GROUP/VERSION`.
 pub(super) fn base_path(row: &Resource) -> String {
-    if row.group.is_empty() { format!("/api/{}", row.version) } else { format!("/apis/{}/{}", row.group, row.version) }
+    if row.group.is_empty() {
+        format!("/api/{}", row.version)
+    } else {
+        format!("/apis/{}/{}", row.group, row.version)
+    }
 }
 
 /// The group version extension of an operation.
@@ -108,25 +204,64 @@ pub(super) fn kind_extension(operation: &Operation) -> Value {
 fn row_paths(row: &'static Resource) -> Vec<Path> {
     let base = base_path(row);
     let mut paths = Vec::new();
-    let scope = if row.namespaced { "/namespaces/{namespace}" } else { "" };
+    let scope = if row.namespaced {
+        "/namespaces/{namespace}"
+    } else {
+        ""
+    };
     let collection = format!("{base}{scope}/{}", row.plural);
     if row.namespaced && row.verbs.contains(&"list") {
         let mut everywhere = operation(row, "list", "get", None);
         everywhere.id = format!("list{}{}ForAllNamespaces", tag(row), row.kind);
-        paths.push(Path { path: format!("{base}/{}", row.plural), namespaced: false, named: false, operations: vec![everywhere] });
+        paths.push(Path {
+            path: format!("{base}/{}", row.plural),
+            namespaced: false,
+            named: false,
+            operations: vec![everywhere],
+        });
     }
-    let on_collection = select(row, &[("list", "list", "get"), ("create", "post", "post"), ("deletecollection", "deletecollection", "delete")]);
+    let on_collection = select(
+        row,
+        &[
+            ("list", "list", "get"),
+            ("create", "post", "post"),
+            ("deletecollection", "deletecollection", "delete"),
+        ],
+    );
     if !on_collection.is_empty() {
-        paths.push(Path { path: collection.clone(), namespaced: row.namespaced, named: false, operations: on_collection });
+        paths.push(Path {
+            path: collection.clone(),
+            namespaced: row.namespaced,
+            named: false,
+            operations: on_collection,
+        });
     }
-    let on_object = select(row, &[("get", "get", "get"), ("update", "put", "put"), ("patch", "patch", "patch"), ("delete", "delete", "delete")]);
+    let on_object = select(
+        row,
+        &[
+            ("get", "get", "get"),
+            ("update", "put", "put"),
+            ("patch", "patch", "patch"),
+            ("delete", "delete", "delete"),
+        ],
+    );
     if !on_object.is_empty() {
-        paths.push(Path { path: format!("{collection}/{{name}}"), namespaced: row.namespaced, named: true, operations: on_object });
+        paths.push(Path {
+            path: format!("{collection}/{{name}}"),
+            namespaced: row.namespaced,
+            named: true,
+            operations: on_object,
+        });
     }
     for subresource in row.subresources {
         let operations = subresource_operations(row, subresource);
         let path = format!("{collection}/{{name}}/{}", subresource.name);
-        paths.push(Path { path, namespaced: row.namespaced, named: true, operations });
+        paths.push(Path {
+            path,
+            namespaced: row.namespaced,
+            named: true,
+            operations,
+        });
     }
     paths
 }
@@ -142,9 +277,12 @@ fn select(row: &'static Resource, choices: &[(&str, &'static str, &'static str)]
 fn subresource_operations(row: &'static Resource, subresource: &'static Subresource) -> Vec<Operation> {
     let connects = subresource.kind.ends_with("Options");
     let mut operations = Vec::new();
-    for (verb, action, method) in
-        [("get", "get", "get"), ("create", "post", "post"), ("update", "put", "put"), ("patch", "patch", "patch")]
-    {
+    for (verb, action, method) in [
+        ("get", "get", "get"),
+        ("create", "post", "post"),
+        ("update", "put", "put"),
+        ("patch", "patch", "patch"),
+    ] {
         if subresource.verbs.contains(&verb) {
             let action = if connects { "connect" } else { action };
             operations.push(operation(row, action, method, Some(subresource)));
@@ -166,15 +304,31 @@ fn operation(
             definitions::of_kind(subresource.group, subresource.version, subresource.kind).map(str::to_owned)
         }
     };
-    let kind = subresource.map_or((row.group, row.version, row.kind), |found| (found.group, found.version, found.kind));
+    let kind = subresource.map_or((row.group, row.version, row.kind), |found| {
+        (found.group, found.version, found.kind)
+    });
     let meta = definitions::META;
-    let (body, answer, query, consumes): (Option<String>, Option<String>, &'static [Query], &'static [&'static str]) = match action {
+    let (body, answer, query, consumes): (
+        Option<String>,
+        Option<String>,
+        &'static [Query],
+        &'static [&'static str],
+    ) = match action {
         "list" => (None, Some(definitions::list_name(row)), LIST, &[]),
         "post" | "put" => (definition.clone(), definition, WRITE, JSON),
         "patch" => (Some(format!("{meta}.Patch")), definition, PATCH, PATCHES),
         "delete" | "deletecollection" => {
-            let query = if action == "delete" { DELETE } else { DELETE_COLLECTION };
-            (Some(format!("{meta}.DeleteOptions")), Some(format!("{meta}.Status")), query, JSON)
+            let query = if action == "delete" {
+                DELETE
+            } else {
+                DELETE_COLLECTION
+            };
+            (
+                Some(format!("{meta}.DeleteOptions")),
+                Some(format!("{meta}.Status")),
+                query,
+                JSON,
+            )
         }
         _ => (None, definition, &[], &[]),
     };
@@ -182,7 +336,11 @@ fn operation(
         method,
         action,
         id: operation_id(row, action, method, subresource),
-        description: format!("{action} {} of the specified {}", subresource.map_or("objects", |found| found.name), row.kind),
+        description: format!(
+            "{action} {} of the specified {}",
+            subresource.map_or("objects", |found| found.name),
+            row.kind
+        ),
         kind,
         body,
         answer,
@@ -194,7 +352,11 @@ fn operation(
 
 /// `CoreV1`, `DiscoveryV1`.
 fn tag(row: &Resource) -> String {
-    let group = if row.group.is_empty() { "core" } else { row.group.split('.').next().unwrap_or_default() };
+    let group = if row.group.is_empty() {
+        "core"
+    } else {
+        row.group.split('.').next().unwrap_or_default()
+    };
     format!("{}{}", capital(group), capital(row.version))
 }
 
@@ -206,7 +368,11 @@ fn operation_id(row: &Resource, action: &str, method: &str, subresource: Option<
         "connect" => format!("connect{}", capital(method)),
         other => other.to_owned(),
     };
-    let verb = if verb == "deletecollection" { "deleteCollection".to_owned() } else { verb };
+    let verb = if verb == "deletecollection" {
+        "deleteCollection".to_owned()
+    } else {
+        verb
+    };
     let scope = if row.namespaced { "Namespaced" } else { "" };
     let part = subresource.map_or(String::new(), |found| capital(found.name));
     format!("{verb}{}{scope}{}{part}", tag(row), row.kind)
@@ -214,5 +380,7 @@ fn operation_id(row: &Resource, action: &str, method: &str, subresource: Option<
 
 fn capital(text: &str) -> String {
     let mut characters = text.chars();
-    characters.next().map_or(String::new(), |first| first.to_uppercase().chain(characters).collect())
+    characters.next().map_or(String::new(), |first| {
+        first.to_uppercase().chain(characters).collect()
+    })
 }

@@ -31,7 +31,11 @@ impl FieldSelector {
             let Some((field, equal, value)) = split_term(term) else {
                 return Err(format!("invalid selector: '{text}'; can't understand '{term}'"));
             };
-            let requirement = FieldRequirement { field: field.to_owned(), equal, value: unescape(value)? };
+            let requirement = FieldRequirement {
+                field: field.to_owned(),
+                equal,
+                value: unescape(value)?,
+            };
             requirements.push(requirement);
         }
         Ok(Self { requirements })
@@ -49,9 +53,9 @@ impl FieldSelector {
 
     /// Whether the fields that `field` looks up satisfy every comparison; an absent field is empty.
     pub fn matches<'a>(&self, field: impl Fn(&str) -> Option<&'a str>) -> bool {
-        self.requirements
-            .iter()
-            .all(|requirement| (field(&requirement.field).unwrap_or_default() == requirement.value) == requirement.equal)
+        self.requirements.iter().all(|requirement| {
+            (field(&requirement.field).unwrap_or_default() == requirement.value) == requirement.equal
+        })
     }
 
     /// The value a field must equal, if one comparison says so: what an index lookup can use.
@@ -102,15 +106,25 @@ fn unescape(value: &str) -> Result<String, String> {
                 plain.push(character);
                 escaped = false;
             }
-            (true, other) => return Err(format!("invalid field selector: invalid escape sequence: \\{other}")),
+            (true, other) => {
+                return Err(format!(
+                    "invalid field selector: invalid escape sequence: \\{other}"
+                ));
+            }
             (false, '\\') => escaped = true,
             (false, ',' | '=') => {
-                return Err(format!("invalid field selector: unescaped character in value: {character}"));
+                return Err(format!(
+                    "invalid field selector: unescaped character in value: {character}"
+                ));
             }
             (false, other) => plain.push(other),
         }
     }
-    if escaped { Err("invalid field selector: invalid escape sequence: \\".to_owned()) } else { Ok(plain) }
+    if escaped {
+        Err("invalid field selector: invalid escape sequence: \\".to_owned())
+    } else {
+        Ok(plain)
+    }
 }
 
 #[cfg(test)]
@@ -119,10 +133,21 @@ mod tests {
 
     #[test]
     fn parses_terms_and_escapes() {
-        let selector = FieldSelector::parse(r"spec.nodeName=n1,status.phase!=Running,a==b\,c\=d\\").expect("valid");
-        let found: Vec<_> =
-            selector.requirements().iter().map(|one| (one.field.as_str(), one.equal, one.value.as_str())).collect();
-        assert_eq!(found, [("spec.nodeName", true, "n1"), ("status.phase", false, "Running"), ("a", true, r"b,c=d\")]);
+        let selector =
+            FieldSelector::parse(r"spec.nodeName=n1,status.phase!=Running,a==b\,c\=d\\").expect("valid");
+        let found: Vec<_> = selector
+            .requirements()
+            .iter()
+            .map(|one| (one.field.as_str(), one.equal, one.value.as_str()))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("spec.nodeName", true, "n1"),
+                ("status.phase", false, "Running"),
+                ("a", true, r"b,c=d\")
+            ]
+        );
         assert_eq!(selector.required("spec.nodeName"), Some("n1"));
         assert!(FieldSelector::parse("").expect("valid").is_everything());
         assert!(FieldSelector::parse("a!=").expect("valid").matches(|_| Some("x")));
@@ -130,8 +155,17 @@ mod tests {
 
     #[test]
     fn refuses_with_upstreams_texts() {
-        assert_eq!(FieldSelector::parse("a,b=c"), Err("invalid selector: 'a,b=c'; can't understand 'a'".to_owned()));
-        assert_eq!(FieldSelector::parse(r"a=\x"), Err(r"invalid field selector: invalid escape sequence: \x".to_owned()));
-        assert_eq!(FieldSelector::parse("a=b=c"), Err("invalid field selector: unescaped character in value: =".to_owned()));
+        assert_eq!(
+            FieldSelector::parse("a,b=c"),
+            Err("invalid selector: 'a,b=c'; can't understand 'a'".to_owned())
+        );
+        assert_eq!(
+            FieldSelector::parse(r"a=\x"),
+            Err(r"invalid field selector: invalid escape sequence: \x".to_owned())
+        );
+        assert_eq!(
+            FieldSelector::parse("a=b=c"),
+            Err("invalid field selector: unescaped character in value: =".to_owned())
+        );
     }
 }

@@ -11,7 +11,8 @@ use hickory_proto::rr::{Name, RecordType};
 
 /// Asks for `name` as it is and below every search domain, prints the first answer that is not empty.
 pub(crate) fn lookup(name: &str, kind: &str) -> anyhow::Result<()> {
-    let kind = RecordType::from_str(&kind.to_uppercase()).with_context(|| format!("{kind:?} is no record type"))?;
+    let kind =
+        RecordType::from_str(&kind.to_uppercase()).with_context(|| format!("{kind:?} is no record type"))?;
     let text = std::fs::read_to_string("/etc/resolv.conf").context("failed to read /etc/resolv.conf")?;
     let words = |key: &str| -> Vec<String> {
         let lines = text.lines().filter_map(|line| line.strip_prefix(key));
@@ -47,5 +48,10 @@ fn ask(server: IpAddr, name: &str, kind: RecordType) -> anyhow::Result<Vec<Strin
     let mut buffer = [0; 4096];
     let (length, _) = socket.recv_from(&mut buffer).context("no answer")?;
     let answer = Message::from_vec(&buffer[..length])?;
-    Ok(answer.answers.iter().filter(|record| record.record_type() == kind).map(|record| record.data.to_string()).collect())
+    Ok(answer
+        .answers
+        .iter()
+        .filter(|record| record.record_type() == kind)
+        .map(|record| record.data.to_string())
+        .collect())
 }

@@ -47,7 +47,11 @@ pub(crate) fn check_spec(spec: &Value, path: &str, errors: &mut Errors) {
     for (field, least) in [("terminationGracePeriodSeconds", 0), ("activeDeadlineSeconds", 1)] {
         let value = spec.get(field).and_then(Value::as_i64);
         if let Some(number) = value.filter(|number| *number < least) {
-            let why = if least == 0 { "must be greater than or equal to 0" } else { "must be between 1 and 2147483647, inclusive" };
+            let why = if least == 0 {
+                "must be greater than or equal to 0"
+            } else {
+                "must be between 1 and 2147483647, inclusive"
+            };
             errors.invalid(format!("{path}.{field}"), Value::from(number), why);
         }
     }
@@ -64,7 +68,10 @@ fn one_of(spec: &Value, field: &str, path: &str, known: &[&str], errors: &mut Er
 
 fn check_names(spec: &Value, path: &str, errors: &mut Errors) {
     for (field, faults) in [
-        ("serviceAccountName", names::subdomain_faults as fn(&str) -> Vec<String>),
+        (
+            "serviceAccountName",
+            names::subdomain_faults as fn(&str) -> Vec<String>,
+        ),
         ("nodeName", names::subdomain_faults),
         ("hostname", names::label_faults),
         ("subdomain", names::label_faults),
@@ -80,7 +87,11 @@ fn check_names(spec: &Value, path: &str, errors: &mut Errors) {
         let address = text(alias, "/ip");
         if address.parse::<std::net::IpAddr>().is_err() {
             let why = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
-            errors.invalid(format!("{path}.hostAliases[{index}].ip"), Value::from(address), why);
+            errors.invalid(
+                format!("{path}.hostAliases[{index}].ip"),
+                Value::from(address),
+                why,
+            );
         }
     }
 }
@@ -93,8 +104,15 @@ fn check_host_ports(spec: &Value, path: &str, errors: &mut Errors) {
             let host = port.get("hostPort").and_then(Value::as_i64).unwrap_or(0);
             let key = (host, text(port, "/protocol"), text(port, "/hostIP"));
             if host != 0 && !seen.insert(key) {
-                let value = Value::from(format!("{}/{}/{host}", text(port, "/protocol"), text(port, "/hostIP")));
-                errors.duplicate(format!("{path}.containers[{index}].ports[{number}].hostPort"), value);
+                let value = Value::from(format!(
+                    "{}/{}/{host}",
+                    text(port, "/protocol"),
+                    text(port, "/hostIP")
+                ));
+                errors.duplicate(
+                    format!("{path}.containers[{index}].ports[{number}].hostPort"),
+                    value,
+                );
             }
         }
     }
@@ -111,7 +129,8 @@ fn check_tolerations(spec: &Value, path: &str, errors: &mut Errors) {
                 errors.invalid(format!("{path}.key"), Value::from(key.as_str()), &fault);
             }
         } else if operator != "Exists" {
-            let why = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            let why =
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
             errors.invalid(format!("{path}.operator"), Value::from(operator.as_str()), why);
         }
         if !operator.is_empty() && !OPERATORS.contains(&operator.as_str()) {
@@ -136,7 +155,10 @@ pub(super) fn check_update(new: &Value, old: &Value, subresource: Option<&str>, 
     // Tolerations may be added, not taken away.
     let tolerations = |pod: &Value| list(pod, "/spec/tolerations").to_vec();
     let kept = tolerations(new);
-    if tolerations(old).iter().all(|toleration| kept.iter().any(|now| same_toleration(now, toleration))) {
+    if tolerations(old)
+        .iter()
+        .all(|toleration| kept.iter().any(|now| same_toleration(now, toleration)))
+    {
         for spec in [&mut before, &mut after] {
             if let Some(map) = spec.as_object_mut() {
                 map.shift_remove("tolerations");
@@ -151,23 +173,38 @@ pub(super) fn check_update(new: &Value, old: &Value, subresource: Option<&str>, 
     if let Some(limit) = deadline(old) {
         match deadline(new) {
             Some(value) if value > limit => {
-                errors.invalid("spec.activeDeadlineSeconds", Value::from(value), "must be less than or equal to previous value");
+                errors.invalid(
+                    "spec.activeDeadlineSeconds",
+                    Value::from(value),
+                    "must be less than or equal to previous value",
+                );
             }
-            None => errors.invalid("spec.activeDeadlineSeconds", Value::Null, "must not update from a positive integer to nil value"),
+            None => errors.invalid(
+                "spec.activeDeadlineSeconds",
+                Value::Null,
+                "must not update from a positive integer to nil value",
+            ),
             Some(_) => {}
         }
     }
 }
 
 fn same_toleration(a: &Value, b: &Value) -> bool {
-    ["/key", "/operator", "/value", "/effect"].iter().all(|pointer| text(a, pointer) == text(b, pointer))
+    ["/key", "/operator", "/value", "/effect"]
+        .iter()
+        .all(|pointer| text(a, pointer) == text(b, pointer))
 }
 
 /// The specification without what an update may change.
 fn mutable_cleared(pod: &Value) -> Value {
     let mut spec = pod.get("spec").cloned().unwrap_or_default();
     for kind in ["containers", "initContainers"] {
-        for container in spec.get_mut(kind).and_then(Value::as_array_mut).into_iter().flatten() {
+        for container in spec
+            .get_mut(kind)
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
             if let Some(container) = container.as_object_mut() {
                 container.shift_remove("image");
             }
@@ -175,7 +212,10 @@ fn mutable_cleared(pod: &Value) -> Value {
     }
     if let Some(map) = spec.as_object_mut() {
         map.shift_remove("activeDeadlineSeconds");
-        if map.get("schedulingGates").is_some_and(|gates| gates.as_array().is_some_and(Vec::is_empty)) {
+        if map
+            .get("schedulingGates")
+            .is_some_and(|gates| gates.as_array().is_some_and(Vec::is_empty))
+        {
             map.shift_remove("schedulingGates");
         }
     }

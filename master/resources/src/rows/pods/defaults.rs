@@ -30,7 +30,12 @@ pub(crate) fn default_spec(spec: &mut Fields) {
 
 /// The deprecated `serviceAccount` always equals `serviceAccountName`.
 fn default_account(spec: &mut Fields) {
-    let name = |spec: &Fields, key: &str| spec.get(key).and_then(Value::as_str).filter(|name| !name.is_empty()).map(str::to_owned);
+    let name = |spec: &Fields, key: &str| {
+        spec.get(key)
+            .and_then(Value::as_str)
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+    };
     if let Some(account) = name(spec, "serviceAccountName").or_else(|| name(spec, "serviceAccount")) {
         spec.insert("serviceAccountName".to_owned(), Value::from(account.clone()));
         spec.insert("serviceAccount".to_owned(), Value::from(account));
@@ -39,7 +44,11 @@ fn default_account(spec: &mut Fields) {
 
 fn default_container(container: &mut Fields, host_network: bool) {
     let image = container.get("image").and_then(Value::as_str).unwrap_or_default();
-    let policy = if is_latest(image) { "Always" } else { "IfNotPresent" };
+    let policy = if is_latest(image) {
+        "Always"
+    } else {
+        "IfNotPresent"
+    };
     fill_text(container, "imagePullPolicy", policy);
     fill_text(container, "terminationMessagePath", "/dev/termination-log");
     fill_text(container, "terminationMessagePolicy", "File");
@@ -52,8 +61,14 @@ fn default_container(container: &mut Fields, host_network: bool) {
     }
     if let Some(resources) = object(container, "resources") {
         // What is limited and not requested is requested as limited.
-        let limits = resources.get("limits").and_then(Value::as_object).cloned().unwrap_or_default();
-        if !limits.is_empty() && let Some(requests) = object(resources, "requests") {
+        let limits = resources
+            .get("limits")
+            .and_then(Value::as_object)
+            .cloned()
+            .unwrap_or_default();
+        if !limits.is_empty()
+            && let Some(requests) = object(resources, "requests")
+        {
             for (name, amount) in limits {
                 fill(requests, &name, amount);
             }
@@ -72,7 +87,10 @@ fn default_container(container: &mut Fields, host_network: bool) {
         }
     }
     for variable in objects(container, "env") {
-        let field = variable.get_mut("valueFrom").and_then(|source| source.get_mut("fieldRef")).and_then(Value::as_object_mut);
+        let field = variable
+            .get_mut("valueFrom")
+            .and_then(|source| source.get_mut("fieldRef"))
+            .and_then(Value::as_object_mut);
         if let Some(field) = field {
             fill_text(field, "apiVersion", "v1");
         }
@@ -86,7 +104,12 @@ fn is_latest(image: &str) -> bool {
 }
 
 fn default_probe(probe: &mut Fields) {
-    for (key, number) in [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)] {
+    for (key, number) in [
+        ("timeoutSeconds", 1),
+        ("periodSeconds", 10),
+        ("successThreshold", 1),
+        ("failureThreshold", 3),
+    ] {
         if probe.get(key).is_none_or(|value| value.is_null() || *value == 0) {
             probe.insert(key.to_owned(), Value::from(number));
         }
@@ -120,7 +143,10 @@ fn default_volume(volume: &mut Fields) {
     }
     if let Some(projected) = volume.get_mut("projected").and_then(Value::as_object_mut) {
         for source in objects(projected, "sources") {
-            if let Some(token) = source.get_mut("serviceAccountToken").and_then(Value::as_object_mut) {
+            if let Some(token) = source
+                .get_mut("serviceAccountToken")
+                .and_then(Value::as_object_mut)
+            {
                 fill(token, "expirationSeconds", 3600);
             }
             if let Some(downward) = source.get_mut("downwardAPI").and_then(Value::as_object_mut) {

@@ -10,10 +10,15 @@ use crate::rows::shape::{age, human, list, text_or};
 pub(super) fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
     let summary = summarize(pod);
     let restarts = match (summary.restarts, summary.last_restart) {
-        (count, Some(then)) if count > 0 => format!("{count} ({} ago)", human(now.as_second() - then.as_second())),
+        (count, Some(then)) if count > 0 => {
+            format!("{count} ({} ago)", human(now.as_second() - then.as_second()))
+        }
         (count, _) => count.to_string(),
     };
-    let address = list(pod, "/status/podIPs").first().map(|entry| text(entry, "/ip")).filter(|ip| !ip.is_empty());
+    let address = list(pod, "/status/podIPs")
+        .first()
+        .map(|entry| text(entry, "/ip"))
+        .filter(|ip| !ip.is_empty());
     let address = address.map_or_else(|| text_or(pod, "/status/podIP", "<none>"), Value::from);
     vec![
         Value::from(text(pod, "/metadata/name")),
@@ -34,7 +39,11 @@ fn gates(pod: &Value) -> Value {
         return Value::from("<none>");
     }
     let holds = |gate: &Value| is_true(pod, &text(gate, "/conditionType"));
-    Value::from(format!("{}/{}", gates.iter().filter(|gate| holds(gate)).count(), gates.len()))
+    Value::from(format!(
+        "{}/{}",
+        gates.iter().filter(|gate| holds(gate)).count(),
+        gates.len()
+    ))
 }
 
 fn is_true(pod: &Value, condition: &str) -> bool {
@@ -62,17 +71,29 @@ impl Summary {
 fn summarize(pod: &Value) -> Summary {
     let phase = text(pod, "/status/phase");
     let reason = text(pod, "/status/reason");
-    let mut summary = Summary { total: list(pod, "/spec/containers").len(), ..Summary::default() };
-    summary.reason = if reason.is_empty() { phase.clone() } else { reason.clone() };
+    let mut summary = Summary {
+        total: list(pod, "/spec/containers").len(),
+        ..Summary::default()
+    };
+    summary.reason = if reason.is_empty() {
+        phase.clone()
+    } else {
+        reason.clone()
+    };
     let mut conditions = list(pod, "/status/conditions").iter();
-    if conditions.any(|condition| text(condition, "/type") == "PodScheduled" && text(condition, "/reason") == "SchedulingGated") {
+    if conditions.any(|condition| {
+        text(condition, "/type") == "PodScheduled" && text(condition, "/reason") == "SchedulingGated"
+    }) {
         summary.reason = "SchedulingGated".to_owned();
     }
     let initializing = init_reason(pod, &mut summary);
     if !initializing || is_true(pod, "Initialized") {
         app_reason(pod, &mut summary);
     }
-    if pod.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null()) {
+    if pod
+        .pointer("/metadata/deletionTimestamp")
+        .is_some_and(|time| !time.is_null())
+    {
         if reason == "NodeLost" {
             summary.reason = "Unknown".to_owned();
         } else if phase != "Failed" && phase != "Succeeded" {
@@ -86,9 +107,14 @@ fn summarize(pod: &Value) -> Summary {
 fn init_reason(pod: &Value, summary: &mut Summary) -> bool {
     let specs = list(pod, "/spec/initContainers");
     let sidecar = |name: &str| {
-        specs.iter().any(|spec| text(spec, "/name") == name && text(spec, "/restartPolicy") == "Always")
+        specs
+            .iter()
+            .any(|spec| text(spec, "/name") == name && text(spec, "/restartPolicy") == "Always")
     };
-    summary.total += specs.iter().filter(|spec| text(spec, "/restartPolicy") == "Always").count();
+    summary.total += specs
+        .iter()
+        .filter(|spec| text(spec, "/restartPolicy") == "Always")
+        .count();
     for (index, status) in list(pod, "/status/initContainerStatuses").iter().enumerate() {
         summary.count_restarts(status);
         let is_sidecar = sidecar(&text(status, "/name"));
@@ -135,12 +161,18 @@ fn app_reason(pod: &Value, summary: &mut Summary) {
             summary.reason = waiting;
         } else if let Some(ended) = status.pointer("/state/terminated") {
             summary.reason = ended_reason(ended);
-        } else if status.get("ready") == Some(&Value::Bool(true)) && status.pointer("/state/running").is_some() {
+        } else if status.get("ready") == Some(&Value::Bool(true))
+            && status.pointer("/state/running").is_some()
+        {
             running = true;
             summary.ready += 1;
         }
     }
     if summary.reason == "Completed" && running {
-        summary.reason = if is_true(pod, "Ready") { "Running".to_owned() } else { "NotReady".to_owned() };
+        summary.reason = if is_true(pod, "Ready") {
+            "Running".to_owned()
+        } else {
+            "NotReady".to_owned()
+        };
     }
 }

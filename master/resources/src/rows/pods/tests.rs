@@ -14,7 +14,9 @@ fn pod(spec: Value) -> Value {
 
 #[test]
 fn defaults_are_filled_in_once() {
-    let mut made = pod(json!({"containers": [{"name": "c", "image": "nginx", "ports": [{"containerPort": 80}], "resources": {"limits": {"cpu": "1"}}, "readinessProbe": {"httpGet": {"port": 80}}}]}));
+    let mut made = pod(
+        json!({"containers": [{"name": "c", "image": "nginx", "ports": [{"containerPort": 80}], "resources": {"limits": {"cpu": "1"}}, "readinessProbe": {"httpGet": {"port": 80}}}]}),
+    );
     let container = &made["spec"]["containers"][0];
     assert_eq!(container["imagePullPolicy"], "Always");
     assert_eq!(container["ports"][0]["protocol"], "TCP");
@@ -26,41 +28,80 @@ fn defaults_are_filled_in_once() {
     row().default(&mut made);
     assert_eq!(made, once);
     row().prepare_create(&mut made);
-    assert_eq!(made["status"], json!({"phase": "Pending", "qosClass": "Burstable"}));
+    assert_eq!(
+        made["status"],
+        json!({"phase": "Pending", "qosClass": "Burstable"})
+    );
 }
 
 #[test]
 fn faults_have_upstream_texts() {
     let faults = |spec: Value| -> Vec<String> {
-        row().validate(&pod(spec), None, None).iter().map(ToString::to_string).collect()
+        row()
+            .validate(&pod(spec), None, None)
+            .iter()
+            .map(ToString::to_string)
+            .collect()
     };
     let table = [
         (json!({"containers": []}), "spec.containers: Required value"),
-        (json!({"containers": [{"name": "A", "image": "i"}]}), "spec.containers[0].name: Invalid value: \"A\": a lowercase RFC 1123 label must consist of"),
-        (json!({"containers": [{"name": "a"}]}), "spec.containers[0].image: Required value"),
-        (json!({"containers": [{"name": "a", "image": "i"}, {"name": "a", "image": "i"}]}), "spec.containers[1].name: Duplicate value: \"a\""),
-        (json!({"containers": [{"name": "a", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/x"}]}]}), "spec.containers[0].volumeMounts[0].name: Not found: \"v\""),
-        (json!({"restartPolicy": "Maybe", "containers": [{"name": "a", "image": "i"}]}), "spec.restartPolicy: Unsupported value: \"Maybe\": supported values: \"Always\", \"OnFailure\", \"Never\""),
-        (json!({"containers": [{"name": "a", "image": "i", "resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}]}), "must be less than or equal to cpu limit of 1"),
-        (json!({"containers": [{"name": "a", "image": "i", "livenessProbe": {}}]}), "spec.containers[0].livenessProbe: Required value: must specify a handler type"),
+        (
+            json!({"containers": [{"name": "A", "image": "i"}]}),
+            "spec.containers[0].name: Invalid value: \"A\": a lowercase RFC 1123 label must consist of",
+        ),
+        (
+            json!({"containers": [{"name": "a"}]}),
+            "spec.containers[0].image: Required value",
+        ),
+        (
+            json!({"containers": [{"name": "a", "image": "i"}, {"name": "a", "image": "i"}]}),
+            "spec.containers[1].name: Duplicate value: \"a\"",
+        ),
+        (
+            json!({"containers": [{"name": "a", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/x"}]}]}),
+            "spec.containers[0].volumeMounts[0].name: Not found: \"v\"",
+        ),
+        (
+            json!({"restartPolicy": "Maybe", "containers": [{"name": "a", "image": "i"}]}),
+            "spec.restartPolicy: Unsupported value: \"Maybe\": supported values: \"Always\", \"OnFailure\", \"Never\"",
+        ),
+        (
+            json!({"containers": [{"name": "a", "image": "i", "resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}]}),
+            "must be less than or equal to cpu limit of 1",
+        ),
+        (
+            json!({"containers": [{"name": "a", "image": "i", "livenessProbe": {}}]}),
+            "spec.containers[0].livenessProbe: Required value: must specify a handler type",
+        ),
     ];
     for (spec, wanted) in table {
         let found = faults(spec.clone());
-        assert!(found.iter().any(|fault| fault.contains(wanted)), "{wanted} not in {found:?}");
+        assert!(
+            found.iter().any(|fault| fault.contains(wanted)),
+            "{wanted} not in {found:?}"
+        );
     }
     assert!(faults(json!({"containers": [{"name": "a", "image": "i"}]})).is_empty());
 }
 
 #[test]
 fn a_specification_is_fixed_but_for_images_and_more_tolerations() {
-    let old = pod(json!({"containers": [{"name": "a", "image": "1"}], "tolerations": [{"key": "k", "operator": "Exists"}]}));
+    let old = pod(
+        json!({"containers": [{"name": "a", "image": "1"}], "tolerations": [{"key": "k", "operator": "Exists"}]}),
+    );
     let faults = |change: fn(&mut Value)| {
         let mut new = old.clone();
         change(&mut new["spec"]);
         row().validate(&new, Some(&old), None).len()
     };
     assert_eq!(faults(|spec| spec["containers"][0]["image"] = json!("2")), 0);
-    assert_eq!(faults(|spec| spec["tolerations"].as_array_mut().unwrap().push(json!({"key": "l", "operator": "Exists"}))), 0);
+    assert_eq!(
+        faults(|spec| spec["tolerations"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"key": "l", "operator": "Exists"}))),
+        0
+    );
     assert_eq!(faults(|spec| spec["tolerations"] = json!([])), 1);
     assert_eq!(faults(|spec| spec["containers"][0]["args"] = json!(["x"])), 1);
     assert_eq!(faults(|spec| spec["nodeName"] = json!("n")), 1);
@@ -70,7 +111,9 @@ fn a_specification_is_fixed_but_for_images_and_more_tolerations() {
 fn the_status_column() {
     let now = "2026-01-01T00:05:00Z".parse().unwrap();
     let shown = |status: Value, deleted: bool| {
-        let mut pod = pod(json!({"containers": [{"name": "a", "image": "i"}], "initContainers": [{"name": "i", "image": "i"}]}));
+        let mut pod = pod(
+            json!({"containers": [{"name": "a", "image": "i"}], "initContainers": [{"name": "i", "image": "i"}]}),
+        );
         pod["status"] = status;
         if deleted {
             pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:01:00Z");
