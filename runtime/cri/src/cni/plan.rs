@@ -207,7 +207,7 @@ mod tests {
             json!({"type":"portmap","name":"net","cniVersion":"1.0.0","prevResult":previous,
                 "runtimeConfig":{"portMappings":[{"hostPort":80}]}})
         );
-        assert!(!attachment.arguments.contains("x=1;") && attachment.arguments.contains("K8S_POD_NAME=px=1"));
+        assert!(!attachment.arguments.contains(";x=1") && attachment.arguments.contains("K8S_POD_NAME=px=1"));
     }
 
     #[test]

@@ -267,7 +267,7 @@ mod tests {
         assert_eq!(one(b"\x80\x02\x00\x01\x00\x00\x00\x00"), Err(FrameError::Version(2)));
         assert_eq!(one(b"\x80\x03\x00\x01\x00\x00\x00\x00"), Err(FrameError::TooShort(1)));
         assert_eq!(one(b"\x00\x00\x00\x01\x00\xff\xff\xff"), Err(FrameError::TooLong(0x00ff_ffff)));
-        assert_eq!(one(b"GET / HTTP/1.1\r\n\r\n"), Err(FrameError::TooLong(0x002f_2048)));
+        assert_eq!(one(b"GET / HTTP/1.1\r\n\r\n"), Err(FrameError::TooLong(0x0020_4854)));
         // A fixed walk over byte strings: no panic, whatever comes.
         let mut seed = 0x2545_f491_4f6c_dd1du64;
         for _ in 0..20_000 {

@@ -1,0 +1,316 @@
+//! A daemon in this process, over a fake shim (or a real one: `ORLOP_TEST_SHIM`), a script as CNI plugin and one image.
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use orlop_cri::v1;
+use orlop_cri::v1::image_service_client::ImageServiceClient;
+use orlop_cri::v1::runtime_service_client::RuntimeServiceClient;
+use orlop_daemon::{Frame, Settings};
+use orlop_runtime::Config;
+use sha2::Digest as _;
+use tonic::transport::Channel;
+
+pub const IMAGE: &str = "docker.io/library/busybox:test";
+
+/// Whether a real shim runs the containers.
+pub fn real_shim() -> Option<Vec<String>> {
+    let command = std::env::var("ORLOP_TEST_SHIM").ok()?;
+    Some(command.split_whitespace().map(str::to_owned).collect())
+}
+
+fn shim_command() -> Vec<String> {
+    real_shim().unwrap_or_else(|| {
+        let this = std::env::current_exe().unwrap();
+        let fake = this.parent().unwrap().parent().unwrap().join("examples/fake_shim");
+        assert!(fake.exists(), "{} is built with the tests", fake.display());
+        vec![fake.to_string_lossy().into_owned()]
+    })
+}
+
+/// One node's directories; everything of it is killed and removed when it is dropped.
+pub struct Node {
+    pub directory: tempfile::TempDir,
+    daemon: Option<(Frame, std::thread::JoinHandle<anyhow::Result<()>>)>,
+}
+
+impl Node {
+    pub fn new() -> Self {
+        let directory = tempfile::Builder::new().prefix("cri").tempdir_in("/tmp").unwrap();
+        for name in ["net.d", "bin", "root", "state", "logs"] {
+            std::fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        let node = Self { directory, daemon: None };
+        node.write_plugin();
+        node
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn write_plugin(&self) {
+        let log = self.path("cni.log");
+        let script = format!(
+            "#!/bin/sh\necho \"$CNI_COMMAND $CNI_CONTAINERID\" >> {}\n[ \"$CNI_COMMAND\" = ADD ] && echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[{{\"address\":\"10.9.8.7/24\"}}]}}'\ntrue\n",
+            log.display()
+        );
+        let path = self.path("bin/test-net");
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    pub fn write_network(&self) {
+        let list = r#"{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"test-net"}]}"#;
+        std::fs::write(self.path("net.d/10-test.conflist"), list).unwrap();
+    }
+
+    pub fn cni_calls(&self) -> Vec<String> {
+        std::fs::read_to_string(self.path("cni.log")).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
+    pub fn config(&self) -> Config {
+        Config {
+            listen: format!("unix://{}", self.path("cri.sock").display()),
+            root: self.path("root"),
+            state: self.path("state"),
+            cni_conf_dir: self.path("net.d"),
+            cni_bin_dirs: vec![self.path("bin")],
+            shim_command: shim_command(),
+            ..Config::default()
+        }
+    }
+
+    /// Imports the image, as `orlop image import` would.
+    pub fn import_image(&self) {
+        let config = orlop_images::Config { root: self.path("root"), ..orlop_images::Config::default() };
+        let store = orlop_images::ImageStore::open(config).unwrap();
+        let archive = self.path("busybox.tar");
+        std::fs::write(&archive, busybox_archive()).unwrap();
+        store.import(&archive).unwrap();
+    }
+
+    /// Starts the daemon and waits until it answers.
+    pub async fn start(&mut self) -> Client {
+        let config = self.config();
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            orlop_daemon::run(Settings::new("runtime"), |frame| async move {
+                orlop_runtime::start(&frame, config).await?;
+                let _ = sender.send(frame);
+                Ok(())
+            })
+        });
+        let Ok(frame) = receiver.await else { panic!("{:#}", thread.join().unwrap().unwrap_err()) };
+        self.daemon = Some((frame, thread));
+        Client::new(&self.path("cri.sock"))
+    }
+
+    /// Ends the daemon; its shims go on.
+    pub fn stop(&mut self) {
+        if let Some((frame, thread)) = self.daemon.take() {
+            frame.shutdown();
+            thread.join().unwrap().unwrap();
+        }
+    }
+
+    /// The shim of a sandbox.
+    pub fn shim_pid(&self, sandbox: &str) -> i32 {
+        let path = self.path("state/sandboxes").join(sandbox).join("shim.json");
+        let identity: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        i32::try_from(identity["pid"].as_i64().unwrap()).unwrap()
+    }
+
+    pub fn entries(&self, name: &str) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.path(name)) else { return Vec::new() };
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for sandbox in self.entries("state/sandboxes") {
+            if self.path("state/sandboxes").join(&sandbox).join("shim.json").exists() {
+                let pid = nix::unistd::Pid::from_raw(self.shim_pid(&sandbox));
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+        if let Some((frame, thread)) = self.daemon.take() {
+            frame.shutdown();
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A docker-save archive with busybox and a user.
+fn busybox_archive() -> Vec<u8> {
+    let busybox = std::fs::read("/usr/bin/busybox").expect("busybox-static is installed");
+    let mut layer = tar::Builder::new(Vec::new());
+    for directory in ["bin/", "etc/", "tmp/", "proc/", "sys/", "dev/"] {
+        append(&mut layer, directory, &[], 0o755, tar::EntryType::Directory);
+    }
+    append(&mut layer, "bin/busybox", &busybox, 0o755, tar::EntryType::Regular);
+    for applet in ["sh", "sleep", "cat", "true", "id"] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        layer.append_link(&mut header, format!("bin/{applet}"), "busybox").unwrap();
+    }
+    append(&mut layer, "etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/srv:/bin/sh\n", 0o644, tar::EntryType::Regular);
+    append(&mut layer, "etc/group", b"root:x:0:\nweb:x:34:\nmore:x:50:web\n", 0o644, tar::EntryType::Regular);
+    let layer = layer.into_inner().unwrap();
+    let digest = hex::encode(sha2::Sha256::digest(&layer));
+    let config = serde_json::json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": { "Cmd": ["/bin/busybox", "sleep", "600"], "Env": ["FROM_IMAGE=yes"], "StopSignal": "SIGTERM" },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
+    })
+    .to_string();
+    let name = format!("{}.json", hex::encode(sha2::Sha256::digest(config.as_bytes())));
+    let manifest = serde_json::json!([{ "Config": name, "RepoTags": ["busybox:test"], "Layers": ["layer.tar"] }]).to_string();
+    let mut archive = tar::Builder::new(Vec::new());
+    append(&mut archive, "layer.tar", &layer, 0o644, tar::EntryType::Regular);
+    append(&mut archive, &name, config.as_bytes(), 0o644, tar::EntryType::Regular);
+    append(&mut archive, "manifest.json", manifest.as_bytes(), 0o644, tar::EntryType::Regular);
+    archive.into_inner().unwrap()
+}
+
+fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, content: &[u8], mode: u32, kind: tar::EntryType) {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_size(content.len() as u64);
+    archive.append_data(&mut header, path, content).unwrap();
+}
+
+/// A kubelet.
+#[derive(Clone)]
+pub struct Client {
+    pub runtime: RuntimeServiceClient<Channel>,
+    pub images: ImageServiceClient<Channel>,
+}
+
+impl Client {
+    fn new(socket: &Path) -> Self {
+        let channel = orlop_cri::connect(socket.to_str().unwrap()).unwrap();
+        Self { runtime: RuntimeServiceClient::new(channel.clone()), images: ImageServiceClient::new(channel) }
+    }
+
+    pub async fn run_pod(&mut self, config: &v1::PodSandboxConfig) -> Result<String, tonic::Status> {
+        let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        Ok(self.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
+    }
+
+    pub async fn create(&mut self, sandbox: &str, config: v1::ContainerConfig) -> Result<String, tonic::Status> {
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            config: Some(config),
+            sandbox_config: None,
+        };
+        Ok(self.runtime.create_container(request).await?.into_inner().container_id)
+    }
+
+    pub async fn start(&mut self, container: &str) -> Result<(), tonic::Status> {
+        let request = v1::StartContainerRequest { container_id: container.to_owned() };
+        self.runtime.start_container(request).await.map(drop)
+    }
+
+    pub async fn stop(&mut self, container: &str, timeout: i64) -> Result<(), tonic::Status> {
+        let request = v1::StopContainerRequest { container_id: container.to_owned(), timeout };
+        self.runtime.stop_container(request).await.map(drop)
+    }
+
+    pub async fn remove(&mut self, container: &str) -> Result<(), tonic::Status> {
+        let request = v1::RemoveContainerRequest { container_id: container.to_owned() };
+        self.runtime.remove_container(request).await.map(drop)
+    }
+
+    pub async fn stop_pod(&mut self, sandbox: &str) -> Result<(), tonic::Status> {
+        let request = v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.to_owned() };
+        self.runtime.stop_pod_sandbox(request).await.map(drop)
+    }
+
+    pub async fn remove_pod(&mut self, sandbox: &str) -> Result<(), tonic::Status> {
+        let request = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.to_owned() };
+        self.runtime.remove_pod_sandbox(request).await.map(drop)
+    }
+
+    pub async fn status(&mut self, container: &str) -> v1::ContainerStatus {
+        let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
+        self.runtime.container_status(request).await.unwrap().into_inner().status.unwrap()
+    }
+
+    pub async fn pod_status(&mut self, sandbox: &str) -> v1::PodSandboxStatus {
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: false };
+        self.runtime.pod_sandbox_status(request).await.unwrap().into_inner().status.unwrap()
+    }
+
+    pub async fn exec_sync(&mut self, container: &str, command: &[&str]) -> Result<v1::ExecSyncResponse, tonic::Status> {
+        let cmd = command.iter().map(|word| (*word).to_owned()).collect();
+        let request = v1::ExecSyncRequest { container_id: container.to_owned(), cmd, timeout: 20 };
+        Ok(self.runtime.exec_sync(request).await?.into_inner())
+    }
+
+    /// Waits for a container's state.
+    pub async fn wait_state(&mut self, container: &str, state: v1::ContainerState) -> v1::ContainerStatus {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let status = self.status(container).await;
+            if status.state() == state {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "still {status:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+pub fn pod(node: &Node, name: &str) -> v1::PodSandboxConfig {
+    v1::PodSandboxConfig {
+        metadata: Some(v1::PodSandboxMetadata {
+            name: name.to_owned(),
+            uid: format!("uid-{name}"),
+            namespace: "default".to_owned(),
+            attempt: 0,
+        }),
+        hostname: name.to_owned(),
+        log_directory: node.path("logs").to_string_lossy().into_owned(),
+        labels: HashMap::from([("app".to_owned(), name.to_owned())]),
+        linux: Some(v1::LinuxPodSandboxConfig {
+            cgroup_parent: format!("/orlop-test-{}", std::process::id()),
+            security_context: Some(v1::LinuxSandboxSecurityContext {
+                namespace_options: Some(v1::NamespaceOption {
+                    pid: v1::NamespaceMode::Container as i32,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+pub fn container(name: &str, command: &[&str]) -> v1::ContainerConfig {
+    v1::ContainerConfig {
+        metadata: Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+        image: Some(v1::ImageSpec { image: IMAGE.to_owned(), ..Default::default() }),
+        command: command.iter().map(|word| (*word).to_owned()).collect(),
+        log_path: format!("{name}.log"),
+        linux: Some(v1::LinuxContainerConfig {
+            security_context: Some(v1::LinuxContainerSecurityContext {
+                namespace_options: Some(v1::NamespaceOption {
+                    pid: v1::NamespaceMode::Container as i32,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
