@@ -6,6 +6,7 @@
 
 pub mod archive;
 pub mod blobs;
+pub mod client;
 pub mod compression;
 mod credential;
 pub mod manifest;

@@ -1,0 +1,197 @@
+use bytes::Bytes;
+use http::header::{CONTENT_RANGE, RANGE};
+use http::{HeaderValue, Method, StatusCode};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use orlop_types::Reference;
+
+use super::error::RegistryError;
+use super::hosts::Host;
+use super::transport::failure;
+use super::{RegistryClient, pause};
+use crate::Credential;
+use crate::manifest::Descriptor;
+
+/// Cuts in a row, without a byte between them, before a host is given up.
+const CUT_LIMIT: u32 = 4;
+
+/// A blob on its way. A connection that breaks is taken up again where it was, at the same host or the next one.
+///
+/// The content is not verified here: it passes by once, and whoever writes it hashes it.
+pub struct BlobDownload {
+    client: RegistryClient,
+    reference: Reference,
+    descriptor: Descriptor,
+    credential: Option<Credential>,
+    hosts: Vec<Host>,
+    host: usize,
+    offset: u64,
+    cuts: u32,
+    body: Option<Incoming>,
+    /// Bytes to throw away: the host ignored the range.
+    skip: u64,
+}
+
+impl RegistryClient {
+    /// Prepares to fetch a blob; nothing is sent yet. `skip_hosts` leaves out hosts that gave wrong content before.
+    ///
+    /// # Errors
+    /// A hosts file that makes no sense, or no host left.
+    pub fn download(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        credential: Option<&Credential>,
+        skip_hosts: usize,
+    ) -> Result<BlobDownload, RegistryError> {
+        let mut hosts = self.hosts(reference)?;
+        if hosts.iter().any(|host| host.can_pull) {
+            hosts.retain(|host| host.can_pull);
+        }
+        if skip_hosts >= hosts.len() {
+            let what = descriptor.digest.to_string();
+            return Err(RegistryError::NotFound { what, host: reference.registry().to_owned() });
+        }
+        Ok(BlobDownload {
+            client: self.clone(),
+            reference: reference.clone(),
+            descriptor: descriptor.clone(),
+            credential: credential.cloned(),
+            host: skip_hosts,
+            hosts,
+            offset: 0,
+            cuts: 0,
+            body: None,
+            skip: 0,
+        })
+    }
+}
+
+impl BlobDownload {
+    /// How many hosts there are; for `skip_hosts`.
+    pub fn host_count(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// Index of the host that is asked now.
+    pub fn host_index(&self) -> usize {
+        self.host
+    }
+
+    /// Name of the host that is asked now.
+    pub fn host_name(&self) -> &str {
+        &self.hosts[self.host].authority
+    }
+
+    /// The next bytes; none at the end, when exactly the announced size has passed. Not cancel safe: a dropped call may lose bytes.
+    ///
+    /// # Errors
+    /// Every host failed; the last one's error.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, RegistryError> {
+        loop {
+            if self.offset == self.descriptor.size && (self.body.is_some() || self.offset > 0) {
+                return Ok(None);
+            }
+            let result = match self.body.take() {
+                None => self.connect().await.map(|()| None),
+                Some(body) => self.read(body).await,
+            };
+            match result {
+                Ok(Some(chunk)) => {
+                    self.cuts = 0;
+                    return Ok(Some(chunk));
+                }
+                Ok(None) => {}
+                Err(error) => self.recover(error).await?,
+            }
+            if self.descriptor.size == 0 && self.body.is_some() {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> Result<(), RegistryError> {
+        let host = &self.hosts[self.host];
+        let path = format!("{}/blobs/{}", self.reference.repository(), self.descriptor.digest);
+        let mut call = self.client.call(host, Method::GET, &path);
+        if self.offset > 0 {
+            let range = format!("bytes={}-", self.offset);
+            call.headers.insert(RANGE, HeaderValue::from_str(&range).expect("digits are a header"));
+        }
+        let response =
+            self.client.send_authorized(call, self.reference.repository(), self.credential.as_ref()).await?;
+        self.skip = match response.status() {
+            StatusCode::OK => self.offset,
+            StatusCode::PARTIAL_CONTENT => {
+                let starts = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).and_then(range_start);
+                match starts {
+                    Some(start) if start <= self.offset => self.offset - start,
+                    _ => return Err(self.protocol("a part that was not asked for")),
+                }
+            }
+            _ => {
+                let what = format!("blob {} of {}", self.descriptor.digest, self.reference.name());
+                return Err(failure(&host.authority, &what, response, self.client.inner.config.stall_timeout).await);
+            }
+        };
+        self.body = Some(response.into_body());
+        Ok(())
+    }
+
+    async fn read(&mut self, mut body: Incoming) -> Result<Option<Bytes>, RegistryError> {
+        let stall = self.client.inner.config.stall_timeout;
+        let host = || self.hosts[self.host].authority.clone();
+        let frame = match tokio::time::timeout(stall, body.frame()).await {
+            Err(_) => return Err(RegistryError::Timeout { host: host(), what: "data", after: stall }),
+            Ok(Some(Err(error))) => return Err(RegistryError::Cut { host: host(), reason: error.to_string() }),
+            Ok(None) => {
+                let reason = format!("{} of {} bytes arrived", self.offset, self.descriptor.size);
+                return Err(RegistryError::Cut { host: host(), reason });
+            }
+            Ok(Some(Ok(frame))) => frame,
+        };
+        self.body = Some(body);
+        let Ok(mut data) = frame.into_data() else { return Ok(None) };
+        let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(data.len());
+        self.skip -= skipped as u64;
+        let _ = data.split_to(skipped);
+        if data.is_empty() {
+            return Ok(None);
+        }
+        self.offset += data.len() as u64;
+        if self.offset > self.descriptor.size {
+            return Err(self.protocol(&format!("more than the announced {} bytes", self.descriptor.size)));
+        }
+        Ok(Some(data))
+    }
+
+    /// Decides where to go on after an error.
+    async fn recover(&mut self, error: RegistryError) -> Result<(), RegistryError> {
+        self.body = None;
+        let overrun = self.offset > self.descriptor.size;
+        let limit = if self.offset > 0 { CUT_LIMIT } else { self.client.retries(&self.hosts[self.host]) };
+        if error.is_retryable() && self.cuts < limit {
+            self.cuts += 1;
+            tracing::debug!(digest = %self.descriptor.digest, offset = self.offset, %error, "download is taken up again");
+            pause(self.cuts, error.retry_after()).await;
+            return Ok(());
+        }
+        // Bytes that were handed out already cannot be taken back.
+        if !overrun && self.host + 1 < self.hosts.len() {
+            tracing::debug!(digest = %self.descriptor.digest, %error, "the next host is asked");
+            self.host += 1;
+            self.cuts = 0;
+            return Ok(());
+        }
+        Err(error)
+    }
+
+    fn protocol(&self, reason: &str) -> RegistryError {
+        RegistryError::Protocol { host: self.hosts[self.host].authority.clone(), reason: reason.to_owned() }
+    }
+}
+
+/// The first position of `bytes START-END/SIZE` (RFC 9110 section 14.4).
+fn range_start(text: &str) -> Option<u64> {
+    text.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
+}

@@ -1,0 +1,123 @@
+use std::time::Duration;
+
+use orlop_types::Digest;
+
+use super::hosts::HostsError;
+use crate::manifest::ManifestError;
+
+/// Why a registry did not give what was asked for. Texts are fit for an event that a user reads.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The registry has no such manifest or blob.
+    #[error("{what}: not found at {host}")]
+    NotFound {
+        /// What was asked for.
+        what: String,
+        /// Who said so.
+        host: String,
+    },
+    /// The registry wants an account, or another one. Registries say so for repositories that do not exist, too.
+    #[error("pull access denied by {host}, repository does not exist or may require authorization: {reason}")]
+    Unauthorized {
+        /// Who said so.
+        host: String,
+        /// Its words.
+        reason: String,
+    },
+    /// Too many requests.
+    #[error("{host} limits the rate of requests: {reason}")]
+    RateLimited {
+        /// Who said so.
+        host: String,
+        /// Its words.
+        reason: String,
+        /// When it may be asked again.
+        retry_after: Option<Duration>,
+    },
+    /// Any other answer that is no success.
+    #[error("{host} answered {status}: {reason}")]
+    Status {
+        /// Who said so.
+        host: String,
+        /// HTTP status.
+        status: u16,
+        /// Its words.
+        reason: String,
+    },
+    /// No connection.
+    #[error("failed to connect to {host}: {reason}")]
+    Connect {
+        /// To whom.
+        host: String,
+        /// Why, as far as known.
+        reason: String,
+    },
+    /// Nothing happened for too long.
+    #[error("{host} gave no {what} for {}s", .after.as_secs())]
+    Timeout {
+        /// Who.
+        host: String,
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        after: Duration,
+    },
+    /// The connection ended early.
+    #[error("connection to {host} was cut: {reason}")]
+    Cut {
+        /// Whose.
+        host: String,
+        /// Why, as far as known.
+        reason: String,
+    },
+    /// The content is not what was asked for.
+    #[error("{host} gave wrong content for {digest}: {reason}")]
+    Content {
+        /// Who.
+        host: String,
+        /// What was asked for.
+        digest: Digest,
+        /// How it differs.
+        reason: String,
+    },
+    /// The answer breaks the protocol.
+    #[error("{host} gave an answer that makes no sense: {reason}")]
+    Protocol {
+        /// Who.
+        host: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The manifest is of no use.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The hosts file is of no use.
+    #[error(transparent)]
+    Hosts(#[from] HostsError),
+}
+
+impl RegistryError {
+    /// Whether a later attempt at the same host may succeed.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            RegistryError::RateLimited { .. }
+            | RegistryError::Connect { .. }
+            | RegistryError::Timeout { .. }
+            | RegistryError::Cut { .. } => true,
+            RegistryError::Status { status, .. } => *status >= 500 || *status == 408,
+            RegistryError::NotFound { .. }
+            | RegistryError::Unauthorized { .. }
+            | RegistryError::Content { .. }
+            | RegistryError::Protocol { .. }
+            | RegistryError::Manifest(_)
+            | RegistryError::Hosts(_) => false,
+        }
+    }
+
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            RegistryError::RateLimited { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Registry client: manifests and blobs by HTTP (OCI distribution-spec 1.1), over mirrors and the registry itself.
+//!
+//! ```text
+//!   reference -> hosts (hosts.toml, mirror, registry) -> per host: request -> 401? token, again -> redirects -> answer
+//! ```
+//!
+//! Invariants: a credential goes to the image's own registry (or the server it was given for) and to the token service that this
+//! host names, never to a mirror or behind a redirect; plain HTTP only where it is stated or on loopback; every wait has a bound
+//! (connect, first byte, stall); content is compared with its digest before anybody sees it.
+
+mod auth;
+mod challenge;
+mod download;
+mod error;
+mod hosts;
+mod manifests;
+mod tls;
+mod transport;
+
+pub use download::BlobDownload;
+pub use error::RegistryError;
+pub use hosts::{Host, HostsError, HostsFile, plan_hosts, read_hosts};
+pub use manifests::FetchedManifest;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use orlop_types::Reference;
+
+use auth::Tokens;
+use transport::Transport;
+
+/// Bounds and sources of a [`RegistryClient`].
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// containerd's `certs.d` layout.
+    pub hosts_dir: Option<PathBuf>,
+    /// Base URL of a mirror that is asked first for everything.
+    pub mirror: Option<String>,
+    /// To a TCP and TLS connection, unless a hosts file says otherwise.
+    pub connect_timeout: Duration,
+    /// From the request to the head of the answer.
+    pub first_byte_timeout: Duration,
+    /// Without a byte of the body.
+    pub stall_timeout: Duration,
+    /// Attempts per host after the first one, for errors that may pass.
+    pub retries: u32,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            hosts_dir: None,
+            mirror: None,
+            connect_timeout: Duration::from_secs(10),
+            first_byte_timeout: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(30),
+            retries: 2,
+        }
+    }
+}
+
+/// A client for every registry; cheap to clone. Connections and tokens are kept.
+#[derive(Clone)]
+pub struct RegistryClient {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: ClientConfig,
+    transport: Transport,
+    tokens: Tokens,
+}
+
+impl RegistryClient {
+    /// A client that has not talked to anybody yet.
+    pub fn new(config: ClientConfig) -> Self {
+        let transport = Transport::new(config.first_byte_timeout);
+        Self { inner: Arc::new(Inner { config, transport, tokens: Tokens::default() }) }
+    }
+
+    /// The hosts to ask for a reference, in order. The hosts file is read each time: it may change without a restart.
+    ///
+    /// # Errors
+    /// A hosts file that makes no sense.
+    fn hosts(&self, reference: &Reference) -> Result<Vec<Host>, RegistryError> {
+        let file = match &self.inner.config.hosts_dir {
+            Some(directory) => read_hosts(directory, reference.registry())?,
+            None => None,
+        };
+        Ok(plan_hosts(reference.registry(), file, self.inner.config.mirror.as_deref())?)
+    }
+}
+
+/// A pause before attempt `attempt` (from 1): doubling from a quarter second to four, with jitter.
+async fn pause(attempt: u32, wanted: Option<Duration>) {
+    let step = Duration::from_millis(250).saturating_mul(1 << attempt.min(4).saturating_sub(1));
+    let jittered = step.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+    tokio::time::sleep(wanted.unwrap_or(jittered).min(Duration::from_secs(10))).await;
+}
