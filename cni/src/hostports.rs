@@ -41,7 +41,7 @@ fn sets(version: IpVersion) -> Sets {
             &[address, DataType::Protocol, DataType::Port],
             &target,
         ),
-        hairpin: Set::set("hairpin", &[address, address]),
+        hairpin: Set::plain("hairpin", &[address, address]),
     }
 }
 

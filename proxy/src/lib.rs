@@ -157,3 +157,11 @@ pub fn remove_all() -> anyhow::Result<()> {
     let tables = [rules::table(IpVersion::V4), rules::table(IpVersion::V6)];
     Ok(kernel::Kernel::default().delete_tables(&tables)?)
 }
+
+/// [`remove_all`] for async callers: on a blocking thread, in the process's network namespace.
+///
+/// # Errors
+/// As [`remove_all`].
+pub async fn cleanup() -> anyhow::Result<()> {
+    tokio::task::spawn_blocking(remove_all).await?
+}

@@ -26,6 +26,8 @@ use orlop_daemon::config::Validate;
 use orlop_daemon::{Drain, Frame, ReadyGuard};
 use orlop_kube::Key;
 use orlop_kube::network::NetworkWatches;
+// The plan's words: plain values, no sockets.
+use orlop_netlink::route::{MacAddress, Neighbour, NeighbourTable, Route};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -279,11 +281,7 @@ impl Overlay {
     }
 
     /// Tells the other nodes where this one is, when they do not know yet.
-    async fn announce(
-        &self,
-        own: &orlop_kube::network::Node,
-        mac: orlop_netlink::route::MacAddress,
-    ) -> anyhow::Result<()> {
+    async fn announce(&self, own: &orlop_kube::network::Node, mac: MacAddress) -> anyhow::Result<()> {
         let wanted = plan::annotations(self.config.vni, mac, self.config.node_ip);
         if wanted
             .iter()

@@ -5,12 +5,13 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use orlop_kube::network::Node;
-use orlop_netlink::route::{MacAddress, Neighbour, NeighbourTable, Route};
 use orlop_nft::{
     Chain, ChainKind, Command, Family, Hook, PRIORITY_FILTER, PRIORITY_SNAT, Rule, Statement, Table, Verdict,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use super::{MacAddress, Neighbour, NeighbourTable, Route};
 
 /// `rtm_protocol` of our routes: a number that nobody has registered, to know them again.
 pub(crate) const ROUTE_PROTOCOL: u8 = 111;

@@ -206,16 +206,7 @@ impl Expression {
                 put_data(encoder, 4, mask);
                 put_data(encoder, 5, xor);
             }
-            Self::Lookup { set, id, destination } => {
-                encoder.put_be32(2, REGISTER_1);
-                if let Some(destination) = destination {
-                    encoder.put_be32(3, *destination);
-                }
-                encoder.put_str(1, set);
-                if let Some(id) = id {
-                    encoder.put_be32(4, *id);
-                }
-            }
+            Self::Lookup { set, id, destination } => encode_lookup(encoder, set, *id, *destination),
             Self::Random { modulus, register } => {
                 put_all(
                     encoder,
@@ -234,17 +225,32 @@ impl Expression {
                     &[(1, *kind as u32), (2, family), (3, *address), (5, *port)],
                 );
             }
+            Self::Connection { key } => put_all(encoder, &[(1, REGISTER_1), (2, *key)]),
+            Self::AddressType { of } => {
+                put_all(
+                    encoder,
+                    &[(1, REGISTER_1), (2, FIB_RESULT_ADDRTYPE), (3, *of as u32)],
+                );
+            }
+            Self::Masquerade
+            | Self::Update { .. }
+            | Self::Reject
+            | Self::ResetTcp
+            | Self::Counter
+            | Self::Notrack
+            | Self::Verdict(_) => self.encode_action(encoder, family),
+        }
+    }
+
+    /// Expressions that do something instead of loading or comparing.
+    fn encode_action(&self, encoder: &mut Encoder, family: u8) {
+        match self {
             Self::Masquerade => encoder.put_be32(1, NAT_RANDOM_FULLY),
             Self::Update { set, timeout } => {
                 encoder.put_str(1, set);
                 put_all(encoder, &[(3, DYNSET_UPDATE), (4, REGISTER_1)]);
                 encoder.put_be64(6, u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
             }
-            Self::Connection { key } => put_all(encoder, &[(1, REGISTER_1), (2, *key)]),
-            Self::AddressType { of } => put_all(
-                encoder,
-                &[(1, REGISTER_1), (2, FIB_RESULT_ADDRTYPE), (3, *of as u32)],
-            ),
             Self::Reject => encode_reject(encoder, family),
             Self::ResetTcp => {
                 encoder.put_be32(1, REJECT_TCP_RESET);
@@ -254,12 +260,24 @@ impl Expression {
                 encoder.put_be64(1, 0);
                 encoder.put_be64(2, 0);
             }
-            Self::Notrack => {}
             Self::Verdict(verdict) => {
                 encoder.put_be32(1, REGISTER_VERDICT);
                 encoder.nested(2, |encoder| put_verdict(encoder, verdict));
             }
+            // `notrack` has no attributes; the rest is not an action.
+            _ => {}
         }
+    }
+}
+
+fn encode_lookup(encoder: &mut Encoder, set: &str, id: Option<u32>, destination: Option<u32>) {
+    encoder.put_be32(2, REGISTER_1);
+    if let Some(destination) = destination {
+        encoder.put_be32(3, destination);
+    }
+    encoder.put_str(1, set);
+    if let Some(id) = id {
+        encoder.put_be32(4, id);
     }
 }
 

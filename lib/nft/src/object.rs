@@ -206,7 +206,7 @@ pub struct Set {
 
 impl Set {
     /// A plain set.
-    pub fn set(name: impl Into<String>, key: &[DataType]) -> Self {
+    pub fn plain(name: impl Into<String>, key: &[DataType]) -> Self {
         Self {
             name: name.into(),
             key: key.to_vec(),
@@ -221,7 +221,7 @@ impl Set {
     pub fn verdicts(name: impl Into<String>, key: &[DataType]) -> Self {
         Self {
             data: SetData::Verdict,
-            ..Self::set(name, key)
+            ..Self::plain(name, key)
         }
     }
 
@@ -229,7 +229,7 @@ impl Set {
     pub fn map(name: impl Into<String>, key: &[DataType], data: &[DataType]) -> Self {
         Self {
             data: SetData::Values(data.to_vec()),
-            ..Self::set(name, key)
+            ..Self::plain(name, key)
         }
     }
 
@@ -238,7 +238,7 @@ impl Set {
         Self {
             timeout: true,
             dynamic_size: Some(size),
-            ..Self::set(name, key)
+            ..Self::plain(name, key)
         }
     }
 }

@@ -264,6 +264,8 @@ fn display_key(formatter: &mut fmt::Formatter<'_>, key: &[Selector]) -> fmt::Res
 const CT_STATE_NEW: u32 = 8;
 /// `IPS_DST_NAT`.
 const CT_STATUS_DNAT: u32 = 0x20;
+/// `IFNAMSIZ`.
+const INTERFACE_NAME_BYTES: usize = 16;
 /// `IPPROTO_TCP`.
 const PROTOCOL_TCP: u8 = 6;
 /// `RTN_LOCAL`.
@@ -339,17 +341,7 @@ impl Statement {
                 load_key(key, into);
                 into.push(Expression::lookup_into(map, expression::REGISTER_VERDICT));
             }
-            Self::RandomVerdict(verdicts) => {
-                let modulus =
-                    u32::try_from(verdicts.len()).expect("a rule has far fewer verdicts than 4 billion");
-                into.push(Expression::Random { modulus, register });
-                let (set, id) = anonymous(verdicts);
-                into.push(Expression::Lookup {
-                    set,
-                    id: Some(id),
-                    destination: Some(expression::REGISTER_VERDICT),
-                });
-            }
+            Self::RandomVerdict(verdicts) => lower_random(into, verdicts, anonymous(verdicts)),
             Self::DnatByMap { version, key, map } => {
                 load_key(key, into);
                 into.push(Expression::lookup_into(map, register));
@@ -374,24 +366,9 @@ impl Statement {
             Self::ConnectionTranslated => lower_connection(into, expression::CT_STATUS, CT_STATUS_DNAT),
             Self::DestinationLocal => lower_fib(into, FibKey::Destination),
             Self::SourceLocal => lower_fib(into, FibKey::Source),
-            Self::OutInterface { name, negated } => {
-                into.push(Expression::Meta {
-                    key: MetaKey::OutInterfaceName,
-                    register,
-                });
-                let mut bytes = name.clone().into_bytes();
-                bytes.resize(16, 0);
-                into.push(expression::equal(bytes, *negated));
-            }
+            Self::OutInterface { name, negated } => lower_out_interface(into, name, *negated),
             Self::Reject => into.push(Expression::Reject),
-            Self::ResetTcp => {
-                into.push(Expression::Meta {
-                    key: MetaKey::L4Protocol,
-                    register,
-                });
-                into.push(expression::equal(vec![PROTOCOL_TCP], false));
-                into.push(Expression::ResetTcp);
-            }
+            Self::ResetTcp => lower_reset(into),
             Self::Counter => into.push(Expression::Counter),
             Self::Notrack => into.push(Expression::Notrack),
             Self::Verdict(verdict) => into.push(Expression::Verdict(verdict.clone())),
@@ -444,6 +421,39 @@ fn lower_network(into: &mut Vec<Expression>, network: IpNet, offset: fn(IpVersio
         into.push(expression::bitwise(mask, vec![0; bytes.len()]));
     }
     into.push(expression::equal(bytes[..length as usize].to_vec(), negated));
+}
+
+/// A random number below the number of verdicts, looked up in the anonymous map of name and id.
+fn lower_random(into: &mut Vec<Expression>, verdicts: &[Verdict], (set, id): (String, u32)) {
+    let modulus = u32::try_from(verdicts.len()).expect("a rule has far fewer verdicts than 4 billion");
+    into.push(Expression::Random {
+        modulus,
+        register: expression::REGISTER_1,
+    });
+    into.push(Expression::Lookup {
+        set,
+        id: Some(id),
+        destination: Some(expression::REGISTER_VERDICT),
+    });
+}
+
+fn lower_out_interface(into: &mut Vec<Expression>, name: &str, negated: bool) {
+    into.push(Expression::Meta {
+        key: MetaKey::OutInterfaceName,
+        register: expression::REGISTER_1,
+    });
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.resize(INTERFACE_NAME_BYTES, 0);
+    into.push(expression::equal(bytes, negated));
+}
+
+fn lower_reset(into: &mut Vec<Expression>) {
+    into.push(Expression::Meta {
+        key: MetaKey::L4Protocol,
+        register: expression::REGISTER_1,
+    });
+    into.push(expression::equal(vec![PROTOCOL_TCP], false));
+    into.push(Expression::ResetTcp);
 }
 
 fn lower_connection(into: &mut Vec<Expression>, key: u32, bits: u32) {

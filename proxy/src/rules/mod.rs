@@ -71,9 +71,9 @@ pub(crate) struct StaticSets {
 pub(crate) fn static_sets(version: IpVersion) -> StaticSets {
     let address = version.data_type();
     StaticSets {
-        node_served: Set::set("node-served", &[address]),
-        cluster_addresses: Set::set("cluster-ips", &[address]),
-        hairpin: Set::set("hairpin", &[address, address]),
+        node_served: Set::plain("node-served", &[address]),
+        cluster_addresses: Set::plain("cluster-ips", &[address]),
+        hairpin: Set::plain("hairpin", &[address, address]),
     }
 }
 
