@@ -71,7 +71,9 @@ impl Config {
 
     /// The address that others reach this server at; none when only a wildcard is known.
     pub(crate) fn advertised(&self) -> Option<IpAddr> {
-        self.advertise_address.or_else(|| self.listen.first().map(SocketAddr::ip)).filter(|address| !address.is_unspecified())
+        self.advertise_address
+            .or_else(|| self.listen.first().map(SocketAddr::ip))
+            .filter(|address| !address.is_unspecified())
     }
 
     /// The range of node ports, inclusive.
@@ -94,15 +96,24 @@ impl orlop_daemon::config::Validate for Config {
             problems.push("listen is empty: give at least one address and port".to_owned());
         }
         if self.node_ports().is_none() {
-            problems.push(format!("nodePortRange is {:?}: give FIRST-LAST, for example 30000-32767", self.node_port_range));
+            problems.push(format!(
+                "nodePortRange is {:?}: give FIRST-LAST, for example 30000-32767",
+                self.node_port_range
+            ));
         }
         if self.service_cidr.prefix_len() > 28 {
-            problems.push(format!("serviceCidr is {}: it must hold at least 16 addresses", self.service_cidr));
+            problems.push(format!(
+                "serviceCidr is {}: it must hold at least 16 addresses",
+                self.service_cidr
+            ));
         }
         if let Some(address) = self.cluster_dns
             && (!self.service_cidr.contains(&address) || address == self.kubernetes_address())
         {
-            problems.push(format!("clusterDns is {address}: give an address of serviceCidr {} other than its first", self.service_cidr));
+            problems.push(format!(
+                "clusterDns is {address}: give an address of serviceCidr {} other than its first",
+                self.service_cidr
+            ));
         }
         if self.kubelet_client_cert_file.is_some() != self.kubelet_client_key_file.is_some() {
             problems.push("kubeletClientCertFile and kubeletClientKeyFile: give both or none".to_owned());

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
+use orlop_resources::Resource;
 use orlop_resources::selector::{FieldSelector, LabelSelector};
 use orlop_resources::status::{self, ApiError};
-use orlop_resources::Resource;
 use orlop_store::Entry;
 use serde_json::Value;
 
@@ -67,7 +67,8 @@ impl Context {
 
     /// What the answer should look like; 406 when nothing fits.
     pub(crate) fn format(&self, streaming: bool) -> Result<Format, ApiError> {
-        accept::negotiate(self.header(header::ACCEPT), streaming).ok_or_else(|| status::not_acceptable(accept::ACCEPTED))
+        accept::negotiate(self.header(header::ACCEPT), streaming)
+            .ok_or_else(|| status::not_acceptable(accept::ACCEPTED))
     }
 
     pub(crate) fn dry_run(&self) -> Result<bool, ApiError> {
@@ -103,7 +104,12 @@ impl Context {
         }
         // The old watch path names an object without a selector.
         let name = (!self.info.name.is_empty()).then(|| self.info.name.clone());
-        Ok(Selection { resource: self.resource, labels, fields, name })
+        Ok(Selection {
+            resource: self.resource,
+            labels,
+            fields,
+            name,
+        })
     }
 
     /// Adds the warnings to an answer (RFC 9111 calls them obsolete, Kubernetes clients print them).
@@ -123,7 +129,9 @@ pub(crate) fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool,
     let mut dry = false;
     for value in values {
         if value != "All" {
-            return Err(status::bad_request(format!("dryRun: Unsupported value: {value:?}: supported values: \"All\"")));
+            return Err(status::bad_request(format!(
+                "dryRun: Unsupported value: {value:?}: supported values: \"All\""
+            )));
         }
         dry = true;
     }
@@ -160,6 +168,11 @@ impl Selection {
         let mut object = parse(entry);
         self.resource.from_storage(&mut object);
         let fields = self.resource.selectable_fields(&object);
-        self.fields.matches(|field| fields.iter().find(|(name, _)| *name == field).map(|(_, value)| value.as_str()))
+        self.fields.matches(|field| {
+            fields
+                .iter()
+                .find(|(name, _)| *name == field)
+                .map(|(_, value)| value.as_str())
+        })
     }
 }

@@ -22,13 +22,21 @@ impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         // The encoder appends "_total".
-        registry.register("apiserver_request", "Requests by verb, resource and code", metrics.requests.clone());
+        registry.register(
+            "apiserver_request",
+            "Requests by verb, resource and code",
+            metrics.requests.clone(),
+        );
         metrics
     }
 
     /// `resource` must be a known one, or empty: labels are bounded.
     pub(crate) fn count(&self, verb: &str, resource: &str, code: u16) {
-        let labels = RequestLabels { verb: verb.to_uppercase(), resource: resource.to_owned(), code };
+        let labels = RequestLabels {
+            verb: verb.to_uppercase(),
+            resource: resource.to_owned(),
+            code,
+        };
         self.requests.get_or_create(&labels).inc();
     }
 }

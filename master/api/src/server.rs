@@ -42,46 +42,86 @@ enum Door {
 /// TLS with optional client certificates; HTTP/2 or HTTP/1.1.
 pub(crate) fn tls(config: &Config) -> anyhow::Result<tokio_rustls::TlsAcceptor> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&config.client_ca_file)?), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .context("failed to use the client certificate authority")?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(
+        Arc::new(roots(&config.client_ca_file)?),
+        provider.clone(),
+    )
+    .allow_unauthenticated()
+    .build()
+    .context("failed to use the client certificate authority")?;
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(certificates(&config.tls_cert_file)?, private_key(&config.tls_key_file)?)
-        .with_context(|| format!("failed to use the serving certificate {}", config.tls_cert_file.display()))?;
+        .with_single_cert(
+            certificates(&config.tls_cert_file)?,
+            private_key(&config.tls_key_file)?,
+        )
+        .with_context(|| {
+            format!(
+                "failed to use the serving certificate {}",
+                config.tls_cert_file.display()
+            )
+        })?;
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(tokio_rustls::TlsAcceptor::from(Arc::new(tls)))
 }
 
 /// Binds every configured address; the first error names it.
-pub(crate) async fn listen(frame: &Frame, api: &Arc<Api>, tls: tokio_rustls::TlsAcceptor) -> anyhow::Result<()> {
+pub(crate) async fn listen(
+    frame: &Frame,
+    api: &Arc<Api>,
+    tls: tokio_rustls::TlsAcceptor,
+) -> anyhow::Result<()> {
     let limit = Arc::new(Semaphore::new(CONNECTION_LIMIT));
     for address in &api.config.listen {
         let listener = bind(*address).await?;
-        serve(frame, format!("https-{address}"), listener, Door::Tls(tls.clone()), api.clone(), limit.clone());
+        serve(
+            frame,
+            format!("https-{address}"),
+            listener,
+            Door::Tls(tls.clone()),
+            api.clone(),
+            limit.clone(),
+        );
     }
     if api.config.insecure_port != 0 {
         let address = SocketAddr::from(([127, 0, 0, 1], api.config.insecure_port));
         let listener = bind(address).await?;
         tracing::warn!(%address, "plain HTTP is on: every process of this machine is a superuser of the cluster");
-        serve(frame, format!("http-{address}"), listener, Door::Superuser, api.clone(), limit);
+        serve(
+            frame,
+            format!("http-{address}"),
+            listener,
+            Door::Superuser,
+            api.clone(),
+            limit,
+        );
     }
     Ok(())
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("failed to listen on {address}"))?;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("failed to listen on {address}"))?;
     tracing::info!(%address, "listening");
     Ok(listener)
 }
 
-fn serve(frame: &Frame, name: String, listener: TcpListener, door: Door, api: Arc<Api>, limit: Arc<Semaphore>) {
+fn serve(
+    frame: &Frame,
+    name: String,
+    listener: TcpListener,
+    door: Door,
+    api: Arc<Api>,
+    limit: Arc<Semaphore>,
+) {
     let drain = frame.drain();
     frame.spawn(name, async move {
         loop {
-            let Ok(permit) = limit.clone().acquire_owned().await else { return Ok(()) };
+            let Ok(permit) = limit.clone().acquire_owned().await else {
+                return Ok(());
+            };
             let stream = tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
@@ -111,12 +151,25 @@ async fn connection(stream: TcpStream, door: Door, api: Arc<Api>) -> anyhow::Res
     stream.set_nodelay(true)?;
     match door {
         Door::Tls(acceptor) => {
-            let stream = tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await.context("TLS handshake")??;
-            let certificate = stream.get_ref().1.peer_certificates().and_then(|certificates| certificates.first());
+            let stream = tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream))
+                .await
+                .context("TLS handshake")??;
+            let certificate = stream
+                .get_ref()
+                .1
+                .peer_certificates()
+                .and_then(|certificates| certificates.first());
             let identity = certificate.and_then(from_certificate).map(Arc::new);
             requests(stream, identity, api).await
         }
-        Door::Superuser => requests(stream, Some(Arc::new(Identity::superuser("system:unsecured"))), api).await,
+        Door::Superuser => {
+            requests(
+                stream,
+                Some(Arc::new(Identity::superuser("system:unsecured"))),
+                api,
+            )
+            .await
+        }
     }
 }
 
@@ -133,7 +186,10 @@ where
         }
     });
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_LIMIT);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_LIMIT);
     builder
         .http2()
         .timer(TokioTimer::new())

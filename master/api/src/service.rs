@@ -20,7 +20,11 @@ use crate::state::Api;
 use crate::subresource;
 
 /// Answers one request. `known` is the identity that the connection proved, if any.
-pub(crate) fn answer(api: Arc<Api>, known: Option<Arc<Identity>>, request: Request<Body>) -> BoxFuture<'static, Reply> {
+pub(crate) fn answer(
+    api: Arc<Api>,
+    known: Option<Arc<Identity>>,
+    request: Request<Body>,
+) -> BoxFuture<'static, Reply> {
     Box::pin(handle(api, known, request))
 }
 
@@ -45,11 +49,13 @@ async fn handle(api: Arc<Api>, known: Option<Arc<Identity>>, request: Request<Bo
         }
     };
     let reply = match target {
-        Route::Resource(info) => objects(&api, identity, info, query, request).await.unwrap_or_else(|error| failure(&error)),
+        Route::Resource(info) => objects(&api, identity, info, query, request)
+            .await
+            .unwrap_or_else(|error| failure(&error)),
         Route::Other => {
             let (parts, _) = request.into_parts();
             other(&api, &identity, &query, &parts).await
-        },
+        }
     };
     api.metrics.count(&verb, &resource, reply.status().as_u16());
     reply
@@ -65,7 +71,11 @@ fn required_field(query: &Query, field: &str) -> Option<String> {
     selector.required(field).map(str::to_owned)
 }
 
-fn identify(api: &Api, known: Option<Arc<Identity>>, request: &Request<Body>) -> Result<Arc<Identity>, ApiError> {
+fn identify(
+    api: &Api,
+    known: Option<Arc<Identity>>,
+    request: &Request<Body>,
+) -> Result<Arc<Identity>, ApiError> {
     if let Some(known) = known {
         return Ok(known);
     }
@@ -128,7 +138,11 @@ async fn objects(
         node_name: node_name.as_deref(),
     };
     if !authorize::may(&identity, &asked, &**api) {
-        let namespace = if info.resource == "namespaces" { "" } else { &info.namespace };
+        let namespace = if info.resource == "namespaces" {
+            ""
+        } else {
+            &info.namespace
+        };
         return Err(status::forbidden(Attempt {
             user: &identity.user,
             verb: info.verb,

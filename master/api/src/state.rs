@@ -34,7 +34,11 @@ pub(crate) fn prefix(resource: &Resource) -> String {
 /// The prefix of a resource's objects, in one namespace when one is given.
 pub(crate) fn prefix_in(resource: &Resource, namespace: &str) -> String {
     let prefix = prefix(resource);
-    if resource.namespaced && !namespace.is_empty() { format!("{prefix}{namespace}/") } else { prefix }
+    if resource.namespaced && !namespace.is_empty() {
+        format!("{prefix}{namespace}/")
+    } else {
+        prefix
+    }
 }
 
 pub(crate) fn key(resource: &Resource, namespace: &str, name: &str) -> String {
@@ -46,13 +50,17 @@ pub(crate) fn owner_of(key: &str) -> Option<&'static Resource> {
     resources().iter().find(|row| {
         !row.storage.is_empty()
             && !row.is_view()
-            && key.strip_prefix("/registry/").and_then(|rest| rest.strip_prefix(row.storage)).is_some_and(|rest| rest.starts_with('/'))
+            && key
+                .strip_prefix("/registry/")
+                .and_then(|rest| rest.strip_prefix(row.storage))
+                .is_some_and(|rest| rest.starts_with('/'))
     })
 }
 
 /// The core resource of this plural.
 pub(crate) fn core(plural: &str) -> &'static Resource {
-    orlop_resources::find("", "v1", plural).expect("the table has every core resource that the server itself uses")
+    orlop_resources::find("", "v1", plural)
+        .expect("the table has every core resource that the server itself uses")
 }
 
 impl Api {
@@ -83,11 +91,21 @@ impl Pods for Api {
 
     fn is_referenced(&self, namespace: &str, reference: &str, node: &str) -> bool {
         let matches = |entry: &Entry| {
-            entry.meta.field("spec.nodeName") == Some(node) && entry.meta.references.iter().any(|used| **used == *reference)
+            entry.meta.field("spec.nodeName") == Some(node)
+                && entry.meta.references.iter().any(|used| **used == *reference)
         };
         let prefix = prefix_in(core("pods"), namespace);
-        let request =
-            orlop_store::PageRequest { at: orlop_store::At::Now, prefix: &prefix, start: "", limit: 1, matches: &matches };
-        !namespace.is_empty() && self.cache.list(&request).is_ok_and(|page| !page.entries.is_empty())
+        let request = orlop_store::PageRequest {
+            at: orlop_store::At::Now,
+            prefix: &prefix,
+            start: "",
+            limit: 1,
+            matches: &matches,
+        };
+        !namespace.is_empty()
+            && self
+                .cache
+                .list(&request)
+                .is_ok_and(|page| !page.entries.is_empty())
     }
 }

@@ -48,18 +48,29 @@ impl Tokens {
             .context("it must hold a PKCS#8 key (-----BEGIN PRIVATE KEY-----)")
             .with_context(place)?;
         let random = SystemRandom::new();
-        let key = EcdsaKeyPair::from_pkcs8(&signature::ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der(), &random)
-            .map_err(|error| anyhow::anyhow!("it must be an ECDSA P-256 key: {error}"))
-            .with_context(place)?;
+        let key = EcdsaKeyPair::from_pkcs8(
+            &signature::ECDSA_P256_SHA256_FIXED_SIGNING,
+            der.secret_pkcs8_der(),
+            &random,
+        )
+        .map_err(|error| anyhow::anyhow!("it must be an ECDSA P-256 key: {error}"))
+        .with_context(place)?;
         let digest = ring::digest::digest(&ring::digest::SHA256, key.public_key().as_ref());
-        Ok(Self { key_id: BASE64.encode(digest), key, random, issuer: issuer.to_owned() })
+        Ok(Self {
+            key_id: BASE64.encode(digest),
+            key,
+            random,
+            issuer: issuer.to_owned(),
+        })
     }
 
     pub(crate) fn sign(&self, claims: &Claims) -> Result<String, String> {
         let header = json!({"alg": "ES256", "kid": self.key_id});
         let message = format!("{}.{}", part(&header), part(&self.payload(claims)));
-        let signature =
-            self.key.sign(&self.random, message.as_bytes()).map_err(|_| "could not sign the token".to_owned())?;
+        let signature = self
+            .key
+            .sign(&self.random, message.as_bytes())
+            .map_err(|_| "could not sign the token".to_owned())?;
         Ok(format!("{message}.{}", BASE64.encode(signature)))
     }
 
@@ -92,10 +103,15 @@ impl Tokens {
         if header.get("alg").and_then(Value::as_str) != Some("ES256") {
             return Err("token is not signed with ES256");
         }
-        let signature = BASE64.decode(signature).map_err(|_| "token signature is malformed")?;
-        UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, self.key.public_key().as_ref())
-            .verify(message.as_bytes(), &signature)
-            .map_err(|_| "token signature does not fit")?;
+        let signature = BASE64
+            .decode(signature)
+            .map_err(|_| "token signature is malformed")?;
+        UnparsedPublicKey::new(
+            &signature::ECDSA_P256_SHA256_FIXED,
+            self.key.public_key().as_ref(),
+        )
+        .verify(message.as_bytes(), &signature)
+        .map_err(|_| "token signature does not fit")?;
         let payload = unpart(payload).ok_or("token payload is malformed")?;
         let number = |key: &str| payload.get(key).and_then(Value::as_i64);
         if payload.get("iss").and_then(Value::as_str) != Some(&self.issuer) {
@@ -124,10 +140,17 @@ fn claims_of(payload: &Value) -> Option<Claims> {
         namespace: word(about.get("namespace")),
         account: word(account.get("name")),
         account_uid: word(account.get("uid")),
-        node: pod.as_ref().and_then(|_| reference("node")).map(|(_, name, uid)| (name, uid)),
+        node: pod
+            .as_ref()
+            .and_then(|_| reference("node"))
+            .map(|(_, name, uid)| (name, uid)),
         bound: pod.or_else(|| reference("secret")).or_else(|| reference("node")),
         audiences: match payload.get("aud")? {
-            Value::Array(items) => items.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+            Value::Array(items) => items
+                .iter()
+                .filter_map(Value::as_str)
+                .map(str::to_owned)
+                .collect(),
             Value::String(one) => vec![one.clone()],
             _ => return None,
         },
@@ -175,7 +198,10 @@ mod tests {
         let tokens = tokens();
         let token = tokens.sign(&claims()).unwrap();
         let verified = tokens.verify(&token, 1500).unwrap();
-        assert_eq!((verified.account.as_str(), verified.bound.unwrap().1.as_str()), ("default", "web"));
+        assert_eq!(
+            (verified.account.as_str(), verified.bound.unwrap().1.as_str()),
+            ("default", "web")
+        );
         assert_eq!(tokens.verify(&token, 2000).unwrap_err(), "token has expired");
         assert_eq!(tokens.verify(&token, 10).unwrap_err(), "token is not valid yet");
     }
@@ -184,12 +210,18 @@ mod tests {
     fn forged_tokens_are_refused() {
         let (ours, other) = (tokens(), tokens());
         let token = other.sign(&claims()).unwrap();
-        assert_eq!(ours.verify(&token, 1500).unwrap_err(), "token signature does not fit");
+        assert_eq!(
+            ours.verify(&token, 1500).unwrap_err(),
+            "token signature does not fit"
+        );
         let token = ours.sign(&claims()).unwrap();
         let mut parts: Vec<&str> = token.split('.').collect();
         let none = part(&json!({"alg": "none"}));
         parts[0] = &none;
-        assert_eq!(ours.verify(&parts.join("."), 1500).unwrap_err(), "token is not signed with ES256");
+        assert_eq!(
+            ours.verify(&parts.join("."), 1500).unwrap_err(),
+            "token is not signed with ES256"
+        );
         for token in ["", ".", "..", "a.b.c", "é.é.é"] {
             assert!(ours.verify(token, 1500).is_err(), "{token}");
         }

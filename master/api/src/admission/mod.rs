@@ -31,7 +31,12 @@ pub(crate) fn namespace(api: &Api, resource: &Resource, namespace: &str, name: &
 }
 
 /// Everything that a new object goes through, in upstream's order.
-pub(crate) fn create(api: &Api, identity: &Identity, resource: &Resource, object: &mut Value) -> Result<(), ApiError> {
+pub(crate) fn create(
+    api: &Api,
+    identity: &Identity,
+    resource: &Resource,
+    object: &mut Value,
+) -> Result<(), ApiError> {
     node_restriction::create(identity, resource, object)?;
     if resource.group.is_empty() && resource.plural == "pods" {
         service_account::admit(api, resource, object)?;
@@ -41,6 +46,11 @@ pub(crate) fn create(api: &Api, identity: &Identity, resource: &Resource, object
 }
 
 /// Everything that a changed object goes through.
-pub(crate) fn update(identity: &Identity, resource: &Resource, new: &Value, old: &Value) -> Result<(), ApiError> {
+pub(crate) fn update(
+    identity: &Identity,
+    resource: &Resource,
+    new: &Value,
+    old: &Value,
+) -> Result<(), ApiError> {
     node_restriction::update(identity, resource, new, old)
 }

@@ -11,31 +11,46 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 const RESTRICTED_LABELS: &str = "node-restriction.kubernetes.io/";
 
 pub(super) fn create(identity: &Identity, resource: &Resource, object: &Value) -> Result<(), ApiError> {
-    let Some(node) = identity.node() else { return Ok(()) };
+    let Some(node) = identity.node() else {
+        return Ok(());
+    };
     let name = text(object, "/metadata/name");
     let refuse = |why: String| Err(status::forbidden_because(resource, name, &why));
     match (resource.group, resource.plural) {
-        ("", "nodes") | ("storage.k8s.io", "csinodes") if name != node => {
-            refuse(format!("node {node:?} is not allowed to create {} {name:?}", resource.singular))
-        }
-        ("coordination.k8s.io", "leases") if name != node => {
-            refuse(format!("can only access node lease with the same name as the requesting node: {node:?}"))
-        }
+        ("", "nodes") | ("storage.k8s.io", "csinodes") if name != node => refuse(format!(
+            "node {node:?} is not allowed to create {} {name:?}",
+            resource.singular
+        )),
+        ("coordination.k8s.io", "leases") if name != node => refuse(format!(
+            "can only access node lease with the same name as the requesting node: {node:?}"
+        )),
         ("", "nodes") => labels(resource, node, object, &Value::Null),
         ("", "pods") => {
             let annotations = object.pointer("/metadata/annotations").and_then(Value::as_object);
             if annotations.is_none_or(|annotations| !annotations.contains_key(MIRROR)) {
-                return refuse(format!("pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"));
+                return refuse(format!(
+                    "pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"
+                ));
             }
             if text(object, "/spec/nodeName") != node {
-                return refuse(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
+                return refuse(format!(
+                    "node {node:?} can only create pods with spec.nodeName set to itself"
+                ));
             }
-            let volumes = object.pointer("/spec/volumes").and_then(Value::as_array).into_iter().flatten();
+            let volumes = object
+                .pointer("/spec/volumes")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten();
             let secret = volumes.into_iter().any(|volume| {
-                ["secret", "configMap", "projected", "persistentVolumeClaim"].iter().any(|kind| volume.get(*kind).is_some())
+                ["secret", "configMap", "projected", "persistentVolumeClaim"]
+                    .iter()
+                    .any(|kind| volume.get(*kind).is_some())
             });
             if secret || !text(object, "/spec/serviceAccountName").is_empty() {
-                return refuse(format!("node {node:?} can not create pods that reference API objects"));
+                return refuse(format!(
+                    "node {node:?} can not create pods that reference API objects"
+                ));
             }
             Ok(())
         }
@@ -43,8 +58,15 @@ pub(super) fn create(identity: &Identity, resource: &Resource, object: &Value) -
     }
 }
 
-pub(super) fn update(identity: &Identity, resource: &Resource, new: &Value, old: &Value) -> Result<(), ApiError> {
-    let Some(node) = identity.node() else { return Ok(()) };
+pub(super) fn update(
+    identity: &Identity,
+    resource: &Resource,
+    new: &Value,
+    old: &Value,
+) -> Result<(), ApiError> {
+    let Some(node) = identity.node() else {
+        return Ok(());
+    };
     if !resource.group.is_empty() || resource.plural != "nodes" {
         return Ok(());
     }
@@ -58,9 +80,18 @@ pub(super) fn update(identity: &Identity, resource: &Resource, new: &Value, old:
 /// Labels that schedule pods by trust are not the node's own to set.
 fn labels(resource: &Resource, node: &str, new: &Value, old: &Value) -> Result<(), ApiError> {
     let none = serde_json::Map::new();
-    let of = |object: &'_ Value| object.pointer("/metadata/labels").and_then(Value::as_object).unwrap_or(&none).clone();
+    let of = |object: &'_ Value| {
+        object
+            .pointer("/metadata/labels")
+            .and_then(Value::as_object)
+            .unwrap_or(&none)
+            .clone()
+    };
     let (new, old) = (of(new), of(old));
-    let changed = new.keys().chain(old.keys()).find(|key| key.contains(RESTRICTED_LABELS) && new.get(*key) != old.get(*key));
+    let changed = new
+        .keys()
+        .chain(old.keys())
+        .find(|key| key.contains(RESTRICTED_LABELS) && new.get(*key) != old.get(*key));
     match changed {
         Some(label) => {
             let why = format!("is not allowed to modify labels: {label}");

@@ -17,8 +17,14 @@ pub(super) fn admit(resource: &Resource, pod: &mut Value) -> Result<(), ApiError
 
 /// A pod stays five minutes on a node that is lost, unless it says otherwise.
 fn tolerations(pod: &mut Value) {
-    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return };
-    let given = spec.get("tolerations").and_then(Value::as_array).cloned().unwrap_or_default();
+    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
+    let given = spec
+        .get("tolerations")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
     let tolerates = |taint: &str| {
         given.iter().any(|toleration| {
             let key = text(toleration, "/key");
@@ -46,7 +52,11 @@ fn priority(resource: &Resource, pod: &mut Value) -> Result<(), ApiError> {
         "system-node-critical" => 2_000_001_000,
         other => {
             let why = format!("no PriorityClass with name {other} was found");
-            return Err(status::forbidden_because(resource, text(pod, "/metadata/name"), &why));
+            return Err(status::forbidden_because(
+                resource,
+                text(pod, "/metadata/name"),
+                &why,
+            ));
         }
     };
     let given = pod.pointer("/spec/priority").and_then(Value::as_i64);
@@ -55,11 +65,16 @@ fn priority(resource: &Resource, pod: &mut Value) -> Result<(), ApiError> {
             "the integer value of priority ({}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name",
             given.unwrap_or_default()
         );
-        return Err(status::forbidden_because(resource, text(pod, "/metadata/name"), &why));
+        return Err(status::forbidden_because(
+            resource,
+            text(pod, "/metadata/name"),
+            &why,
+        ));
     }
     if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
         spec.insert("priority".to_owned(), json!(value));
-        spec.entry("preemptionPolicy").or_insert_with(|| json!("PreemptLowerPriority"));
+        spec.entry("preemptionPolicy")
+            .or_insert_with(|| json!("PreemptLowerPriority"));
     }
     Ok(())
 }
@@ -70,11 +85,20 @@ mod tests {
 
     #[test]
     fn tolerations_are_added_once() {
-        let mut pod = json!({"spec": {"tolerations": [{"key": "node.kubernetes.io/not-ready", "operator": "Exists"}]}});
+        let mut pod =
+            json!({"spec": {"tolerations": [{"key": "node.kubernetes.io/not-ready", "operator": "Exists"}]}});
         tolerations(&mut pod);
         tolerations(&mut pod);
-        let keys: Vec<_> = pod["spec"]["tolerations"].as_array().unwrap().iter().map(|one| text(one, "/key").to_owned()).collect();
-        assert_eq!(keys, ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]);
+        let keys: Vec<_> = pod["spec"]["tolerations"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| text(one, "/key").to_owned())
+            .collect();
+        assert_eq!(
+            keys,
+            ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
+        );
         let mut pod = json!({"spec": {"tolerations": [{"operator": "Exists"}]}});
         tolerations(&mut pod);
         assert_eq!(pod["spec"]["tolerations"].as_array().unwrap().len(), 1);

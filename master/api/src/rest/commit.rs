@@ -41,11 +41,18 @@ pub(crate) async fn commit(
         let owner = owner_of(key).ok_or_else(|| status::internal(format!("nothing owns {key}")))?;
         let mut stored = object.clone();
         resource.to_storage(&mut stored);
-        (encode(&owner.api_version(), owner.kind, &stored), describe(owner, &stored))
+        (
+            encode(&owner.api_version(), owner.kind, &stored),
+            describe(owner, &stored),
+        )
     } else {
         (encoded.clone(), describe(resource, object))
     };
-    let write = Write { key: Arc::from(key), condition, object: Some((stored, Arc::new(meta))) };
+    let write = Write {
+        key: Arc::from(key),
+        condition,
+        object: Some((stored, Arc::new(meta))),
+    };
     match api.store.write(write).await {
         Ok(revision) => {
             api.cache.wait_for(revision).await;
@@ -72,9 +79,9 @@ pub(crate) fn store_failure(resource: &Resource, name: &str, error: &StoreError)
         StoreError::Exists { .. } => status::already_exists(resource, name),
         StoreError::NotFound { .. } => status::not_found(resource, name),
         StoreError::Conflict { .. } => status::conflict(resource, name, status::MODIFIED),
-        StoreError::NoSpace { .. } => {
-            status::insufficient_storage(format!("{error}; nothing was stored, reads go on: free space and try again"))
-        }
+        StoreError::NoSpace { .. } => status::insufficient_storage(format!(
+            "{error}; nothing was stored, reads go on: free space and try again"
+        )),
         StoreError::Io { .. } | StoreError::Open { .. } => status::internal(error),
         StoreError::Closed => status::service_unavailable("the store is closed, the server is stopping"),
     }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::context::{Context, FieldValidation};
 use crate::rules::encode::{remove_path, strip_nulls, text};
+use crate::rules::protobuf::{self, Refusal};
 
 const ACCEPTED: &[&str] = &["application/json", "application/yaml"];
 
@@ -29,24 +30,49 @@ pub(crate) fn decode_options(context: &mut Context, kind: &str) -> Result<Value,
     }
     let (mut object, _) = parse(context.header(header::CONTENT_TYPE), &bytes, kind)?;
     if !object.is_object() {
-        return Err(status::bad_request(format!("the body of the request is no {kind} object")));
+        return Err(status::bad_request(format!(
+            "the body of the request is no {kind} object"
+        )));
     }
     strip_nulls(&mut object);
     Ok(object)
 }
 
 fn parse(content_type: Option<&str>, bytes: &Bytes, kind: &str) -> Result<(Value, Vec<String>), ApiError> {
-    let media = content_type.unwrap_or("application/json").split(';').next().unwrap_or_default().trim();
+    let media = content_type
+        .unwrap_or("application/json")
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim();
     let malformed = |error: &str| {
-        status::bad_request(format!("{kind} in version \"v1\" cannot be handled as a {kind}: {error}"))
+        status::bad_request(format!(
+            "{kind} in version \"v1\" cannot be handled as a {kind}: {error}"
+        ))
     };
     match media {
-        "application/json" | "" | "*/*" => {
-            schema::decode_json(bytes).map_err(|error| malformed(&format!("couldn't get version/kind; json parse error: {error}")))
+        "application/json" | "" | "*/*" => schema::decode_json(bytes)
+            .map_err(|error| malformed(&format!("couldn't get version/kind; json parse error: {error}"))),
+        "application/yaml" | "application/x-yaml" | "text/yaml" => {
+            yaml(bytes).map_err(|error| malformed(&error))
         }
-        "application/yaml" | "application/x-yaml" | "text/yaml" => yaml(bytes).map_err(|error| malformed(&error)),
+        "application/vnd.kubernetes.protobuf" => match protobuf::decode(bytes) {
+            Ok(object) => Ok((object, Vec::new())),
+            Err(Refusal::Malformed(why)) => Err(malformed(&format!("the protobuf body is malformed: {why}"))),
+            Err(Refusal::Unsupported(what)) => Err(unsupported_protobuf(&what)),
+        },
         _ => Err(status::unsupported_media_type(ACCEPTED)),
     }
+}
+
+fn unsupported_protobuf(what: &str) -> ApiError {
+    let mut error = status::unsupported_media_type(ACCEPTED);
+    let text = format!(
+        "this server does not read {what} as protobuf - accepted media types include: {}",
+        ACCEPTED.join(", ")
+    );
+    error.body["message"] = Value::from(text);
+    error
 }
 
 /// YAML: duplicate keys are reported, the last one counts (as with JSON).
@@ -55,9 +81,13 @@ fn yaml(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
     match serde_saphyr::from_slice::<Value>(bytes) {
         Ok(value) => Ok((value, Vec::new())),
         Err(error) if error.to_string().contains("duplicate") => {
-            let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
+            let options =
+                serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
             let value = serde_saphyr::from_slice_with_options::<Value>(bytes, options).map_err(place)?;
-            Ok((value, vec![error.to_string().lines().next().unwrap_or_default().to_owned()]))
+            Ok((
+                value,
+                vec![error.to_string().lines().next().unwrap_or_default().to_owned()],
+            ))
         }
         Err(error) => Err(place(error)),
     }
@@ -66,9 +96,16 @@ fn yaml(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
 /// Absent apiVersion and kind are those of the path; others must equal them.
 fn check_type(object: &mut Value, api_version: &str, kind: &str) -> Result<(), ApiError> {
     let Some(map) = object.as_object_mut() else {
-        return Err(status::bad_request(format!("the body of the request is no {kind} object")));
+        return Err(status::bad_request(format!(
+            "the body of the request is no {kind} object"
+        )));
     };
-    let given = |map: &Map<String, Value>, key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let given = |map: &Map<String, Value>, key: &str| {
+        map.get(key)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
     let (given_version, given_kind) = (given(map, "apiVersion"), given(map, "kind"));
     if !given_version.is_empty() && given_version != api_version {
         return Err(status::bad_request(format!(
@@ -95,12 +132,20 @@ pub(super) fn check_fields(
     let version = resource.api_version();
     if let Some(error) = schema::type_errors(resource, object) {
         let kind = resource.kind;
-        return Err(status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {error}")));
+        return Err(status::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {kind}: {error}"
+        )));
     }
     let unknown = schema::unknown_fields(resource, object);
     let mut complaints: Vec<String> = duplicates
         .iter()
-        .map(|field| if field.contains("duplicate") { field.clone() } else { format!("duplicate field \"{field}\"") })
+        .map(|field| {
+            if field.contains("duplicate") {
+                field.clone()
+            } else {
+                format!("duplicate field \"{field}\"")
+            }
+        })
         .collect();
     complaints.extend(unknown.iter().map(|field| format!("unknown field \"{field}\"")));
     match context.field_validation()? {

@@ -4,14 +4,17 @@ use orlop_resources::status::{self, ApiError};
 use serde_json::Value;
 
 use super::decode::check_fields;
-use super::update::{Target, update_object};
 use super::object_reply;
+use super::update::{Target, update_object};
 use crate::body::Reply;
 use crate::context::Context;
 use crate::rules::encode::text;
 
-const ACCEPTED: &[&str] =
-    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+const ACCEPTED: &[&str] = &[
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
 /// Upstream's limit of operations in a JSON patch.
 const OPERATION_LIMIT: usize = 10_000;
 
@@ -28,7 +31,14 @@ pub(crate) enum Patch {
 impl Patch {
     /// Reads the patch from the body of the request.
     pub(crate) fn read(context: &mut Context) -> Result<Self, ApiError> {
-        let media = context.header(header::CONTENT_TYPE).unwrap_or_default().split(';').next().unwrap_or_default().trim().to_owned();
+        let media = context
+            .header(header::CONTENT_TYPE)
+            .unwrap_or_default()
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
         if media.starts_with("application/apply-patch+") {
             return Err(unsupported_apply());
         }
@@ -43,7 +53,10 @@ impl Patch {
                 let patch: json_patch::Patch = serde_json::from_value(value)
                     .map_err(|error| status::bad_request(format!("error decoding patch: {error}")))?;
                 if patch.0.len() > OPERATION_LIMIT {
-                    let text = format!("The allowed maximum operations in a JSON patch is {OPERATION_LIMIT}, got {}", patch.0.len());
+                    let text = format!(
+                        "The allowed maximum operations in a JSON patch is {OPERATION_LIMIT}, got {}",
+                        patch.0.len()
+                    );
                     return Err(status::request_entity_too_large(text));
                 }
                 Ok(Self::Json(patch))
@@ -58,11 +71,18 @@ impl Patch {
     pub(crate) fn apply(&self, context: &Context, object: &Value) -> Result<Value, ApiError> {
         let mut patched = object.clone();
         match self {
-            Self::Json(patch) => json_patch::patch(&mut patched, patch)
-                .map_err(|error| ApiError::new(422, "Invalid", format!("the server rejected our request due to an error in our request: {error}"), None))?,
+            Self::Json(patch) => json_patch::patch(&mut patched, patch).map_err(|error| {
+                ApiError::new(
+                    422,
+                    "Invalid",
+                    format!("the server rejected our request due to an error in our request: {error}"),
+                    None,
+                )
+            })?,
             Self::Merge(patch) => json_patch::merge(&mut patched, patch),
             Self::Strategic(patch) => {
-                patched = orlop_resources::patch::strategic(context.resource, object, patch).map_err(status::bad_request)?;
+                patched = orlop_resources::patch::strategic(context.resource, object, patch)
+                    .map_err(status::bad_request)?;
             }
         }
         Ok(patched)
@@ -85,7 +105,13 @@ pub(crate) async fn patch(context: &mut Context, subresource: Option<&str>) -> R
     let patch = Patch::read(context)?;
     let (api, identity, key) = (context.api.clone(), context.identity.clone(), context.key());
     let (resource, name) = (context.resource, context.info.name.clone());
-    let target = Target { resource, key: &key, name: &name, subresource, dry_run };
+    let target = Target {
+        resource,
+        key: &key,
+        name: &name,
+        subresource,
+        dry_run,
+    };
     let updated = update_object(&api, &identity, target, &mut |current| {
         let mut patched = patch.apply(context, current)?;
         context.warnings.clear();
@@ -99,5 +125,5 @@ pub(crate) async fn patch(context: &mut Context, subresource: Option<&str>) -> R
         Ok(patched)
     })
     .await?;
-    object_reply(context, StatusCode::OK, updated.bytes)
+    object_reply(context, StatusCode::OK, updated)
 }

@@ -27,14 +27,6 @@ pub(crate) struct Target<'a> {
     pub(crate) dry_run: bool,
 }
 
-/// What an update came to.
-pub(crate) struct Updated {
-    /// The object after it, or its last state.
-    pub(crate) bytes: Bytes,
-    /// It was the last thing that a deletion waited for.
-    pub(crate) removed: bool,
-}
-
 /// PUT of an object or of a subresource with the object's own kind.
 pub(crate) async fn update(context: &mut Context, subresource: Option<&str>) -> Result<Reply, ApiError> {
     let dry_run = context.dry_run()?;
@@ -49,7 +41,15 @@ pub(crate) async fn update(context: &mut Context, subresource: Option<&str>) -> 
         let metadata = metadata_mut(&mut object);
         metadata.shift_remove("resourceVersion");
         metadata.insert("name".to_owned(), Value::from(context.info.name.clone()));
-        let bytes = create_object(&context.api, &context.identity, resource, &namespace, object, dry_run).await?;
+        let bytes = create_object(
+            &context.api,
+            &context.identity,
+            resource,
+            &namespace,
+            object,
+            dry_run,
+        )
+        .await?;
         return object_reply(context, StatusCode::CREATED, bytes);
     }
     if text(&object, "/metadata/resourceVersion").is_empty() && !allows_unconditional(resource) {
@@ -60,9 +60,18 @@ pub(crate) async fn update(context: &mut Context, subresource: Option<&str>) -> 
         };
         return Err(status::invalid(resource, &context.info.name, &[error]));
     }
-    let target = Target { resource, key: &key, name: &context.info.name, subresource, dry_run };
-    let updated = update_object(&context.api, &context.identity, target, &mut |_| Ok(object.clone())).await?;
-    object_reply(context, StatusCode::OK, updated.bytes)
+    let target = Target {
+        resource,
+        key: &key,
+        name: &context.info.name,
+        subresource,
+        dry_run,
+    };
+    let bytes = update_object(&context.api, &context.identity, target, &mut |_| {
+        Ok(object.clone())
+    })
+    .await?;
+    object_reply(context, StatusCode::OK, bytes)
 }
 
 /// The name and namespace in the body must be those of the path; absent ones are filled in later.
@@ -87,7 +96,9 @@ fn check_place(context: &Context, object: &Value) -> Result<(), ApiError> {
 fn allows_create(resource: &Resource) -> bool {
     matches!(
         (resource.group, resource.plural),
-        ("", "endpoints" | "events" | "limitranges" | "services") | ("events.k8s.io", "events") | ("coordination.k8s.io", "leases")
+        ("", "endpoints" | "events" | "limitranges" | "services")
+            | ("events.k8s.io", "events")
+            | ("coordination.k8s.io", "leases")
     )
 }
 
@@ -97,17 +108,21 @@ fn allows_unconditional(resource: &Resource) -> bool {
 }
 
 /// Changes an object by `mutate`, which sees the current object in the resource's form and is called again when somebody else
-/// was faster, unless its result insists on a resourceVersion.
+/// was faster, unless its result insists on a resourceVersion. Returns the object after it; when the update took away the last
+/// thing that a deletion waited for, its last state.
 pub(crate) async fn update_object(
     api: &Api,
     identity: &Identity,
     target: Target<'_>,
     mutate: &mut (dyn FnMut(&Value) -> Result<Value, ApiError> + Send),
-) -> Result<Updated, ApiError> {
+) -> Result<Bytes, ApiError> {
     let mut tries = CONFLICT_TRIES;
     loop {
         tries -= 1;
-        let entry = api.cache.get(target.key).ok_or_else(|| status::not_found(target.resource, target.name))?;
+        let entry = api
+            .cache
+            .get(target.key)
+            .ok_or_else(|| status::not_found(target.resource, target.name))?;
         let mut old = parse(&entry);
         target.resource.from_storage(&mut old);
         let new = mutate(&old)?;
@@ -117,7 +132,10 @@ pub(crate) async fn update_object(
             return Err(status::conflict(target.resource, target.name, status::MODIFIED));
         }
         match store_changed(api, identity, target, &entry, &old, new).await {
-            Err(error) if tries > 0 && error.reason() == "Conflict" && error.message().ends_with(status::MODIFIED) => {}
+            Err(error)
+                if tries > 0
+                    && error.reason() == "Conflict"
+                    && error.message().ends_with(status::MODIFIED) => {}
             outcome => return outcome,
         }
     }
@@ -130,8 +148,14 @@ async fn store_changed(
     entry: &Entry,
     old: &Value,
     mut new: Value,
-) -> Result<Updated, ApiError> {
-    let Target { resource, key, name, subresource, dry_run } = target;
+) -> Result<Bytes, ApiError> {
+    let Target {
+        resource,
+        key,
+        name,
+        subresource,
+        dry_run,
+    } = target;
     keep_server_fields(resource, &mut new, old, name)?;
     resource.default(&mut new);
     resource.prepare_update(&mut new, old, subresource);
@@ -145,34 +169,52 @@ async fn store_changed(
         return remove(api, target, entry).await;
     }
     if same(&new, old) {
-        return Ok(Updated { bytes: bytes_of(resource, entry), removed: false });
+        return Ok(bytes_of(resource, entry));
     }
-    let condition = Condition::At(entry.mod_revision);
-    let bytes = commit(api, resource, key, condition, &new, dry_run).await?;
-    Ok(Updated { bytes, removed: false })
+    commit(
+        api,
+        resource,
+        key,
+        Condition::At(entry.mod_revision),
+        &new,
+        dry_run,
+    )
+    .await
 }
 
 /// The update took away the last finalizer of an object that is being deleted.
-async fn remove(api: &Api, target: Target<'_>, entry: &Entry) -> Result<Updated, ApiError> {
+async fn remove(api: &Api, target: Target<'_>, entry: &Entry) -> Result<Bytes, ApiError> {
     let bytes = bytes_of(target.resource, entry);
     if target.dry_run {
-        return Ok(Updated { bytes, removed: true });
+        return Ok(bytes);
     }
-    let write = Write { key: entry.key.clone(), condition: Condition::At(entry.mod_revision), object: None };
+    let write = Write {
+        key: entry.key.clone(),
+        condition: Condition::At(entry.mod_revision),
+        object: None,
+    };
     match api.store.write(write).await {
         Ok(revision) => {
             api.cache.wait_for(revision).await;
-            Ok(Updated { bytes: entry.at_revision(revision).bytes, removed: true })
+            Ok(entry.at_revision(revision).bytes)
         }
-        Err(StoreError::NotFound { .. }) => Ok(Updated { bytes, removed: true }),
+        Err(StoreError::NotFound { .. }) => Ok(bytes),
         Err(error) => Err(store_failure(target.resource, target.name, &error)),
     }
 }
 
 /// Whether nothing keeps a deleted object any more.
 pub(super) fn is_finished(resource: &Resource, object: &Value) -> bool {
-    let empty = |pointer: &str| object.pointer(pointer).and_then(Value::as_array).is_none_or(Vec::is_empty);
-    let grace = object.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or_default();
+    let empty = |pointer: &str| {
+        object
+            .pointer(pointer)
+            .and_then(Value::as_array)
+            .is_none_or(Vec::is_empty)
+    };
+    let grace = object
+        .pointer("/metadata/deletionGracePeriodSeconds")
+        .and_then(Value::as_i64)
+        .unwrap_or_default();
     let namespace = resource.group.is_empty() && resource.plural == "namespaces";
     object.pointer("/metadata/deletionTimestamp").is_some()
         && grace == 0
@@ -192,7 +234,14 @@ fn keep_server_fields(resource: &Resource, new: &mut Value, old: &Value, name: &
     for key in ["managedFields", "selfLink"] {
         metadata.shift_remove(key);
     }
-    for key in ["name", "namespace", "uid", "creationTimestamp", "generation", "generateName"] {
+    for key in [
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "generation",
+        "generateName",
+    ] {
         if let Some(value) = old.pointer(&format!("/metadata/{key}"))
             && (key != "generateName" || !metadata.contains_key(key))
         {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use orlop_resources::status::{self, ApiError};
 use orlop_resources::Resource;
+use orlop_resources::status::{self, ApiError};
 use orlop_store::{At, Cache, Change, ChangeKind, Entry, PageRequest, Revision, Watch};
 use rand::RngExt as _;
 use serde_json::json;
@@ -39,19 +39,33 @@ pub(crate) async fn watch(context: &Context) -> Result<Reply, ApiError> {
     if let Some(revision) = revision.filter(|revision| *revision > 0) {
         wait_for(context, revision).await?;
     }
-    let seconds = context.query.number("timeoutSeconds").map_err(status::bad_request)?;
-    let seconds = match seconds.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0) {
+    let seconds = context
+        .query
+        .number("timeoutSeconds")
+        .map_err(status::bad_request)?;
+    let seconds = match seconds
+        .and_then(|seconds| u64::try_from(seconds).ok())
+        .filter(|seconds| *seconds > 0)
+    {
         Some(seconds) => seconds,
         None => MIN_REQUEST_SECONDS + rand::rng().random_range(0..MIN_REQUEST_SECONDS),
     };
-    let writer = Writer { resource: context.resource, shape: format.shape, include };
+    let writer = Writer {
+        resource: context.resource,
+        shape: format.shape,
+        include,
+    };
     let opened = open(context, &selection, revision, initial);
     let (first, watch) = match opened {
         Ok(opened) => opened,
         // Upstream answers a watch from a compacted revision with 200 and an ERROR event.
         Err(error) => {
             let event = json!({"type": "ERROR", "object": error.body}).to_string() + "\n";
-            return Ok(reply(StatusCode::OK, "application/json", stream(futures::stream::iter([Bytes::from(event)]))));
+            return Ok(reply(
+                StatusCode::OK,
+                "application/json",
+                stream(futures::stream::iter([Bytes::from(event)])),
+            ));
         }
     };
     let state = Stream {
@@ -68,17 +82,29 @@ pub(crate) async fn watch(context: &Context) -> Result<Reply, ApiError> {
         deadline: Instant::now() + Duration::from_secs(seconds),
         ended: false,
     };
-    let chunks = futures::stream::unfold(state, |mut state| async move { state.next_frame().await.map(|frame| (frame, state)) });
+    let chunks = futures::stream::unfold(state, |mut state| async move {
+        state.next_frame().await.map(|frame| (frame, state))
+    });
     Ok(reply(StatusCode::OK, "application/json", stream(chunks)))
 }
 
 /// Whether the state comes first. Revision 0 or none has always meant so; `sendInitialEvents` says it explicitly.
-fn wants_initial_events(context: &Context, revision: Option<Revision>, bookmarks: bool) -> Result<bool, ApiError> {
+fn wants_initial_events(
+    context: &Context,
+    revision: Option<Revision>,
+    bookmarks: bool,
+) -> Result<bool, ApiError> {
     let matching = context.query.get("resourceVersionMatch");
-    let forbidden = |text: &str| Err(status::bad_request(format!("resourceVersionMatch: Forbidden: {text}")));
+    let forbidden = |text: &str| {
+        Err(status::bad_request(format!(
+            "resourceVersionMatch: Forbidden: {text}"
+        )))
+    };
     if context.query.get("sendInitialEvents").is_none() {
         if matching.is_some() {
-            return forbidden("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+            return forbidden(
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            );
         }
         return Ok(revision.unwrap_or_default() == 0);
     }
@@ -87,7 +113,9 @@ fn wants_initial_events(context: &Context, revision: Option<Revision>, bookmarks
     }
     let initial = context.query.flag("sendInitialEvents");
     if initial && !bookmarks {
-        return Err(status::bad_request("sendInitialEvents: Forbidden: it requires allowWatchBookmarks=true"));
+        return Err(status::bad_request(
+            "sendInitialEvents: Forbidden: it requires allowWatchBookmarks=true",
+        ));
     }
     // Without initial events a watch starts now, or where the client says.
     Ok(initial)
@@ -104,17 +132,35 @@ fn open(
         let selection = selection.clone();
         // Cheap refusals happen in the dispatcher, so that a queue only holds what its watcher wants.
         Arc::new(move |change: &Change| {
-            selection.matches(&change.entry) || change.previous.as_deref().is_some_and(|previous| selection.matches(previous))
+            selection.matches(&change.entry)
+                || change
+                    .previous
+                    .as_deref()
+                    .is_some_and(|previous| selection.matches(previous))
         })
     };
     if initial {
         let matches = |entry: &Entry| selection.matches(entry);
-        let request = PageRequest { at: At::Now, prefix: &prefix, start: "", limit: 0, matches: &matches };
-        let (page, watch) = context.api.cache.list_and_watch(&request, filter).map_err(|reason| expired(&reason))?;
+        let request = PageRequest {
+            at: At::Now,
+            prefix: &prefix,
+            start: "",
+            limit: 0,
+            matches: &matches,
+        };
+        let (page, watch) = context
+            .api
+            .cache
+            .list_and_watch(&request, filter)
+            .map_err(|reason| expired(&reason))?;
         return Ok((page.entries, watch));
     }
     let since = revision.filter(|revision| *revision > 0);
-    let watch = context.api.cache.watch(&prefix, since, filter).map_err(|reason| expired(&reason))?;
+    let watch = context
+        .api
+        .cache
+        .watch(&prefix, since, filter)
+        .map_err(|reason| expired(&reason))?;
     Ok((Vec::new(), watch))
 }
 
@@ -132,11 +178,17 @@ impl Writer {
         out.extend_from_slice(b"\",\"object\":");
         match self.shape {
             Shape::Object => out.extend_from_slice(&bytes_of(self.resource, entry)),
-            Shape::Partial => out.extend_from_slice(partial(&object_of(self.resource, entry)).to_string().as_bytes()),
+            Shape::Partial => {
+                out.extend_from_slice(partial(&object_of(self.resource, entry)).to_string().as_bytes())
+            }
             Shape::Table => {
                 let object = object_of(self.resource, entry);
                 let metadata = json!({"resourceVersion": entry.mod_revision.to_string()});
-                let table = table(self.resource, metadata, vec![row(self.resource, &object, self.include)]);
+                let table = table(
+                    self.resource,
+                    metadata,
+                    vec![row(self.resource, &object, self.include)],
+                );
                 out.extend_from_slice(table.to_string().as_bytes());
             }
         }
@@ -149,15 +201,23 @@ impl Writer {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         let object = match self.shape {
-            Shape::Object => json!({"kind": self.resource.kind, "apiVersion": self.resource.api_version(), "metadata": metadata}),
-            Shape::Partial => json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}),
+            Shape::Object => {
+                json!({"kind": self.resource.kind, "apiVersion": self.resource.api_version(), "metadata": metadata})
+            }
+            Shape::Partial => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+            }
             Shape::Table => {
                 let object = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
                 let list = json!({"resourceVersion": revision.to_string()});
                 table(self.resource, list, vec![json!({"cells": [], "object": object})])
             }
         };
-        out.extend_from_slice(json!({"type": "BOOKMARK", "object": object}).to_string().as_bytes());
+        out.extend_from_slice(
+            json!({"type": "BOOKMARK", "object": object})
+                .to_string()
+                .as_bytes(),
+        );
         out.push(b'\n');
     }
 }
@@ -232,13 +292,21 @@ impl Stream {
 
     /// An object may enter or leave the selection: for the watcher that is its beginning and its end.
     fn write(&self, out: &mut Vec<u8>, change: &Change) {
-        let before = change.previous.as_deref().filter(|previous| self.selection.matches(previous));
+        let before = change
+            .previous
+            .as_deref()
+            .filter(|previous| self.selection.matches(previous));
         let after = self.selection.matches(&change.entry) && change.kind != ChangeKind::Deleted;
         match (before, after) {
             (None, true) => self.writer.event(out, "ADDED", &change.entry),
             (Some(_), true) => self.writer.event(out, "MODIFIED", &change.entry),
-            (Some(_), false) if change.kind == ChangeKind::Deleted => self.writer.event(out, "DELETED", &change.entry),
-            (Some(previous), false) => self.writer.event(out, "DELETED", &previous.at_revision(change.revision())),
+            (Some(_), false) if change.kind == ChangeKind::Deleted => {
+                self.writer.event(out, "DELETED", &change.entry)
+            }
+            (Some(previous), false) => {
+                self.writer
+                    .event(out, "DELETED", &previous.at_revision(change.revision()))
+            }
             (None, false) => {}
         }
     }

@@ -43,8 +43,15 @@ pub(crate) fn may_path(identity: &Identity, verb: &str, path: &str) -> bool {
         return true;
     }
     let read = matches!(verb, "get" | "head");
-    let open = |prefix: &str| path == prefix || path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
-    let everybody = ["/healthz", "/livez", "/readyz", "/version"].into_iter().any(open);
+    let open = |prefix: &str| {
+        path == prefix
+            || path
+                .strip_prefix(prefix)
+                .is_some_and(|rest| rest.starts_with('/'))
+    };
+    let everybody = ["/healthz", "/livez", "/readyz", "/version"]
+        .into_iter()
+        .any(open);
     let members = ["/api", "/apis", "/openapi"].into_iter().any(open);
     read && (everybody || (members && identity.is_in(AUTHENTICATED)))
 }
@@ -54,8 +61,10 @@ fn is_self_review(asked: &Attributes<'_>) -> bool {
         && asked.subresource.is_empty()
         && matches!(
             (asked.group, asked.resource),
-            ("authorization.k8s.io", "selfsubjectaccessreviews" | "selfsubjectrulesreviews")
-                | ("authentication.k8s.io", "selfsubjectreviews")
+            (
+                "authorization.k8s.io",
+                "selfsubjectaccessreviews" | "selfsubjectrulesreviews"
+            ) | ("authentication.k8s.io", "selfsubjectreviews")
         )
 }
 
@@ -80,13 +89,16 @@ fn node_may(node: &str, asked: &Attributes<'_>, pods: &dyn Pods) -> bool {
         ("", "nodes", "") => asked.verb == "create" || ((read || write) && own),
         ("", "nodes", "status") => write && own,
         ("", "pods", _) => node_may_pod(node, asked, pods),
-        ("", "services", "") | ("node.k8s.io", "runtimeclasses", "") | ("storage.k8s.io", "csidrivers", "") => read,
+        ("", "services", "")
+        | ("node.k8s.io", "runtimeclasses", "")
+        | ("storage.k8s.io", "csidrivers", "") => read,
         ("", "secrets" | "configmaps", "") => {
             let reference = format!("{}/{}", asked.resource, asked.name);
             read && !asked.name.is_empty() && pods.is_referenced(asked.namespace, &reference, node)
         }
         ("", "serviceaccounts", "token") => {
-            asked.verb == "create" && pods.is_referenced(asked.namespace, &format!("serviceaccounts/{}", asked.name), node)
+            asked.verb == "create"
+                && pods.is_referenced(asked.namespace, &format!("serviceaccounts/{}", asked.name), node)
         }
         ("coordination.k8s.io", "leases", "") => {
             asked.namespace == NODE_LEASES
@@ -98,7 +110,9 @@ fn node_may(node: &str, asked: &Attributes<'_>, pods: &dyn Pods) -> bool {
         }
         ("" | "events.k8s.io", "events", "") => matches!(asked.verb, "create" | "update" | "patch"),
         ("authentication.k8s.io", "tokenreviews", "")
-        | ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews", "") => asked.verb == "create",
+        | ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews", "") => {
+            asked.verb == "create"
+        }
         ("certificates.k8s.io", "certificatesigningrequests", "") => read || asked.verb == "create",
         _ => false,
     }
@@ -137,22 +151,48 @@ mod tests {
         let (full, subresource) = full.split_once('/').unwrap_or((full, ""));
         let (resource, group) = full.split_once('.').unwrap_or((full, ""));
         let (namespace, name) = words.next().unwrap_or("/").split_once('/').unwrap();
-        Attributes { verb, group, resource, subresource, namespace, name, node_name: words.next() }
+        Attributes {
+            verb,
+            group,
+            resource,
+            subresource,
+            namespace,
+            name,
+            node_name: words.next(),
+        }
     }
 
     #[test]
     fn a_kubelet_may_only_touch_what_is_its_own() {
         let node = Identity::authenticated("system:node:n1", ["system:nodes".to_owned()]);
         let table = [
-            (true, "get nodes /n1"), (false, "get nodes /n2"), (false, "list nodes"), (true, "patch nodes/status /n1"),
-            (true, "create nodes"), (false, "delete nodes /n1"),
-            (true, "list pods / n1"), (false, "list pods"), (false, "watch pods / n2"), (true, "get pods a/web"),
-            (false, "get pods a/other"), (true, "patch pods/status a/web"), (true, "delete pods a/web"), (false, "patch pods a/web"),
-            (true, "get secrets a/key"), (true, "watch secrets a/key"), (false, "list secrets a/"), (false, "get secrets a/other"),
-            (false, "get configmaps a/key"), (true, "watch services"), (false, "list endpointslices.discovery.k8s.io"),
-            (true, "update leases.coordination.k8s.io kube-node-lease/n1"), (false, "update leases.coordination.k8s.io kube-node-lease/n2"),
-            (false, "update leases.coordination.k8s.io a/n1"), (true, "create events"),
-            (true, "create selfsubjectaccessreviews.authorization.k8s.io"), (true, "create tokenreviews.authentication.k8s.io"),
+            (true, "get nodes /n1"),
+            (false, "get nodes /n2"),
+            (false, "list nodes"),
+            (true, "patch nodes/status /n1"),
+            (true, "create nodes"),
+            (false, "delete nodes /n1"),
+            (true, "list pods / n1"),
+            (false, "list pods"),
+            (false, "watch pods / n2"),
+            (true, "get pods a/web"),
+            (false, "get pods a/other"),
+            (true, "patch pods/status a/web"),
+            (true, "delete pods a/web"),
+            (false, "patch pods a/web"),
+            (true, "get secrets a/key"),
+            (true, "watch secrets a/key"),
+            (false, "list secrets a/"),
+            (false, "get secrets a/other"),
+            (false, "get configmaps a/key"),
+            (true, "watch services"),
+            (false, "list endpointslices.discovery.k8s.io"),
+            (true, "update leases.coordination.k8s.io kube-node-lease/n1"),
+            (false, "update leases.coordination.k8s.io kube-node-lease/n2"),
+            (false, "update leases.coordination.k8s.io a/n1"),
+            (true, "create events"),
+            (true, "create selfsubjectaccessreviews.authorization.k8s.io"),
+            (true, "create tokenreviews.authentication.k8s.io"),
             (false, "list namespaces"),
         ];
         for (allowed, text) in table {
@@ -163,7 +203,8 @@ mod tests {
     #[test]
     fn the_other_groups() {
         let network = Identity::authenticated("system:orlop:network:n1", [NETWORK.to_owned()]);
-        let account = Identity::authenticated("system:serviceaccount:a:b", ["system:serviceaccounts".to_owned()]);
+        let account =
+            Identity::authenticated("system:serviceaccount:a:b", ["system:serviceaccounts".to_owned()]);
         let root = Identity::superuser("root");
         let table = [
             ("list endpointslices.discovery.k8s.io", true, false),
@@ -176,12 +217,26 @@ mod tests {
         for (text, for_network, for_account) in table {
             assert!(may(&root, &asked(text), &World));
             assert!(!may(&Identity::anonymous(), &asked(text), &World));
-            assert_eq!(may(&network, &asked(text), &World), for_network, "network: {text}");
-            assert_eq!(may(&account, &asked(text), &World), for_account, "account: {text}");
+            assert_eq!(
+                may(&network, &asked(text), &World),
+                for_network,
+                "network: {text}"
+            );
+            assert_eq!(
+                may(&account, &asked(text), &World),
+                for_account,
+                "account: {text}"
+            );
         }
-        for (path, anonymous, known) in
-            [("/livez", true, true), ("/readyz/store", true, true), ("/version", true, true), ("/apis", false, true), ("/openapi/v2", false, true), ("/metrics", false, false), ("/versions", false, false)]
-        {
+        for (path, anonymous, known) in [
+            ("/livez", true, true),
+            ("/readyz/store", true, true),
+            ("/version", true, true),
+            ("/apis", false, true),
+            ("/openapi/v2", false, true),
+            ("/metrics", false, false),
+            ("/versions", false, false),
+        ] {
             assert_eq!(may_path(&Identity::anonymous(), "get", path), anonymous, "{path}");
             assert_eq!(may_path(&account, "get", path), known, "{path}");
         }

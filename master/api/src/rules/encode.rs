@@ -13,7 +13,10 @@ const DROPPED: [&str; 3] = ["resourceVersion", "managedFields", "selfLink"];
 pub(crate) fn encode(api_version: &str, kind: &str, object: &Value) -> Encoded {
     let empty = Map::new();
     let object = object.as_object().unwrap_or(&empty);
-    let metadata = object.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
+    let metadata = object
+        .get("metadata")
+        .and_then(Value::as_object)
+        .unwrap_or(&empty);
     let mut out = Vec::with_capacity(1024);
     out.extend_from_slice(b"{\"kind\":");
     put(&mut out, &Value::from(kind));
@@ -43,7 +46,10 @@ pub(crate) fn encode(api_version: &str, kind: &str, object: &Value) -> Encoded {
         }
     }
     out.push(b'}');
-    Encoded { bytes: Bytes::from(out), revision_at }
+    Encoded {
+        bytes: Bytes::from(out),
+        revision_at,
+    }
 }
 
 fn put_member(out: &mut Vec<u8>, key: &str, value: &Value) {
@@ -76,7 +82,9 @@ pub(crate) fn remove_path(value: &mut Value, path: &str) {
                 return;
             }
             for (key, child) in map {
-                let Some(rest) = path.strip_prefix(key.as_str()) else { continue };
+                let Some(rest) = path.strip_prefix(key.as_str()) else {
+                    continue;
+                };
                 if let Some(rest) = rest.strip_prefix('.') {
                     remove_path(child, rest);
                 } else if rest.starts_with('[') {
@@ -85,8 +93,12 @@ pub(crate) fn remove_path(value: &mut Value, path: &str) {
             }
         }
         Value::Array(items) => {
-            let Some((index, rest)) = path.strip_prefix('[').and_then(|rest| rest.split_once(']')) else { return };
-            let Some(item) = index.parse::<usize>().ok().and_then(|index| items.get_mut(index)) else { return };
+            let Some((index, rest)) = path.strip_prefix('[').and_then(|rest| rest.split_once(']')) else {
+                return;
+            };
+            let Some(item) = index.parse::<usize>().ok().and_then(|index| items.get_mut(index)) else {
+                return;
+            };
             remove_path(item, rest.strip_prefix('.').unwrap_or(rest));
         }
         _ => {}
@@ -108,7 +120,10 @@ pub(crate) fn metadata_mut(object: &mut Value) -> &mut Map<String, Value> {
 
 /// The text at a pointer; empty when there is none.
 pub(crate) fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    object
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -6,4 +6,5 @@ pub(crate) mod authorize;
 pub(crate) mod describe;
 pub(crate) mod encode;
 pub(crate) mod path;
+pub(crate) mod protobuf;
 pub(crate) mod query;

@@ -15,17 +15,28 @@ impl Query {
 
     /// The first value of a parameter; an empty one counts as absent.
     pub(crate) fn get(&self, key: &str) -> Option<&str> {
-        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
+        self.0
+            .iter()
+            .find(|(name, _)| name == key)
+            .map(|(_, value)| value.as_str())
+            .filter(|value| !value.is_empty())
     }
 
     /// All values of a parameter.
     pub(crate) fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(name, _)| name == key).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .filter(move |(name, _)| name == key)
+            .map(|(_, value)| value.as_str())
     }
 
     /// A boolean as Kubernetes decodes it: present and empty is true, `false` and `0` are false, anything else is true.
     pub(crate) fn flag(&self, key: &str) -> bool {
-        let value = self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
+        let value = self
+            .0
+            .iter()
+            .find(|(name, _)| name == key)
+            .map(|(_, value)| value.as_str());
         value.is_some_and(|value| !matches!(value.to_ascii_lowercase().as_str(), "false" | "0"))
     }
 
@@ -35,7 +46,11 @@ impl Query {
     /// The text of the 400 answer.
     pub(crate) fn number(&self, key: &str) -> Result<Option<i64>, String> {
         self.get(key)
-            .map(|value| value.parse().map_err(|_| format!("invalid value {value:?} for query parameter {key}: give a number")))
+            .map(|value| {
+                value
+                    .parse()
+                    .map_err(|_| format!("invalid value {value:?} for query parameter {key}: give a number"))
+            })
             .transpose()
     }
 
@@ -69,7 +84,9 @@ pub(crate) fn decode(text: &str, plus_is_space: bool) -> String {
 }
 
 fn hex(byte: u8) -> Option<u8> {
-    char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
+    char::from(byte)
+        .to_digit(16)
+        .and_then(|digit| u8::try_from(digit).ok())
 }
 
 /// Percent encoding of everything that is not unreserved (RFC 3986 section 2.3).
@@ -91,7 +108,9 @@ mod tests {
 
     #[test]
     fn parameters_are_decoded() {
-        let query = Query::parse("labelSelector=a%3Db%2Cc+in+%28x%29&watch&limit=5&command=a&command=b&bad=%zz&x=false");
+        let query = Query::parse(
+            "labelSelector=a%3Db%2Cc+in+%28x%29&watch&limit=5&command=a&command=b&bad=%zz&x=false",
+        );
         assert_eq!(query.get("labelSelector"), Some("a=b,c in (x)"));
         assert!(query.flag("watch") && !query.flag("x") && !query.flag("absent"));
         assert_eq!(query.number("limit"), Ok(Some(5)));

@@ -13,7 +13,16 @@ use crate::state::parse;
 pub(super) async fn log(context: &mut Context) -> Result<Reply, ApiError> {
     let pod = parse(&*context.entry()?);
     let container = container(context, &pod)?;
-    let passed = ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes", "stream"];
+    let passed = [
+        "follow",
+        "previous",
+        "sinceSeconds",
+        "sinceTime",
+        "timestamps",
+        "tailLines",
+        "limitBytes",
+        "stream",
+    ];
     let query: Vec<(String, String)> = context
         .query
         .iter()
@@ -41,14 +50,19 @@ pub(super) async fn tunnel(context: &mut Context, method: &str) -> Result<Reply,
     }
     let path = match context.info.subresource.as_str() {
         "portforward" => {
-            let ports: Vec<(String, String)> =
-                context.query.all("ports").map(|port| ("port".to_owned(), port.to_owned())).collect();
+            let ports: Vec<(String, String)> = context
+                .query
+                .all("ports")
+                .map(|port| ("port".to_owned(), port.to_owned()))
+                .collect();
             path_of("portForward", context, None, &ports)
         }
         kind => {
             if matches!(text(&pod, "/status/phase"), "Succeeded" | "Failed") {
                 let phase = text(&pod, "/status/phase");
-                return Err(status::bad_request(format!("cannot {kind} in or attach to a container in a completed pod; current phase is {phase}")));
+                return Err(status::bad_request(format!(
+                    "cannot {kind} in or attach to a container in a completed pod; current phase is {phase}"
+                )));
             }
             let container = container(context, &pod)?;
             path_of(kind, context, Some(&container), &streams(context))
@@ -60,22 +74,39 @@ pub(super) async fn tunnel(context: &mut Context, method: &str) -> Result<Reply,
 /// The kubelet's names for what PodExecOptions and PodAttachOptions say.
 fn streams(context: &Context) -> Vec<(String, String)> {
     let mut query = Vec::new();
-    for (ours, theirs) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
+    for (ours, theirs) in [
+        ("stdin", "input"),
+        ("stdout", "output"),
+        ("stderr", "error"),
+        ("tty", "tty"),
+    ] {
         if context.query.flag(ours) {
             query.push((theirs.to_owned(), "1".to_owned()));
         }
     }
-    query.extend(context.query.all("command").map(|word| ("command".to_owned(), word.to_owned())));
+    query.extend(
+        context
+            .query
+            .all("command")
+            .map(|word| ("command".to_owned(), word.to_owned())),
+    );
     query
 }
 
 fn path_of(kind: &str, context: &Context, container: Option<&str>, query: &[(String, String)]) -> String {
-    let mut path = format!("/{kind}/{}/{}", encode(&context.info.namespace), encode(&context.info.name));
+    let mut path = format!(
+        "/{kind}/{}/{}",
+        encode(&context.info.namespace),
+        encode(&context.info.name)
+    );
     if let Some(container) = container {
         path.push('/');
         path.push_str(&encode(container));
     }
-    let query: Vec<String> = query.iter().map(|(key, value)| format!("{key}={}", encode(value))).collect();
+    let query: Vec<String> = query
+        .iter()
+        .map(|(key, value)| format!("{key}={}", encode(value)))
+        .collect();
     if !query.is_empty() {
         path.push('?');
         path.push_str(&query.join("&"));
@@ -90,25 +121,56 @@ async fn send(context: &mut Context, pod: &Value, method: &str, path: &str) -> R
         ));
     };
     let address = context.api.kubelet_address(text(pod, "/spec/nodeName"))?;
-    let method = if method == "POST" { http::Method::POST } else { http::Method::GET };
-    let upgrade = context.upgrade.take().filter(|_| context.headers.contains_key(http::header::UPGRADE));
-    kubelets.proxy(&address, method, path, &context.headers, upgrade).await
+    let method = if method == "POST" {
+        http::Method::POST
+    } else {
+        http::Method::GET
+    };
+    let upgrade = context
+        .upgrade
+        .take()
+        .filter(|_| context.headers.contains_key(http::header::UPGRADE));
+    kubelets
+        .proxy(&address, method, path, &context.headers, upgrade)
+        .await
 }
 
 /// The container that the request means: named, or the only one.
 fn container(context: &Context, pod: &Value) -> Result<String, ApiError> {
     let names = |kind: &str| -> Vec<String> {
-        let list = pod.pointer(&format!("/spec/{kind}")).and_then(Value::as_array).into_iter().flatten();
-        list.map(|container| text(container, "/name").to_owned()).collect()
+        let list = pod
+            .pointer(&format!("/spec/{kind}"))
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
+        list.map(|container| text(container, "/name").to_owned())
+            .collect()
     };
-    let (containers, init, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
+    let (containers, init, ephemeral) = (
+        names("containers"),
+        names("initContainers"),
+        names("ephemeralContainers"),
+    );
     let name = &context.info.name;
     match context.query.get("container") {
-        Some(wanted) if containers.iter().chain(&init).chain(&ephemeral).any(|one| one == wanted) => Ok(wanted.to_owned()),
-        Some(wanted) => Err(status::bad_request(format!("container {wanted} is not valid for pod {name}"))),
+        Some(wanted)
+            if containers
+                .iter()
+                .chain(&init)
+                .chain(&ephemeral)
+                .any(|one| one == wanted) =>
+        {
+            Ok(wanted.to_owned())
+        }
+        Some(wanted) => Err(status::bad_request(format!(
+            "container {wanted} is not valid for pod {name}"
+        ))),
         None if containers.len() == 1 => Ok(containers[0].clone()),
         None => {
-            let mut text = format!("a container name must be specified for pod {name}, choose one of: [{}]", containers.join(" "));
+            let mut text = format!(
+                "a container name must be specified for pod {name}, choose one of: [{}]",
+                containers.join(" ")
+            );
             if !init.is_empty() {
                 text.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
             }

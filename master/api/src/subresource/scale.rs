@@ -38,13 +38,26 @@ async fn store(
     change: &mut (dyn FnMut(&Value) -> Result<Value, ApiError> + Send),
 ) -> Result<Reply, ApiError> {
     let (key, name) = (context.key(), &context.info.name);
-    let target = Target { resource: context.resource, key: &key, name, subresource: None, dry_run: context.dry_run()? };
+    let target = Target {
+        resource: context.resource,
+        key: &key,
+        name,
+        subresource: None,
+        dry_run: context.dry_run()?,
+    };
     let updated = update_object(&context.api, &context.identity, target, &mut |current| {
         let scale = change(&scale_of(current))?;
-        let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or_default();
+        let replicas = scale
+            .pointer("/spec/replicas")
+            .and_then(Value::as_i64)
+            .unwrap_or_default();
         if !(0..=i64::from(i32::MAX)).contains(&replicas) {
             let message = format!("Invalid value: {replicas}: must be greater than or equal to 0");
-            let error = FieldError { cause: "FieldValueInvalid", field: "spec.replicas".to_owned(), message };
+            let error = FieldError {
+                cause: "FieldValueInvalid",
+                field: "spec.replicas".to_owned(),
+                message,
+            };
             return Err(status::invalid_kind("autoscaling", "Scale", name, &[error]));
         }
         let mut new = current.clone();
@@ -53,14 +66,19 @@ async fn store(
         Ok(new)
     })
     .await?;
-    let object: Value = serde_json::from_slice(&updated.bytes).map_err(status::internal)?;
+    let object: Value = serde_json::from_slice(&updated).map_err(status::internal)?;
     value_reply(context, StatusCode::OK, &scale_of(&object))
 }
 
 fn scale_of(controller: &Value) -> Value {
-    let selector = controller.pointer("/spec/selector").and_then(Value::as_object).into_iter().flatten();
-    let mut selector: Vec<String> =
-        selector.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+    let selector = controller
+        .pointer("/spec/selector")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten();
+    let mut selector: Vec<String> = selector
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+        .collect();
     selector.sort();
     let mut metadata = json!({});
     for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
@@ -68,7 +86,12 @@ fn scale_of(controller: &Value) -> Value {
             metadata[key] = value.clone();
         }
     }
-    let number = |pointer: &str| controller.pointer(pointer).and_then(Value::as_i64).unwrap_or_default();
+    let number = |pointer: &str| {
+        controller
+            .pointer(pointer)
+            .and_then(Value::as_i64)
+            .unwrap_or_default()
+    };
     json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata,
         "spec": {"replicas": number("/spec/replicas")},

@@ -17,7 +17,10 @@ const LONGEST_SECONDS: i64 = 1 << 32;
 pub(super) async fn request(context: &mut Context) -> Result<Reply, ApiError> {
     let mut request = decode_options(context, "TokenRequest")?;
     let account = context.entry()?;
-    let seconds = request.pointer("/spec/expirationSeconds").and_then(Value::as_i64).unwrap_or(DEFAULT_SECONDS);
+    let seconds = request
+        .pointer("/spec/expirationSeconds")
+        .and_then(Value::as_i64)
+        .unwrap_or(DEFAULT_SECONDS);
     check_seconds(seconds, &context.info.name)?;
     let mut audiences: Vec<String> = request
         .pointer("/spec/audiences")
@@ -65,17 +68,38 @@ fn check_seconds(seconds: i64, name: &str) -> Result<(), ApiError> {
         return Ok(());
     };
     let message = format!("Invalid value: {seconds}: {why}");
-    let error = FieldError { cause: "FieldValueInvalid", field: "spec.expirationSeconds".to_owned(), message };
-    Err(status::invalid_kind("authentication.k8s.io", "TokenRequest", name, &[error]))
+    let error = FieldError {
+        cause: "FieldValueInvalid",
+        field: "spec.expirationSeconds".to_owned(),
+        message,
+    };
+    Err(status::invalid_kind(
+        "authentication.k8s.io",
+        "TokenRequest",
+        name,
+        &[error],
+    ))
 }
 
 type Reference = (String, String, String);
 
 /// What the token dies with, checked to exist; and the node of a pod. A kubelet must name a pod of its own.
-fn bound(context: &Context, request: &Value) -> Result<(Option<Reference>, Option<(String, String)>), ApiError> {
+fn bound(
+    context: &Context,
+    request: &Value,
+) -> Result<(Option<Reference>, Option<(String, String)>), ApiError> {
     let own_node = context.identity.node();
-    let forbidden = |why: &str| Err(status::forbidden_because(context.resource, &context.info.name, why));
-    let Some(reference) = request.pointer("/spec/boundObjectRef").filter(|reference| reference.is_object()) else {
+    let forbidden = |why: &str| {
+        Err(status::forbidden_because(
+            context.resource,
+            &context.info.name,
+            why,
+        ))
+    };
+    let Some(reference) = request
+        .pointer("/spec/boundObjectRef")
+        .filter(|reference| reference.is_object())
+    else {
         return match own_node {
             Some(_) => forbidden("node requested token not bound to a pod"),
             None => Ok((None, None)),
@@ -86,7 +110,10 @@ fn bound(context: &Context, request: &Value) -> Result<(Option<Reference>, Optio
         "Secret" => ("secret", "secrets", context.info.namespace.as_str()),
         "Node" => ("node", "nodes", ""),
         other => {
-            return Err(status::bad_request(format!("cannot bind token for serviceaccount {:?} to object of kind {other:?}", context.info.name)));
+            return Err(status::bad_request(format!(
+                "cannot bind token for serviceaccount {:?} to object of kind {other:?}",
+                context.info.name
+            )));
         }
     };
     if own_node.is_some() && kind != "pod" {
@@ -94,9 +121,13 @@ fn bound(context: &Context, request: &Value) -> Result<(Option<Reference>, Optio
     }
     let (name, uid) = (text(reference, "/name"), text(reference, "/uid"));
     let entry = context.api.core_entry(plural, namespace, name);
-    let Some(entry) = entry else { return Err(status::not_found(crate::state::core(plural), name)) };
+    let Some(entry) = entry else {
+        return Err(status::not_found(crate::state::core(plural), name));
+    };
     if !uid.is_empty() && uid != &*entry.meta.uid {
-        let why = format!("the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated");
+        let why = format!(
+            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+        );
         return Err(status::conflict(crate::state::core(plural), name, &why));
     }
     let mut node = None;
@@ -113,9 +144,15 @@ fn bound(context: &Context, request: &Value) -> Result<(Option<Reference>, Optio
             return forbidden("node requested token bound to a pod scheduled on a different node");
         }
         if !node_name.is_empty() {
-            let uid = context.api.core_entry("nodes", "", &node_name).map(|entry| entry.meta.uid.to_string());
+            let uid = context
+                .api
+                .core_entry("nodes", "", &node_name)
+                .map(|entry| entry.meta.uid.to_string());
             node = Some((node_name, uid.unwrap_or_default()));
         }
     }
-    Ok((Some((kind.to_owned(), name.to_owned(), entry.meta.uid.to_string())), node))
+    Ok((
+        Some((kind.to_owned(), name.to_owned(), entry.meta.uid.to_string())),
+        node,
+    ))
 }
