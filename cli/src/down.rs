@@ -137,7 +137,7 @@ fn remove_data(layout: &Layout) -> anyhow::Result<()> {
     for name in ["nodes", "master", "pki", "log"] {
         remove_tree(&layout.data().join(name))?;
     }
-    for name in ["cluster.json", "admin.kubeconfig", "up.lock"] {
+    for name in ["cluster.json", "master.yaml", "admin.kubeconfig", "up.lock"] {
         match std::fs::remove_file(layout.data().join(name)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("failed to remove {name}"));

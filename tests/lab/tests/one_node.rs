@@ -391,8 +391,8 @@ fn scaling_and_namespaces(cluster: &Cluster) {
     let nodes: Value = cluster.get(&["nodes"]);
     let address: IpAddr = nodes["items"][0]["status"]["addresses"][0]["address"]
         .as_str()
-        .unwrap()
+        .expect("an address")
         .parse()
-        .unwrap();
+        .expect("an IP address");
     assert_eq!(address, IpAddr::from([192, 0, 2, 10]));
 }
