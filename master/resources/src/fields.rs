@@ -182,6 +182,10 @@ impl Errors {
         self.push(FieldError::too_long(field, limit_bytes));
     }
 
+    pub(crate) fn too_many(&mut self, field: impl Into<String>, count: usize, limit: usize) {
+        self.push(FieldError::too_many(field, count, limit));
+    }
+
     pub(crate) fn not_supported(&mut self, field: impl Into<String>, value: &str, supported: &[&str]) {
         self.push(FieldError::not_supported(field, value, supported));
     }

@@ -81,8 +81,6 @@ pub(crate) enum NameRule {
     Label,
     /// RFC 1035 label: a Service's name is a part of host names that must not begin with a digit.
     ServiceLabel,
-    /// Anything that is a legal path segment.
-    PathSegment,
     /// The kind has no name of its own (reviews).
     Free,
 }
@@ -128,9 +126,11 @@ impl Resource {
             .find(|subresource| subresource.name == name)
     }
 
-    /// Fills in upstream's v1 defaults. Idempotent.
+    /// Brings an object into the form upstream's decoder gives it (see `schema::normalize`) and fills in upstream's v1 defaults.
+    /// Idempotent. Unknown fields go, so whoever reports them looks before.
     pub fn default(&self, object: &mut Value) {
         if object.is_object() {
+            crate::schema::normalize(self, object);
             (self.defaults)(object);
         }
     }
@@ -171,7 +171,7 @@ impl Resource {
             .unwrap_or(1);
         let deletion_began = new.pointer("/metadata/deletionTimestamp").is_some()
             && old.pointer("/metadata/deletionTimestamp").is_none();
-        let changed = new.get("spec") != old.get("spec") || deletion_began;
+        let changed = desired(new) != desired(old) || deletion_began;
         if let Some(map) = new.as_object_mut() {
             metadata_of(map).insert(
                 "generation".to_owned(),
@@ -249,6 +249,20 @@ impl Resource {
             from_storage(object);
         }
     }
+}
+
+/// What a user asks for: the `spec`, or for kinds without one everything that is neither metadata nor status.
+fn desired(object: &Value) -> Vec<(&str, &Value)> {
+    if let Some(spec) = object.get("spec") {
+        return vec![("spec", spec)];
+    }
+    let members = object.as_object().into_iter().flatten();
+    let mut members: Vec<(&str, &Value)> = members
+        .map(|(key, value)| (key.as_str(), value))
+        .filter(|(key, _)| !["apiVersion", "kind", "metadata", "status"].contains(key))
+        .collect();
+    members.sort_by_key(|(key, _)| *key);
+    members
 }
 
 fn isolate_status(new: &mut Value, old: &Value, subresource: Option<&str>) {

@@ -1,10 +1,10 @@
-//! Nodes, Events, Leases and what standard clients ask for.
+//! Nodes, Leases and what standard clients ask for.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::shape::{AGE, NAME, age, column, human, labels_text, list, object, text_or};
+use super::shape::{AGE, NAME, age, column, fill, labels_text, list, object, objects, text_or};
 use super::{BASE, metadata};
-use crate::resource::{Column, Field, NameRule, Resource, StatusRule, Subresource, text};
+use crate::resource::{Field, NameRule, Resource, StatusRule, Subresource, text};
 
 pub(super) const NODES: Resource = Resource {
     kind: "Node",
@@ -161,144 +161,6 @@ fn roles(node: &Value) -> String {
     }
 }
 
-const EVENT_FIELDS: &[Field] = &[
-    Field {
-        label: "involvedObject.kind",
-        value: |event| text(event, "/involvedObject/kind"),
-    },
-    Field {
-        label: "involvedObject.namespace",
-        value: |event| text(event, "/involvedObject/namespace"),
-    },
-    Field {
-        label: "involvedObject.name",
-        value: |event| text(event, "/involvedObject/name"),
-    },
-    Field {
-        label: "involvedObject.uid",
-        value: |event| text(event, "/involvedObject/uid"),
-    },
-    Field {
-        label: "involvedObject.apiVersion",
-        value: |event| text(event, "/involvedObject/apiVersion"),
-    },
-    Field {
-        label: "involvedObject.resourceVersion",
-        value: |event| text(event, "/involvedObject/resourceVersion"),
-    },
-    Field {
-        label: "involvedObject.fieldPath",
-        value: |event| text(event, "/involvedObject/fieldPath"),
-    },
-    Field {
-        label: "reason",
-        value: |event| text(event, "/reason"),
-    },
-    Field {
-        label: "reportingComponent",
-        value: |event| {
-            let component = text(event, "/reportingComponent");
-            if component.is_empty() {
-                text(event, "/source/component")
-            } else {
-                component
-            }
-        },
-    },
-    Field {
-        label: "source",
-        value: |event| text(event, "/source/component"),
-    },
-    Field {
-        label: "type",
-        value: |event| text(event, "/type"),
-    },
-];
-
-pub(super) const EVENTS: Resource = Resource {
-    kind: "Event",
-    list_kind: "EventList",
-    plural: "events",
-    singular: "event",
-    short_names: &["ev"],
-    storage: "events",
-    definition: "io.k8s.api.core.v1.Event",
-    schema: |generator| generator.subschema_for::<k8s_openapi::api::core::v1::Event>(),
-    check: |event, errors| {
-        let (namespace, involved) = (
-            text(event, "/metadata/namespace"),
-            text(event, "/involvedObject/namespace"),
-        );
-        let fits = if involved.is_empty() {
-            namespace == "default" || namespace == "kube-system"
-        } else {
-            namespace == involved
-        };
-        if !fits {
-            errors.invalid(
-                "involvedObject.namespace",
-                Value::from(involved),
-                "does not match event.namespace",
-            );
-        }
-    },
-    fields: EVENT_FIELDS,
-    columns: &[
-        column("Last Seen", "string", 0),
-        column("Type", "string", 0),
-        column("Reason", "string", 0),
-        column("Object", "string", 0),
-        column("Subobject", "string", 1),
-        column("Source", "string", 1),
-        column("Message", "string", 0),
-        column("First Seen", "string", 1),
-        column("Count", "string", 1),
-        Column { priority: 1, ..NAME },
-    ],
-    cells: |event, now| {
-        let seconds = |pointers: &[&str]| {
-            let time = pointers
-                .iter()
-                .find_map(|pointer| text(event, pointer).parse::<jiff::Timestamp>().ok());
-            Value::from(time.map_or_else(
-                || "<unknown>".to_owned(),
-                |time| human(now.as_second() - time.as_second()),
-            ))
-        };
-        let object = format!(
-            "{}/{}",
-            text(event, "/involvedObject/kind").to_lowercase(),
-            text(event, "/involvedObject/name")
-        );
-        let (component, host) = (text(event, "/source/component"), text(event, "/source/host"));
-        let source = if host.is_empty() {
-            component
-        } else {
-            format!("{component}, {host}")
-        };
-        let count = event.get("count").and_then(Value::as_i64).unwrap_or(1).max(1);
-        vec![
-            seconds(&[
-                "/series/lastObservedTime",
-                "/lastTimestamp",
-                "/firstTimestamp",
-                "/eventTime",
-                "/metadata/creationTimestamp",
-            ]),
-            text_or(event, "/type", ""),
-            text_or(event, "/reason", ""),
-            Value::from(object),
-            text_or(event, "/involvedObject/fieldPath", ""),
-            Value::from(source),
-            Value::from(text(event, "/message").trim()),
-            seconds(&["/firstTimestamp", "/eventTime", "/metadata/creationTimestamp"]),
-            Value::from(count.to_string()),
-            Value::from(text(event, "/metadata/name")),
-        ]
-    },
-    ..BASE
-};
-
 pub(super) const LEASES: Resource = Resource {
     group: "coordination.k8s.io",
     kind: "Lease",
@@ -421,17 +283,23 @@ pub(super) const NETWORK_POLICIES: Resource = Resource {
     schema: |generator| generator.subschema_for::<k8s_openapi::api::networking::v1::NetworkPolicy>(),
     generation: true,
     defaults: |policy| {
-        let egress = policy
-            .pointer("/spec/egress")
-            .is_some_and(|rules| rules.as_array().is_some_and(|rules| !rules.is_empty()));
-        if let Some(spec) = super::shape::spec(policy) {
-            let types = if egress {
-                serde_json::json!(["Ingress", "Egress"])
-            } else {
-                serde_json::json!(["Ingress"])
-            };
-            super::shape::fill(spec, "policyTypes", types);
-            let _ = object(spec, "podSelector");
+        let egress = !list(policy, "/spec/egress").is_empty();
+        let Some(spec) = super::shape::spec(policy) else {
+            return;
+        };
+        let types = if egress {
+            json!(["Ingress", "Egress"])
+        } else {
+            json!(["Ingress"])
+        };
+        fill(spec, "policyTypes", types);
+        object(spec, "podSelector");
+        for direction in ["ingress", "egress"] {
+            for rule in objects(spec, direction) {
+                for port in objects(rule, "ports") {
+                    super::shape::fill_text(port, "protocol", "TCP");
+                }
+            }
         }
     },
     check: |policy, errors| {
@@ -476,6 +344,22 @@ const fn storage_row(
 pub(super) const CSI_DRIVERS: Resource = Resource {
     definition: "io.k8s.api.storage.v1.CSIDriver",
     schema: |generator| generator.subschema_for::<k8s_openapi::api::storage::v1::CSIDriver>(),
+    defaults: |driver| {
+        let Some(spec) = super::shape::spec(driver) else {
+            return;
+        };
+        for (field, value) in [
+            ("attachRequired", json!(true)),
+            ("fsGroupPolicy", json!("ReadWriteOnceWithFSType")),
+            ("podInfoOnMount", json!(false)),
+            ("requiresRepublish", json!(false)),
+            ("seLinuxMount", json!(false)),
+            ("storageCapacity", json!(false)),
+            ("volumeLifecycleModes", json!(["Persistent"])),
+        ] {
+            fill(spec, field, value);
+        }
+    },
     ..storage_row("CSIDriver", "CSIDriverList", "csidrivers", "csidriver")
 };
 

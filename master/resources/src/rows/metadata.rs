@@ -7,6 +7,7 @@ use crate::fields::Errors;
 use crate::resource::{NameRule, Resource};
 
 const ANNOTATIONS_LIMIT_BYTES: usize = 256 * 1024;
+const STANDARD_FINALIZERS: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
 const OWNER_LIMITS: [&str; 4] = ["apiVersion", "kind", "name", "uid"];
 
 pub(crate) fn check(row: &Resource, object: &Value, errors: &mut Errors) {
@@ -26,28 +27,48 @@ pub(crate) fn check(row: &Resource, object: &Value, errors: &mut Errors) {
         };
         errors.required("metadata.name", why);
     } else {
-        for fault in name_faults(row.name, name) {
-            errors.invalid("metadata.name", Value::from(name), &fault);
-        }
+        errors.faults("metadata.name", name, name_faults(row.name, name));
     }
-    if row.namespaced
-        && metadata
-            .get("namespace")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .is_empty()
-    {
-        errors.required("metadata.namespace", "");
+    if !generate.is_empty() {
+        // What is appended ends in an alphanumeric character, so a prefix may end in a dash.
+        let prefix = generate
+            .strip_suffix('-')
+            .map_or_else(|| generate.to_owned(), |prefix| format!("{prefix}a"));
+        errors.faults("metadata.generateName", generate, name_faults(row.name, &prefix));
+    }
+    let namespace = metadata
+        .get("namespace")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    match (row.namespaced, namespace.is_empty()) {
+        (true, true) => errors.required("metadata.namespace", ""),
+        (true, false) => errors.faults("metadata.namespace", namespace, names::label_faults(namespace)),
+        (false, false) => errors.forbidden("metadata.namespace", "not allowed on this type"),
+        (false, true) => {}
     }
     check_labels(metadata.get("labels"), "metadata.labels", errors);
     check_annotations(metadata.get("annotations"), errors);
-    let finalizers = metadata.get("finalizers").and_then(Value::as_array);
-    for (index, finalizer) in finalizers.into_iter().flatten().enumerate() {
-        for fault in names::qualified_name_faults(finalizer.as_str().unwrap_or_default()) {
-            errors.invalid(format!("metadata.finalizers[{index}]"), finalizer.clone(), &fault);
-        }
+    for finalizer in metadata
+        .get("finalizers")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
+        check_finalizer(finalizer.as_str().unwrap_or_default(), errors);
     }
     check_owners(metadata, errors);
+}
+
+fn check_finalizer(finalizer: &str, errors: &mut Errors) {
+    errors.faults(
+        "metadata.finalizers",
+        finalizer,
+        names::qualified_name_faults(finalizer),
+    );
+    if !finalizer.contains('/') && !STANDARD_FINALIZERS.contains(&finalizer) {
+        let why = "name is neither a standard finalizer name nor is it fully qualified";
+        errors.invalid("metadata.finalizers", Value::from(finalizer), why);
+    }
 }
 
 fn name_faults(rule: NameRule, name: &str) -> Vec<String> {
@@ -55,11 +76,6 @@ fn name_faults(rule: NameRule, name: &str) -> Vec<String> {
         NameRule::Subdomain => names::subdomain_faults(name),
         NameRule::Label => names::label_faults(name),
         NameRule::ServiceLabel => names::service_label_faults(name),
-        NameRule::PathSegment if matches!(name, "." | "..") => vec![format!("may not be '{name}'")],
-        NameRule::PathSegment => {
-            let bad = ["/", "%"].into_iter().filter(|text| name.contains(text));
-            bad.map(|text| format!("may not contain '{text}'")).collect()
-        }
         NameRule::Free => Vec::new(),
     }
 }
@@ -121,12 +137,19 @@ fn check_owners(metadata: &Value, errors: &mut Errors) {
 }
 
 pub(crate) fn check_update(new: &Value, old: &Value, errors: &mut Errors) {
-    for field in ["name", "namespace", "uid", "creationTimestamp"] {
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+    ] {
         let pointer = format!("/metadata/{field}");
-        if let (Some(value), Some(before)) = (new.pointer(&pointer), old.pointer(&pointer))
-            && value != before
-        {
-            errors.invalid(format!("metadata.{field}"), value.clone(), "field is immutable");
+        let value = new.pointer(&pointer);
+        // What the request leaves out, the server puts back.
+        if value.is_some_and(|value| !value.is_null()) {
+            errors.immutable(&format!("metadata.{field}"), value, old.pointer(&pointer));
         }
     }
     if old.pointer("/metadata/deletionTimestamp").is_some() {

@@ -2,6 +2,8 @@
 
 mod cluster;
 mod configuration;
+mod endpoints;
+mod events;
 pub(crate) mod metadata;
 pub(crate) mod names;
 mod pods;
@@ -19,8 +21,8 @@ use crate::resource::{NameRule, Resource, StatusRule, text};
 static RESOURCES: &[Resource] = &[
     reviews::BINDINGS,
     configuration::CONFIG_MAPS,
-    services::ENDPOINTS,
-    cluster::EVENTS,
+    endpoints::ENDPOINTS,
+    events::EVENTS,
     configuration::NAMESPACES,
     cluster::NODES,
     pods::ROW,
@@ -35,7 +37,8 @@ static RESOURCES: &[Resource] = &[
     reviews::SELF_SUBJECT_RULES_REVIEWS,
     reviews::SUBJECT_ACCESS_REVIEWS,
     cluster::LEASES,
-    services::ENDPOINT_SLICES,
+    endpoints::ENDPOINT_SLICES,
+    events::NEW_EVENTS,
     cluster::NETWORK_POLICIES,
     cluster::RUNTIME_CLASSES,
     cluster::PRIORITY_CLASSES,

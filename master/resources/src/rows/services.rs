@@ -1,4 +1,4 @@
-//! Services, Endpoints and EndpointSlices.
+//! Services.
 
 use std::collections::BTreeSet;
 
@@ -17,6 +17,7 @@ use crate::resource::{Field, NameRule, Resource, StatusRule, Subresource, text};
 const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
 const AFFINITIES: [&str; 2] = ["ClientIP", "None"];
+const FAMILY_POLICIES: [&str; 3] = ["PreferDualStack", "RequireDualStack", "SingleStack"];
 const POLICIES: [&str; 2] = ["Cluster", "Local"];
 const PORT_RANGE: &str = "must be between 1 and 65535, inclusive";
 const AFFINITY_SECONDS: i64 = 10_800;
@@ -203,8 +204,28 @@ fn check(service: &Value, errors: &mut Errors) {
             &format!("may not be set to 'None' for {kind} services"),
         );
     }
+    check_families(service, errors);
     check_labels(service.pointer("/spec/selector"), "spec.selector", errors);
     check_ports(service, &kind, errors);
+}
+
+/// Clusters of this server have one address family.
+fn check_families(service: &Value, errors: &mut Errors) {
+    const SINGLE: &str = "this cluster is not configured for dual-stack services";
+    let policy = text(service, "/spec/ipFamilyPolicy");
+    if policy == "RequireDualStack" {
+        errors.invalid("spec.ipFamilyPolicy", policy, SINGLE);
+    } else if !policy.is_empty() {
+        errors.one_of("spec.ipFamilyPolicy", &policy, &FAMILY_POLICIES);
+    }
+    for (index, family) in list(service, "/spec/ipFamilies").iter().enumerate() {
+        let path = format!("spec.ipFamilies[{index}]");
+        match family.as_str().unwrap_or_default() {
+            "IPv4" => {}
+            "IPv6" => errors.invalid(path, "IPv6", "not configured on this cluster"),
+            other => errors.not_supported(path, other, &["IPv4", "IPv6"]),
+        }
+    }
 }
 
 fn check_ports(service: &Value, kind: &str, errors: &mut Errors) {
@@ -322,139 +343,3 @@ fn external(service: &Value, kind: &str) -> String {
         (false, _) => found.join(","),
     }
 }
-
-pub(super) const ENDPOINTS: Resource = Resource {
-    kind: "Endpoints",
-    list_kind: "EndpointsList",
-    plural: "endpoints",
-    singular: "endpoints",
-    short_names: &["ep"],
-    storage: "services/endpoints",
-    definition: "io.k8s.api.core.v1.Endpoints",
-    schema: |generator| generator.subschema_for::<k8s_openapi::api::core::v1::Endpoints>(),
-    defaults: |endpoints| {
-        for subset in endpoints
-            .as_object_mut()
-            .into_iter()
-            .flat_map(|map| objects(map, "subsets"))
-        {
-            for port in objects(subset, "ports") {
-                fill_text(port, "protocol", "TCP");
-            }
-        }
-    },
-    columns: &[NAME, column("Endpoints", "string", 0), AGE],
-    cells: |endpoints, now| {
-        let all = list(endpoints, "/subsets").iter().flat_map(|subset| {
-            let addresses = list(subset, "/addresses").iter();
-            addresses.flat_map(|address| {
-                let ip = text(address, "/ip");
-                let ports = list(subset, "/ports");
-                let with_port = |port: &Value| format!("{ip}:{}", text(port, "/port"));
-                if ports.is_empty() {
-                    vec![ip.clone()]
-                } else {
-                    ports.iter().map(with_port).collect()
-                }
-            })
-        });
-        vec![
-            Value::from(text(endpoints, "/metadata/name")),
-            shortened(all.collect()),
-            age(endpoints, now),
-        ]
-    },
-    ..BASE
-};
-
-/// Three at most, as upstream shows them.
-fn shortened(all: Vec<String>) -> Value {
-    let more = all.len().saturating_sub(3);
-    let shown = joined(all.into_iter().take(3));
-    if more == 0 {
-        shown
-    } else {
-        Value::from(format!("{} + {more} more...", shown.as_str().unwrap_or_default()))
-    }
-}
-
-pub(super) const ENDPOINT_SLICES: Resource = Resource {
-    group: "discovery.k8s.io",
-    kind: "EndpointSlice",
-    list_kind: "EndpointSliceList",
-    plural: "endpointslices",
-    singular: "endpointslice",
-    storage: "endpointslices",
-    definition: "io.k8s.api.discovery.v1.EndpointSlice",
-    schema: |generator| generator.subschema_for::<k8s_openapi::api::discovery::v1::EndpointSlice>(),
-    generation: false,
-    defaults: |slice| {
-        for port in slice
-            .as_object_mut()
-            .into_iter()
-            .flat_map(|map| objects(map, "ports"))
-        {
-            fill_text(port, "protocol", "TCP");
-            fill(port, "name", "");
-        }
-    },
-    check: |slice, errors| {
-        let kind = text(slice, "/addressType");
-        if kind.is_empty() {
-            errors.required("addressType", "");
-        } else if !["IPv4", "IPv6", "FQDN"].contains(&kind.as_str()) {
-            errors.not_supported("addressType", &kind, &["IPv4", "IPv6", "FQDN"]);
-        }
-        for (index, endpoint) in list(slice, "/endpoints").iter().enumerate() {
-            if list(endpoint, "/addresses").is_empty() {
-                errors.required(
-                    format!("endpoints[{index}].addresses"),
-                    "must contain at least 1 address",
-                );
-            }
-        }
-    },
-    check_update: |new, old, _, errors| {
-        if new.get("addressType") != old.get("addressType") {
-            errors.invalid(
-                "addressType",
-                new.get("addressType").cloned().unwrap_or_default(),
-                "field is immutable",
-            );
-        }
-    },
-    columns: &[
-        NAME,
-        column("AddressType", "string", 0),
-        column("Ports", "string", 0),
-        column("Endpoints", "string", 0),
-        AGE,
-    ],
-    cells: |slice, now| {
-        let ports = list(slice, "/ports").iter().map(|port| text(port, "/port"));
-        let addresses = list(slice, "/endpoints")
-            .iter()
-            .flat_map(|endpoint| list(endpoint, "/addresses"));
-        let addresses = addresses.filter_map(Value::as_str).map(str::to_owned).collect();
-        let ports = joined(ports);
-        let ports = if ports == "<none>" {
-            Value::from("<unset>")
-        } else {
-            ports
-        };
-        let addresses = shortened(addresses);
-        let addresses = if addresses == "<none>" {
-            Value::from("<unset>")
-        } else {
-            addresses
-        };
-        vec![
-            Value::from(text(slice, "/metadata/name")),
-            text_or(slice, "/addressType", ""),
-            ports,
-            addresses,
-            age(slice, now),
-        ]
-    },
-    ..BASE
-};

@@ -37,25 +37,21 @@ pub fn unknown_fields_of(definition: &str, object: &Value) -> Vec<String> {
 
 /// The first value of a wrong JSON type, in the words of upstream's decoder.
 pub fn type_errors(res: &Resource, object: &Value) -> Option<String> {
-    let root = types::model().definition(res.definition)?;
-    let why = check::wrong(root, object)?;
-    Some(format!(
-        "{} in version {} cannot be handled as a {}: {why}",
-        res.kind,
-        crate::status::quote(res.version),
-        res.kind
-    ))
+    type_errors_of(res.definition, object)
 }
 
-/// The first value of a wrong JSON type in a definition that is no row, without the kind's name in front.
+/// The first value of a wrong JSON type in a definition that is no row (`io.k8s.api.autoscaling.v1.Scale`).
 pub fn type_errors_of(definition: &str, object: &Value) -> Option<String> {
     check::wrong(types::model().definition(definition)?, object)
 }
 
 /// What decoding into upstream's typed form and encoding again would do: unknown fields, nulls and empty optional lists and maps
-/// go, quantities become canonical. To be called after `unknown_fields` and `type_errors`, before `Resource::default`.
+/// go, quantities become canonical. `Resource::default` begins with it; unknown fields are to be reported before.
 pub fn normalize(res: &Resource, object: &mut Value) {
     if let Some(root) = types::model().definition(res.definition) {
         check::normalize(root, object);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -169,6 +169,14 @@ pub(super) fn check_update(new: &Value, old: &Value, subresource: Option<&str>, 
         let why = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
         errors.forbidden("spec", why);
     }
+    let gates = |pod: &Value| list(pod, "/spec/schedulingGates").to_vec();
+    let allowed = gates(old);
+    if gates(new).iter().any(|gate| !allowed.contains(gate)) {
+        errors.forbidden(
+            "spec.schedulingGates",
+            "only deletion is allowed, but found new scheduling gates",
+        );
+    }
     let deadline = |pod: &Value| pod.pointer("/spec/activeDeadlineSeconds").and_then(Value::as_i64);
     if let Some(limit) = deadline(old) {
         match deadline(new) {
@@ -212,12 +220,7 @@ fn mutable_cleared(pod: &Value) -> Value {
     }
     if let Some(map) = spec.as_object_mut() {
         map.shift_remove("activeDeadlineSeconds");
-        if map
-            .get("schedulingGates")
-            .is_some_and(|gates| gates.as_array().is_some_and(Vec::is_empty))
-        {
-            map.shift_remove("schedulingGates");
-        }
+        map.shift_remove("schedulingGates");
     }
     spec
 }

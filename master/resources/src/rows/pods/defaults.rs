@@ -15,16 +15,50 @@ pub(crate) fn default_spec(spec: &mut Fields) {
     fill_text(spec, "schedulerName", "default-scheduler");
     fill(spec, "terminationGracePeriodSeconds", 30);
     fill(spec, "securityContext", json!({}));
-    fill(spec, "enableServiceLinks", true);
     default_account(spec);
-    let host_network = spec.get("hostNetwork") == Some(&Value::Bool(true));
     for kind in ["initContainers", "containers", "ephemeralContainers"] {
         for container in objects(spec, kind) {
-            default_container(container, host_network);
+            default_container(container);
         }
     }
     for volume in objects(spec, "volumes") {
         default_volume(volume);
+    }
+}
+
+/// What is filled in for pods and not for the templates of pods (upstream `SetDefaults_Pod`).
+pub(super) fn default_pod(spec: &mut Fields) {
+    fill(spec, "enableServiceLinks", true);
+    let host_network = spec.get("hostNetwork") == Some(&Value::Bool(true));
+    for kind in ["initContainers", "containers"] {
+        for container in objects(spec, kind) {
+            default_requests(container);
+            for port in objects(container, "ports").filter(|_| host_network) {
+                if let Some(number) = port.get("containerPort").cloned() {
+                    fill(port, "hostPort", number);
+                }
+            }
+        }
+    }
+}
+
+/// What is limited and not requested is requested as limited.
+fn default_requests(container: &mut Fields) {
+    let Some(resources) = object(container, "resources") else {
+        return;
+    };
+    let limits = resources
+        .get("limits")
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_default();
+    if limits.is_empty() {
+        return;
+    }
+    if let Some(requests) = object(resources, "requests") {
+        for (name, amount) in limits {
+            fill(requests, &name, amount);
+        }
     }
 }
 
@@ -42,7 +76,7 @@ fn default_account(spec: &mut Fields) {
     }
 }
 
-fn default_container(container: &mut Fields, host_network: bool) {
+fn default_container(container: &mut Fields) {
     let image = container.get("image").and_then(Value::as_str).unwrap_or_default();
     let policy = if is_latest(image) {
         "Always"
@@ -55,24 +89,6 @@ fn default_container(container: &mut Fields, host_network: bool) {
     fill(container, "resources", json!({}));
     for port in objects(container, "ports") {
         fill_text(port, "protocol", "TCP");
-        if host_network && let Some(number) = port.get("containerPort").cloned() {
-            fill(port, "hostPort", number);
-        }
-    }
-    if let Some(resources) = object(container, "resources") {
-        // What is limited and not requested is requested as limited.
-        let limits = resources
-            .get("limits")
-            .and_then(Value::as_object)
-            .cloned()
-            .unwrap_or_default();
-        if !limits.is_empty()
-            && let Some(requests) = object(resources, "requests")
-        {
-            for (name, amount) in limits {
-                fill(requests, &name, amount);
-            }
-        }
     }
     for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
         if let Some(probe) = container.get_mut(probe).and_then(Value::as_object_mut) {

@@ -55,6 +55,7 @@ pub(crate) const ROW: Resource = Resource {
     defaults: |pod| {
         if let Some(spec) = super::shape::spec(pod) {
             default_spec(spec);
+            defaults::default_pod(spec);
         }
     },
     create: |pod| {
