@@ -14,7 +14,7 @@ use crate::process;
 use crate::runtime::{QUESTION_DEADLINE, Runtime};
 
 /// Takes over everything below the state directory.
-pub async fn adopt(runtime: &Arc<Runtime>) -> anyhow::Result<()> {
+pub(crate) async fn adopt(runtime: &Arc<Runtime>) -> anyhow::Result<()> {
     let mut adoptions = Vec::new();
     for entry in std::fs::read_dir(runtime.sandboxes_dir())? {
         let id = entry?.file_name().to_string_lossy().into_owned();

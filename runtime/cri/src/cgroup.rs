@@ -16,7 +16,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(5);
 
 /// One mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hierarchy {
+pub(crate) struct Hierarchy {
     /// Where it is mounted.
     pub mountpoint: PathBuf,
     /// v1 controllers; empty for v2.
@@ -25,16 +25,16 @@ pub struct Hierarchy {
 
 /// All hierarchies of this mount namespace.
 #[derive(Clone, Debug, Default)]
-pub struct Hierarchies(Vec<Hierarchy>);
+pub(crate) struct Hierarchies(Vec<Hierarchy>);
 
 impl Hierarchies {
     /// From `/proc/self/mountinfo`.
-    pub fn detect() -> io::Result<Self> {
+    pub(crate) fn detect() -> io::Result<Self> {
         Ok(Self(parse_mountinfo(&std::fs::read_to_string("/proc/self/mountinfo")?)))
     }
 
     /// What containers can be given.
-    pub fn features(&self) -> CgroupFeatures {
+    pub(crate) fn features(&self) -> CgroupFeatures {
         let unified = self.0.iter().all(|hierarchy| hierarchy.controllers.is_empty());
         let has = |name: &str| self.0.iter().any(|hierarchy| hierarchy.controllers.iter().any(|known| known == name));
         CgroupFeatures {
@@ -49,7 +49,7 @@ impl Hierarchies {
     }
 
     /// The directory of `cgroup` in the hierarchy that has a v1 controller, else in the v2 one.
-    pub fn directory(&self, controller: &str, cgroup: &str) -> Option<PathBuf> {
+    pub(crate) fn directory(&self, controller: &str, cgroup: &str) -> Option<PathBuf> {
         self.0
             .iter()
             .find(|hierarchy| hierarchy.controllers.iter().any(|known| known == controller))
@@ -58,7 +58,7 @@ impl Hierarchies {
     }
 
     /// Writes one file of a cgroup.
-    pub fn write(&self, cgroup: &str, controller: &str, file: &str, value: &str) -> io::Result<()> {
+    pub(crate) fn write(&self, cgroup: &str, controller: &str, file: &str, value: &str) -> io::Result<()> {
         if file.contains('/') {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{file} is not a file name")));
         }
@@ -71,7 +71,7 @@ impl Hierarchies {
     }
 
     /// Kills every process below `cgroup` and waits until there is none; the cgroup stays.
-    pub fn kill(&self, cgroup: &str, patience: Duration) -> io::Result<()> {
+    pub(crate) fn kill(&self, cgroup: &str, patience: Duration) -> io::Result<()> {
         let deadline = Instant::now() + patience;
         loop {
             let mut busy = false;
@@ -91,7 +91,7 @@ impl Hierarchies {
     }
 
     /// Kills every process below `cgroup` and removes it everywhere. What is not there is fine.
-    pub fn destroy(&self, cgroup: &str, patience: Duration) -> io::Result<()> {
+    pub(crate) fn destroy(&self, cgroup: &str, patience: Duration) -> io::Result<()> {
         if cgroup.trim_matches('/').is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the root cgroup is not removed"));
         }

@@ -6,7 +6,7 @@ use orlop_images::{Credential, ImageError, ImageErrorKind, ImageRecord};
 use crate::error::{CriError, chain};
 
 /// An image of the store.
-pub fn image(record: &ImageRecord) -> v1::Image {
+pub(crate) fn image(record: &ImageRecord) -> v1::Image {
     let user = record.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default();
     let user = user.split(':').next().unwrap_or_default();
     let uid = if user.is_empty() { Some(0) } else { user.parse::<i64>().ok() };
@@ -23,7 +23,7 @@ pub fn image(record: &ImageRecord) -> v1::Image {
 }
 
 /// The kubelet decides by the code and shows the text.
-pub fn image_error(what: &str, error: &ImageError) -> CriError {
+pub(crate) fn image_error(what: &str, error: &ImageError) -> CriError {
     let text = chain(error);
     match error.kind() {
         ImageErrorKind::NotFound => CriError::NotFound { kind: "image", id: format!("{what} ({text})") },
@@ -36,7 +36,7 @@ pub fn image_error(what: &str, error: &ImageError) -> CriError {
 }
 
 /// What the kubelet found in the pod's pull secrets.
-pub fn credential(auth: v1::AuthConfig) -> Result<Option<Credential>, CriError> {
+pub(crate) fn credential(auth: v1::AuthConfig) -> Result<Option<Credential>, CriError> {
     let from_auth = match auth.auth.as_str() {
         "" => Credential::default(),
         text => Credential::from_auth(text)

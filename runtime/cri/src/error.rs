@@ -75,7 +75,7 @@ impl From<CriError> for tonic::Status {
 }
 
 /// The error and its sources, separated by colons, without saying one thing twice.
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

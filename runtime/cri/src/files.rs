@@ -22,77 +22,77 @@ const RECORD_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 
 /// One sandbox's directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SandboxDir(PathBuf);
+pub(crate) struct SandboxDir(PathBuf);
 
 impl SandboxDir {
     /// Below `state`.
-    pub fn new(state: &Path, id: &str) -> Self {
+    pub(crate) fn new(state: &Path, id: &str) -> Self {
         Self(state.join("sandboxes").join(id))
     }
 
     /// The directory itself.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 
     /// The sandbox's record.
-    pub fn record(&self) -> PathBuf {
+    pub(crate) fn record(&self) -> PathBuf {
         self.0.join("sandbox.json")
     }
 
     /// What the shim is started with.
-    pub fn shim_config(&self) -> PathBuf {
+    pub(crate) fn shim_config(&self) -> PathBuf {
         self.0.join("shim-config.json")
     }
 
     /// Pid and start time, written by the shim when it is ready.
-    pub fn shim_identity(&self) -> PathBuf {
+    pub(crate) fn shim_identity(&self) -> PathBuf {
         self.0.join("shim.json")
     }
 
     /// The shim's socket.
-    pub fn shim_socket(&self) -> PathBuf {
+    pub(crate) fn shim_socket(&self) -> PathBuf {
         self.0.join("shim.sock")
     }
 
     /// What a shim says before it is ready.
-    pub fn shim_start_log(&self) -> PathBuf {
+    pub(crate) fn shim_start_log(&self) -> PathBuf {
         self.0.join("shim-start.log")
     }
 
     /// CNI configuration and result.
-    pub fn network(&self) -> PathBuf {
+    pub(crate) fn network(&self) -> PathBuf {
         self.0.join("network.json")
     }
 
     /// A file that the pod's containers see.
-    pub fn pod_file(&self, name: &str) -> PathBuf {
+    pub(crate) fn pod_file(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
     /// A container's bundle.
-    pub fn bundle(&self, container_id: &str) -> PathBuf {
+    pub(crate) fn bundle(&self, container_id: &str) -> PathBuf {
         self.0.join("bundles").join(container_id)
     }
 
     /// A container's record.
-    pub fn container_record(&self, container_id: &str) -> PathBuf {
+    pub(crate) fn container_record(&self, container_id: &str) -> PathBuf {
         self.bundle(container_id).join("container.json")
     }
 
     /// Where the shim writes how a container ended.
-    pub fn exit_file(&self, container_id: &str) -> PathBuf {
+    pub(crate) fn exit_file(&self, container_id: &str) -> PathBuf {
         self.0.join("containers").join(container_id).join("exit.json")
     }
 }
 
 /// Makes a directory that only root may enter, with its parents.
-pub fn make_private_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o711).create(path)
 }
 
 /// Replaces a file in one step.
-pub fn write_atomic(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn write_atomic(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".tmp-{:016x}", rand::random::<u64>()));
     let temporary = path.with_file_name(name);
@@ -110,12 +110,12 @@ pub fn write_atomic(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 }
 
 /// As [`write_atomic`], JSON, mode 0600.
-pub fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     write_atomic(path, &serde_json::to_vec(value)?, 0o600)
 }
 
 /// Reads what [`write_json`] wrote.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     let size = std::fs::metadata(path)?.len();
     if size > RECORD_LIMIT_BYTES {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{size} bytes are too many")));
@@ -124,7 +124,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
 }
 
 /// Removes a file or directory tree; what is not there is fine.
-pub fn remove_tree(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     let removed = match std::fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
         Ok(_) => std::fs::remove_file(path),

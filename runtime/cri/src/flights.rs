@@ -14,7 +14,7 @@ use crate::error::CriError;
 type Landing<V> = watch::Receiver<Option<Result<V, CriError>>>;
 
 /// Flights in the air, by key.
-pub struct Flights<K, V> {
+pub(crate) struct Flights<K, V> {
     in_air: Arc<Mutex<HashMap<K, Landing<V>>>>,
 }
 
@@ -30,7 +30,7 @@ where
     V: Clone + Send + Sync + 'static,
 {
     /// Runs `work` for `key`, or waits for the flight that already does.
-    pub async fn join<F>(&self, key: K, work: impl FnOnce() -> F) -> Result<V, CriError>
+    pub(crate) async fn join<F>(&self, key: K, work: impl FnOnce() -> F) -> Result<V, CriError>
     where
         F: Future<Output = Result<V, CriError>> + Send + 'static,
     {

@@ -19,13 +19,13 @@ type Listed<T> = Iter<std::vec::IntoIter<Result<T, Status>>>;
 const STREAM_BATCH: usize = 256;
 
 /// The service.
-pub struct ImageApi {
+pub(crate) struct ImageApi {
     runtime: Arc<Runtime>,
 }
 
 impl ImageApi {
     /// Over the shared state.
-    pub fn new(runtime: Arc<Runtime>) -> Self {
+    pub(crate) fn new(runtime: Arc<Runtime>) -> Self {
         Self { runtime }
     }
 

@@ -26,7 +26,7 @@ enum Entry {
 }
 
 /// Reads a regular file of the image; `Ok(None)` when there is none. Larger than `limit` bytes is an error.
-pub fn read_file(layers: &[PathBuf], path: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
+pub(crate) fn read_file(layers: &[PathBuf], path: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
     let mut roots = Vec::with_capacity(layers.len());
     for layer in layers {
         roots.push(rustix::fs::open(layer, OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?);

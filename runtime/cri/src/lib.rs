@@ -57,6 +57,9 @@ use tokio_stream::wrappers::UnixListenerStream;
 pub use config::Config;
 pub use error::CriError;
 
+/// What open connections may take after the drain started.
+const DRAIN_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Wires the daemon: opens the image store, adopts what runs, serves.
 ///
 /// # Errors
@@ -106,10 +109,18 @@ async fn serve(
     let image_service = ImageServiceServer::new(image_service::ImageApi::new(runtime))
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
-    tonic::transport::Server::builder()
+    let soft = drain.clone();
+    let server = tonic::transport::Server::builder()
         .add_service(runtime_service)
         .add_service(image_service)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move { drain.wait().await })
-        .await
-        .context("the CRI server failed")
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move { soft.wait().await });
+    // Verbs go on in flights of their own; a client that keeps its connection open must not hold up the drain.
+    let hard = async {
+        drain.wait().await;
+        tokio::time::sleep(DRAIN_PATIENCE).await;
+    };
+    tokio::select! {
+        served = server => served.context("the CRI server failed"),
+        () = hard => Ok(()),
+    }
 }

@@ -20,7 +20,7 @@ const DEVICE_LIMIT: usize = 4096;
 const OWN_DEV_ENTRIES: [&str; 8] = ["pts", "shm", "fd", "mqueue", "console", ".lxc", ".lxd-mounts", ".udev"];
 
 /// Capabilities this process holds effectively.
-pub fn own_capabilities() -> std::io::Result<BTreeSet<String>> {
+pub(crate) fn own_capabilities() -> std::io::Result<BTreeSet<String>> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let mask = status
         .lines()
@@ -31,7 +31,7 @@ pub fn own_capabilities() -> std::io::Result<BTreeSet<String>> {
 }
 
 /// Resolves the kubelet's mounts: links followed, missing host directories made (as every CRI runtime does).
-pub fn resolve_mounts(wanted: &[v1::Mount]) -> Result<Vec<HostMount>, CriError> {
+pub(crate) fn resolve_mounts(wanted: &[v1::Mount]) -> Result<Vec<HostMount>, CriError> {
     wanted.iter().map(resolve_mount).collect()
 }
 
@@ -57,7 +57,7 @@ fn resolve_mount(mount: &v1::Mount) -> Result<HostMount, CriError> {
 }
 
 /// Looks up the kubelet's devices, or all of the host's for a privileged container.
-pub fn resolve_devices(wanted: &[v1::Device], privileged: bool) -> Result<Vec<HostDevice>, CriError> {
+pub(crate) fn resolve_devices(wanted: &[v1::Device], privileged: bool) -> Result<Vec<HostDevice>, CriError> {
     let mut devices = Vec::new();
     if privileged {
         collect(Path::new("/dev"), Path::new("/dev"), "rwm", 0, &mut devices);
@@ -124,7 +124,7 @@ fn look_up(host: &Path, inside: &Path, access: &str) -> Option<HostDevice> {
 }
 
 /// Reads a `Localhost` profile: absolute (as a kubelet sends it) or below `root`.
-pub fn localhost_seccomp(
+pub(crate) fn localhost_seccomp(
     context: &v1::LinuxContainerSecurityContext,
     root: &Path,
 ) -> Result<Option<LinuxSeccomp>, CriError> {
@@ -151,12 +151,12 @@ pub fn localhost_seccomp(
 }
 
 /// Nanoseconds since the epoch.
-pub fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
 }
 
 /// A random id of this many hexadecimal digits.
-pub fn random_id(digits: usize) -> String {
+pub(crate) fn random_id(digits: usize) -> String {
     let mut id = String::with_capacity(digits + 16);
     while id.len() < digits {
         id.push_str(&format!("{:016x}", rand::random::<u64>()));

@@ -17,7 +17,7 @@ struct Verb {
 
 /// Registered once.
 #[derive(Clone)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     durations: Family<Verb, Histogram, fn() -> Histogram>,
     failures: Family<Verb, Counter>,
     shims_lost: Counter,
@@ -25,7 +25,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Makes and registers them.
-    pub fn register(frame: &Frame) -> Self {
+    pub(crate) fn register(frame: &Frame) -> Self {
         let metrics = Self {
             durations: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 16))),
             failures: Family::default(),
@@ -39,12 +39,12 @@ impl Metrics {
     }
 
     /// A shim died.
-    pub fn shim_lost(&self) {
+    pub(crate) fn shim_lost(&self) {
         self.shims_lost.inc();
     }
 
     /// Runs a verb that changes something: one log line with its duration when it is finished.
-    pub async fn timed<T>(
+    pub(crate) async fn timed<T>(
         &self,
         verb: &'static str,
         object: &str,

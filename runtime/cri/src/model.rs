@@ -13,14 +13,14 @@ use orlop_types::ProcessIdentity;
 use serde::{Deserialize, Serialize};
 
 /// Hexadecimal digits of a sandbox id: short enough for a unix socket path below the state directory.
-pub const SANDBOX_ID_LENGTH: usize = 32;
+pub(crate) const SANDBOX_ID_LENGTH: usize = 32;
 /// Version of the files written for sandboxes and containers.
-pub const RECORD_VERSION: u32 = 1;
+pub(crate) const RECORD_VERSION: u32 = 1;
 
 /// How far a sandbox got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Stage {
+pub(crate) enum Stage {
     /// RunPodSandbox was cut off: the next start undoes it.
     Making,
     /// Its shim lives and its network is up.
@@ -32,7 +32,7 @@ pub enum Stage {
 /// A pod's sandbox. Written to `sandboxes/ID/sandbox.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Sandbox {
+pub(crate) struct Sandbox {
     /// [`RECORD_VERSION`].
     pub version: u32,
     /// Sandbox id.
@@ -53,7 +53,7 @@ pub struct Sandbox {
 /// A container. Written to `sandboxes/SANDBOX/bundles/ID/container.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Container {
+pub(crate) struct Container {
     /// [`RECORD_VERSION`].
     pub version: u32,
     /// Container id.
@@ -95,7 +95,7 @@ pub struct Container {
 /// Numeric identity of a container's first process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ContainerUser {
+pub(crate) struct ContainerUser {
     /// User id.
     pub uid: u32,
     /// Group id.
@@ -106,33 +106,33 @@ pub struct ContainerUser {
 
 impl Sandbox {
     /// Whether the pod uses the host's network.
-    pub fn host_network(&self) -> bool {
+    pub(crate) fn host_network(&self) -> bool {
         namespace_options(&self.config).network() == v1::NamespaceMode::Node
     }
 
     /// Whether the pod's containers share one PID namespace.
-    pub fn shared_pid(&self) -> bool {
+    pub(crate) fn shared_pid(&self) -> bool {
         namespace_options(&self.config).pid() == v1::NamespaceMode::Pod
     }
 
     /// The cgroup that the pod's containers live below.
-    pub fn cgroup_parent(&self) -> String {
+    pub(crate) fn cgroup_parent(&self) -> String {
         let parent = self.config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).unwrap_or_default();
         if parent.trim_matches('/').is_empty() { "/orlop".to_owned() } else { parent.trim_end_matches('/').to_owned() }
     }
 
     /// The shim's own cgroup.
-    pub fn shim_cgroup(&self) -> String {
+    pub(crate) fn shim_cgroup(&self) -> String {
         format!("{}/{}", self.cgroup_parent(), self.id)
     }
 
     /// Whether containers can run in it.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.stage == Stage::Ready
     }
 
     /// The name inside the pod's UTS namespace; `None` on the host's network.
-    pub fn hostname(&self) -> Option<String> {
+    pub(crate) fn hostname(&self) -> Option<String> {
         (!self.host_network()).then(|| self.config.hostname.clone())
     }
 
@@ -144,7 +144,7 @@ impl Sandbox {
     }
 
     /// As ListPodSandbox shows it.
-    pub fn item(&self) -> v1::PodSandbox {
+    pub(crate) fn item(&self) -> v1::PodSandbox {
         v1::PodSandbox {
             id: self.id.clone(),
             metadata: self.config.metadata.clone(),
@@ -157,7 +157,7 @@ impl Sandbox {
     }
 
     /// As PodSandboxStatus shows it.
-    pub fn status(&self) -> v1::PodSandboxStatus {
+    pub(crate) fn status(&self) -> v1::PodSandboxStatus {
         let mut addresses = self.addresses.iter().cloned();
         v1::PodSandboxStatus {
             id: self.id.clone(),
@@ -178,7 +178,7 @@ impl Sandbox {
     }
 
     /// As statistics name it.
-    pub fn attributes(&self) -> v1::PodSandboxAttributes {
+    pub(crate) fn attributes(&self) -> v1::PodSandboxAttributes {
         v1::PodSandboxAttributes {
             id: self.id.clone(),
             metadata: self.config.metadata.clone(),
@@ -190,7 +190,7 @@ impl Sandbox {
 
 impl Container {
     /// Takes over what the shim says; an older phase than the known one is stale and ignored. True when something changed.
-    pub fn observe(&mut self, seen: &protocol::ContainerState) -> bool {
+    pub(crate) fn observe(&mut self, seen: &protocol::ContainerState) -> bool {
         if rank(seen.phase) < rank(self.phase) || (seen.phase == self.phase && self.exit == seen.exit) {
             return false;
         }
@@ -206,7 +206,7 @@ impl Container {
     }
 
     /// The CRI state.
-    pub fn state(&self) -> v1::ContainerState {
+    pub(crate) fn state(&self) -> v1::ContainerState {
         match self.phase {
             protocol::Phase::Created => v1::ContainerState::ContainerCreated,
             protocol::Phase::Running => v1::ContainerState::ContainerRunning,
@@ -219,7 +219,7 @@ impl Container {
     }
 
     /// As ListContainers shows it.
-    pub fn item(&self) -> v1::Container {
+    pub(crate) fn item(&self) -> v1::Container {
         v1::Container {
             id: self.id.clone(),
             pod_sandbox_id: self.sandbox_id.clone(),
@@ -235,7 +235,7 @@ impl Container {
     }
 
     /// As ContainerStatus shows it.
-    pub fn status(&self) -> v1::ContainerStatus {
+    pub(crate) fn status(&self) -> v1::ContainerStatus {
         let (reason, message) = self.reason();
         v1::ContainerStatus {
             id: self.id.clone(),
@@ -278,7 +278,7 @@ impl Container {
     }
 
     /// As statistics name it.
-    pub fn attributes(&self) -> v1::ContainerAttributes {
+    pub(crate) fn attributes(&self) -> v1::ContainerAttributes {
         v1::ContainerAttributes {
             id: self.id.clone(),
             metadata: self.config.metadata.clone(),
@@ -297,7 +297,7 @@ fn rank(phase: protocol::Phase) -> u8 {
 }
 
 /// Namespace options of a sandbox; absent ones are all `POD`, as protobuf reads them.
-pub fn namespace_options(config: &v1::PodSandboxConfig) -> v1::NamespaceOption {
+pub(crate) fn namespace_options(config: &v1::PodSandboxConfig) -> v1::NamespaceOption {
     config
         .linux
         .as_ref()
@@ -308,7 +308,7 @@ pub fn namespace_options(config: &v1::PodSandboxConfig) -> v1::NamespaceOption {
 
 /// Everything known.
 #[derive(Debug, Default)]
-pub struct Model {
+pub(crate) struct Model {
     /// By id.
     pub sandboxes: BTreeMap<String, Sandbox>,
     /// By id.
@@ -317,34 +317,34 @@ pub struct Model {
 
 impl Model {
     /// The sandbox with this id or unambiguous prefix of one.
-    pub fn sandbox(&self, id: &str) -> Option<&Sandbox> {
+    pub(crate) fn sandbox(&self, id: &str) -> Option<&Sandbox> {
         by_prefix(&self.sandboxes, id)
     }
 
     /// The container with this id or unambiguous prefix of one.
-    pub fn container(&self, id: &str) -> Option<&Container> {
+    pub(crate) fn container(&self, id: &str) -> Option<&Container> {
         by_prefix(&self.containers, id)
     }
 
     /// The containers of one sandbox.
-    pub fn containers_of<'a>(&'a self, sandbox_id: &'a str) -> impl Iterator<Item = &'a Container> {
+    pub(crate) fn containers_of<'a>(&'a self, sandbox_id: &'a str) -> impl Iterator<Item = &'a Container> {
         self.containers.values().filter(move |container| container.sandbox_id == sandbox_id)
     }
 
     /// The sandbox that holds this name.
-    pub fn sandbox_named(&self, name: &SandboxName) -> Option<&Sandbox> {
+    pub(crate) fn sandbox_named(&self, name: &SandboxName) -> Option<&Sandbox> {
         self.sandboxes.values().find(|sandbox| SandboxName::of(&sandbox.config).as_ref() == Some(name))
     }
 
     /// The container of `sandbox_id` that holds this name.
-    pub fn container_named(&self, sandbox_id: &str, metadata: &v1::ContainerMetadata) -> Option<&Container> {
+    pub(crate) fn container_named(&self, sandbox_id: &str, metadata: &v1::ContainerMetadata) -> Option<&Container> {
         self.containers.values().find(|container| {
             container.sandbox_id == sandbox_id && container.config.metadata.as_ref() == Some(metadata)
         })
     }
 
     /// ListPodSandbox.
-    pub fn list_sandboxes(&self, filter: Option<&v1::PodSandboxFilter>) -> Vec<v1::PodSandbox> {
+    pub(crate) fn list_sandboxes(&self, filter: Option<&v1::PodSandboxFilter>) -> Vec<v1::PodSandbox> {
         let empty = v1::PodSandboxFilter::default();
         let filter = filter.unwrap_or(&empty);
         self.sandboxes
@@ -359,7 +359,7 @@ impl Model {
     }
 
     /// ListContainers.
-    pub fn list_containers(&self, filter: Option<&v1::ContainerFilter>) -> Vec<v1::Container> {
+    pub(crate) fn list_containers(&self, filter: Option<&v1::ContainerFilter>) -> Vec<v1::Container> {
         let empty = v1::ContainerFilter::default();
         let filter = filter.unwrap_or(&empty);
         self.containers
@@ -380,7 +380,7 @@ fn has_prefix(id: &str, wanted: &str) -> bool {
 }
 
 /// Whether `labels` carry every pair of `selector`.
-pub fn selects(selector: &HashMap<String, String>, labels: &HashMap<String, String>) -> bool {
+pub(crate) fn selects(selector: &HashMap<String, String>, labels: &HashMap<String, String>) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
@@ -400,7 +400,7 @@ fn by_prefix<'a, T>(objects: &'a BTreeMap<String, T>, id: &str) -> Option<&'a T>
 
 /// What a sandbox's name is reserved by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct SandboxName {
+pub(crate) struct SandboxName {
     /// Namespace.
     pub namespace: String,
     /// Pod name.
@@ -413,7 +413,7 @@ pub struct SandboxName {
 
 impl SandboxName {
     /// From a configuration with metadata.
-    pub fn of(config: &v1::PodSandboxConfig) -> Option<Self> {
+    pub(crate) fn of(config: &v1::PodSandboxConfig) -> Option<Self> {
         let metadata = config.metadata.as_ref()?;
         Some(Self {
             namespace: metadata.namespace.clone(),

@@ -9,7 +9,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use orlop_types::ProcessIdentity;
 
 /// The start time of a process in clock ticks since boot, field 22 of `/proc/PID/stat`; zombies count as gone.
-pub fn start_time(pid: u32) -> Option<u64> {
+pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command in parentheses may hold anything, also parentheses.
     let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
@@ -21,7 +21,7 @@ pub fn start_time(pid: u32) -> Option<u64> {
 }
 
 /// A handle to exactly this process; `None` when it is gone.
-pub fn open(identity: ProcessIdentity) -> Option<OwnedFd> {
+pub(crate) fn open(identity: ProcessIdentity) -> Option<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(identity.pid).ok()?)?;
     let handle = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
     // Compared after the handle is held: the pid cannot be reused any more.
@@ -29,12 +29,12 @@ pub fn open(identity: ProcessIdentity) -> Option<OwnedFd> {
 }
 
 /// Whether exactly this process lives.
-pub fn is_alive(identity: ProcessIdentity) -> bool {
+pub(crate) fn is_alive(identity: ProcessIdentity) -> bool {
     start_time(identity.pid) == Some(identity.start_time)
 }
 
 /// Kills exactly this process and waits until it is gone, `patience` at most. True when it is gone.
-pub async fn kill(identity: ProcessIdentity, patience: Duration) -> bool {
+pub(crate) async fn kill(identity: ProcessIdentity, patience: Duration) -> bool {
     let Some(handle) = open(identity) else { return true };
     // It may end by itself just now.
     let _ = rustix::process::pidfd_send_signal(handle.as_fd(), Signal::KILL);
@@ -42,7 +42,7 @@ pub async fn kill(identity: ProcessIdentity, patience: Duration) -> bool {
 }
 
 /// Waits for the end of a process: its pidfd becomes readable (pidfd_open(2)).
-pub async fn wait_gone(handle: OwnedFd, patience: Duration) -> bool {
+pub(crate) async fn wait_gone(handle: OwnedFd, patience: Duration) -> bool {
     let waited = tokio::task::spawn_blocking(move || {
         let deadline = Instant::now() + patience;
         loop {

@@ -28,10 +28,10 @@ use crate::spec::resources::CgroupFeatures;
 /// Events that a slow subscriber may lag behind before it is told to list anew.
 const EVENT_BACKLOG: usize = 4096;
 /// A question to a healthy shim takes less than a millisecond.
-pub const QUESTION_DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const QUESTION_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Everything.
-pub struct Runtime {
+pub(crate) struct Runtime {
     /// As configured.
     pub config: Config,
     /// Images and root file systems.
@@ -72,7 +72,7 @@ pub struct Runtime {
 
 impl Runtime {
     /// Opens the stores; nothing is adopted yet.
-    pub fn open(frame: &Frame, config: Config, streams: Streams) -> anyhow::Result<Arc<Self>> {
+    pub(crate) fn open(frame: &Frame, config: Config, streams: Streams) -> anyhow::Result<Arc<Self>> {
         for directory in [config.root.clone(), config.state.clone(), config.state.join("sandboxes")] {
             files::make_private_dir(&directory).with_context(|| format!("failed to create {}", directory.display()))?;
         }
@@ -112,22 +112,22 @@ impl Runtime {
     }
 
     /// The model, for a short look or change.
-    pub fn model(&self) -> MutexGuard<'_, Model> {
+    pub(crate) fn model(&self) -> MutexGuard<'_, Model> {
         self.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A sandbox by id or prefix.
-    pub fn sandbox(&self, id: &str) -> Result<Sandbox, CriError> {
+    pub(crate) fn sandbox(&self, id: &str) -> Result<Sandbox, CriError> {
         self.model().sandbox(id).cloned().ok_or_else(|| CriError::no_sandbox(id))
     }
 
     /// A container by id or prefix.
-    pub fn container(&self, id: &str) -> Result<Container, CriError> {
+    pub(crate) fn container(&self, id: &str) -> Result<Container, CriError> {
         self.model().container(id).cloned().ok_or_else(|| CriError::no_container(id))
     }
 
     /// A container that runs, with its sandbox.
-    pub fn running(&self, id: &str) -> Result<Container, CriError> {
+    pub(crate) fn running(&self, id: &str) -> Result<Container, CriError> {
         let container = self.container(id)?;
         if container.phase != Phase::Running {
             let state = container.state().as_str_name();
@@ -137,17 +137,17 @@ impl Runtime {
     }
 
     /// The files of a sandbox.
-    pub fn directory(&self, sandbox_id: &str) -> SandboxDir {
+    pub(crate) fn directory(&self, sandbox_id: &str) -> SandboxDir {
         SandboxDir::new(&self.config.state, sandbox_id)
     }
 
     /// The shim of a sandbox.
-    pub fn shim(&self, sandbox_id: &str) -> ShimClient {
+    pub(crate) fn shim(&self, sandbox_id: &str) -> ShimClient {
         ShimClient::new(self.directory(sandbox_id).shim_socket())
     }
 
     /// Asks the shim for everything and takes it over.
-    pub async fn refresh(&self, sandbox_id: &str) -> Result<(), crate::shim::ShimError> {
+    pub(crate) async fn refresh(&self, sandbox_id: &str) -> Result<(), crate::shim::ShimError> {
         let response = self.shim(sandbox_id).call(&Request::State, QUESTION_DEADLINE).await?;
         if let Response::State(state) = response {
             for seen in &state.containers {
@@ -158,7 +158,7 @@ impl Runtime {
     }
 
     /// Takes over what a shim said about one container; subscribers hear of a change once.
-    pub fn observe(&self, seen: &orlop_shim::protocol::ContainerState) {
+    pub(crate) fn observe(&self, seen: &orlop_shim::protocol::ContainerState) {
         use v1::ContainerEventType::{ContainerStartedEvent, ContainerStoppedEvent};
         let mut events = Vec::new();
         self.change_container(&seen.id, |container| {
@@ -181,7 +181,7 @@ impl Runtime {
     }
 
     /// Changes a container and its record together; nothing when it is unknown.
-    pub fn change_container(&self, id: &str, change: impl FnOnce(&mut Container)) {
+    pub(crate) fn change_container(&self, id: &str, change: impl FnOnce(&mut Container)) {
         let mut model = self.model();
         let Some(container) = model.containers.get_mut(id) else { return };
         change(container);
@@ -192,7 +192,7 @@ impl Runtime {
     }
 
     /// Changes a sandbox and its record together; nothing when it is unknown.
-    pub fn change_sandbox(&self, id: &str, change: impl FnOnce(&mut Sandbox)) {
+    pub(crate) fn change_sandbox(&self, id: &str, change: impl FnOnce(&mut Sandbox)) {
         let mut model = self.model();
         let Some(sandbox) = model.sandboxes.get_mut(id) else { return };
         change(sandbox);
@@ -202,12 +202,12 @@ impl Runtime {
     }
 
     /// A new subscriber of events.
-    pub fn subscribe(&self) -> broadcast::Receiver<Arc<v1::ContainerEventResponse>> {
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<v1::ContainerEventResponse>> {
         self.events.subscribe()
     }
 
     /// Tells subscribers about a container.
-    pub fn announce_container(&self, id: &str, event: v1::ContainerEventType) {
+    pub(crate) fn announce_container(&self, id: &str, event: v1::ContainerEventType) {
         let sandbox_id = self.model().containers.get(id).map(|container| container.sandbox_id.clone());
         if let Some(sandbox_id) = sandbox_id {
             self.announce(id, &sandbox_id, event);
@@ -215,7 +215,7 @@ impl Runtime {
     }
 
     /// Tells subscribers about a container or sandbox, with the state of the whole pod.
-    pub fn announce(&self, id: &str, sandbox_id: &str, event: v1::ContainerEventType) {
+    pub(crate) fn announce(&self, id: &str, sandbox_id: &str, event: v1::ContainerEventType) {
         if self.events.receiver_count() == 0 {
             return;
         }
@@ -236,7 +236,7 @@ impl Runtime {
     }
 
     /// Section of the state dump.
-    pub fn dump(&self) -> serde_json::Value {
+    pub(crate) fn dump(&self) -> serde_json::Value {
         let model = self.model();
         let sandboxes: BTreeMap<&str, serde_json::Value> = model
             .sandboxes
@@ -263,7 +263,7 @@ impl Runtime {
     }
 
     /// Directory that holds all sandboxes.
-    pub fn sandboxes_dir(&self) -> PathBuf {
+    pub(crate) fn sandboxes_dir(&self) -> PathBuf {
         self.config.state.join("sandboxes")
     }
 }

@@ -21,13 +21,13 @@ type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 const STREAM_BATCH: usize = 256;
 
 /// The service.
-pub struct RuntimeApi {
+pub(crate) struct RuntimeApi {
     runtime: Arc<Runtime>,
 }
 
 impl RuntimeApi {
     /// Over the shared state.
-    pub fn new(runtime: Arc<Runtime>) -> Self {
+    pub(crate) fn new(runtime: Arc<Runtime>) -> Self {
         Self { runtime }
     }
 

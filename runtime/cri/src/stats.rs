@@ -20,13 +20,13 @@ const CONCURRENCY: usize = 16;
 
 /// Disk use of writable layers, with the time it was counted.
 #[derive(Default)]
-pub struct DiskUsage {
+pub(crate) struct DiskUsage {
     counted: Mutex<HashMap<String, (Instant, orlop_images::Usage)>>,
 }
 
 impl DiskUsage {
     /// A container is gone.
-    pub fn forget(&self, id: &str) {
+    pub(crate) fn forget(&self, id: &str) {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 
@@ -46,13 +46,13 @@ fn value(value: u64) -> Option<v1::UInt64Value> {
 
 impl Runtime {
     /// ContainerStats.
-    pub async fn container_stats(self: &Arc<Self>, id: &str) -> Result<v1::ContainerStats, CriError> {
+    pub(crate) async fn container_stats(self: &Arc<Self>, id: &str) -> Result<v1::ContainerStats, CriError> {
         let container = self.container(id)?;
         Ok(self.measure(container).await)
     }
 
     /// ListContainerStats.
-    pub async fn list_container_stats(
+    pub(crate) async fn list_container_stats(
         self: &Arc<Self>,
         filter: Option<v1::ContainerStatsFilter>,
     ) -> Vec<v1::ContainerStats> {
@@ -103,7 +103,7 @@ impl Runtime {
     }
 
     /// Use of the file system that holds images and containers.
-    pub fn file_system(&self, usage: orlop_images::Usage) -> v1::FilesystemUsage {
+    pub(crate) fn file_system(&self, usage: orlop_images::Usage) -> v1::FilesystemUsage {
         v1::FilesystemUsage {
             timestamp: machine::now(),
             fs_id: Some(v1::FilesystemIdentifier { mountpoint: self.config.root.to_string_lossy().into_owned() }),
@@ -113,13 +113,13 @@ impl Runtime {
     }
 
     /// PodSandboxStats.
-    pub async fn pod_sandbox_stats(self: &Arc<Self>, id: &str) -> Result<v1::PodSandboxStats, CriError> {
+    pub(crate) async fn pod_sandbox_stats(self: &Arc<Self>, id: &str) -> Result<v1::PodSandboxStats, CriError> {
         let sandbox = self.sandbox(id)?;
         Ok(self.measure_sandbox(sandbox).await)
     }
 
     /// ListPodSandboxStats.
-    pub async fn list_pod_sandbox_stats(
+    pub(crate) async fn list_pod_sandbox_stats(
         self: &Arc<Self>,
         filter: Option<v1::PodSandboxStatsFilter>,
     ) -> Vec<v1::PodSandboxStats> {

@@ -13,7 +13,7 @@ const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
 
 /// The identity with the home directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resolved {
+pub(crate) struct Resolved {
     /// Numbers.
     pub user: ContainerUser,
     /// `/` when the image does not say.
@@ -24,7 +24,7 @@ pub struct Resolved {
 ///
 /// # Errors
 /// [`CriError::Invalid`] when a name is in neither file, or a group is given without a user.
-pub fn resolve(
+pub(crate) fn resolve(
     context: &v1::LinuxContainerSecurityContext,
     image: &ImageConfiguration,
     image_layers: &[PathBuf],

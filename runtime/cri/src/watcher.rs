@@ -22,7 +22,7 @@ const ATTEMPT_LIMIT: u32 = 10;
 
 impl Runtime {
     /// Starts the watcher of a ready sandbox.
-    pub fn watch_shim(self: &Arc<Self>, sandbox_id: &str) {
+    pub(crate) fn watch_shim(self: &Arc<Self>, sandbox_id: &str) {
         let (runtime, id) = (self.clone(), sandbox_id.to_owned());
         tokio::spawn(async move { runtime.watch(&id).await });
     }
@@ -82,7 +82,7 @@ impl Runtime {
 
     /// The shim died or hangs: its pod is over. What is left of it is killed, its containers have ended, and the kubelet makes
     /// a new sandbox.
-    pub async fn lose_shim(self: &Arc<Self>, id: &str) {
+    pub(crate) async fn lose_shim(self: &Arc<Self>, id: &str) {
         let Ok(sandbox) = self.sandbox(id) else { return };
         if !sandbox.is_ready() {
             return;

@@ -165,7 +165,7 @@ async fn a_restarted_daemon_takes_over_what_runs_and_what_ended() {
     client.start(&ends).await.unwrap();
     let started = client.status(&stays).await.started_at;
     let shim = node.shim_pid(&sandbox);
-    node.stop();
+    node.stop().await;
     // Left by a daemon that was killed in the middle of a verb.
     std::fs::create_dir_all(node.path("state/sandboxes/0123456789abcdef0123456789abcdef")).unwrap();
     std::fs::create_dir_all(node.path("state/sandboxes").join(&sandbox).join("bundles/half")).unwrap();

@@ -1,18 +1,18 @@
 //! The pod network by CNI's exec protocol (SPEC.md 1.1.0): the first valid configuration by name, its plugins in a chain.
 
 mod exec;
-pub mod plan;
+pub(crate) mod plan;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
 
-pub use plan::{Attachment, NetworkList};
+pub(crate) use plan::{Attachment, NetworkList};
 
 /// Why the network of a pod could not be made or removed.
 #[derive(Debug, thiserror::Error)]
-pub enum CniError {
+pub(crate) enum CniError {
     /// No usable configuration.
     #[error("cni plugin not initialized: {0}")]
     NotInitialized(String),
@@ -43,7 +43,7 @@ pub enum CniError {
 
 /// Runs plugins.
 #[derive(Clone, Debug)]
-pub struct Cni {
+pub(crate) struct Cni {
     conf_dir: PathBuf,
     bin_dirs: Vec<PathBuf>,
     timeout: Duration,
@@ -51,7 +51,7 @@ pub struct Cni {
 
 impl Cni {
     /// With these directories.
-    pub fn new(conf_dir: PathBuf, bin_dirs: Vec<PathBuf>, timeout: Duration) -> Self {
+    pub(crate) fn new(conf_dir: PathBuf, bin_dirs: Vec<PathBuf>, timeout: Duration) -> Self {
         Self { conf_dir, bin_dirs, timeout }
     }
 
@@ -59,7 +59,7 @@ impl Cni {
     ///
     /// # Errors
     /// [`CniError::NotInitialized`] says why there is none.
-    pub fn network(&self) -> Result<NetworkList, CniError> {
+    pub(crate) fn network(&self) -> Result<NetworkList, CniError> {
         let mut names: Vec<PathBuf> = match std::fs::read_dir(&self.conf_dir) {
             Ok(entries) => entries.flatten().map(|entry| entry.path()).filter(|path| plan::is_configuration(path)).collect(),
             Err(error) => {
@@ -83,7 +83,7 @@ impl Cni {
 
     /// ADD through the chain. The attachment is on disk at `state` before the first plugin runs; on failure the caller
     /// detaches.
-    pub async fn attach(&self, mut attachment: Attachment, state: &Path) -> Result<Attachment, CniError> {
+    pub(crate) async fn attach(&self, mut attachment: Attachment, state: &Path) -> Result<Attachment, CniError> {
         crate::files::write_json(state, &attachment).map_err(CniError::State)?;
         let mut result: Option<Value> = None;
         for plugin in &attachment.network.plugins {
@@ -99,7 +99,7 @@ impl Cni {
     }
 
     /// DEL through the chain backwards, with the configuration of the ADD. Every plugin is asked even when one fails.
-    pub async fn detach(&self, state: &Path, netns_lives: bool) -> Result<(), CniError> {
+    pub(crate) async fn detach(&self, state: &Path, netns_lives: bool) -> Result<(), CniError> {
         let mut attachment: Attachment = match crate::files::read_json(state) {
             Ok(attachment) => attachment,
             // Nothing was begun.

@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 /// The interface inside the pod.
-pub const INTERFACE: &str = "eth0";
+pub(crate) const INTERFACE: &str = "eth0";
 
 /// One plugin of a chain, with everything its configuration says.
-pub type Plugin = Map<String, Value>;
+pub(crate) type Plugin = Map<String, Value>;
 
 /// A network configuration list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct NetworkList {
+pub(crate) struct NetworkList {
     /// Version of the specification.
     pub cni_version: String,
     /// The network's name.
@@ -27,7 +27,7 @@ pub struct NetworkList {
 /// A pod on a network: everything that DEL needs again.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Attachment {
+pub(crate) struct Attachment {
     /// Sandbox id.
     pub container_id: String,
     /// Path of the network namespace; empty when it is gone.
@@ -43,7 +43,7 @@ pub struct Attachment {
 }
 
 /// Whether a file in the configuration directory counts.
-pub fn is_configuration(path: &Path) -> bool {
+pub(crate) fn is_configuration(path: &Path) -> bool {
     path.extension().and_then(|extension| extension.to_str()).is_some_and(|kind| matches!(kind, "conflist" | "conf" | "json"))
 }
 
@@ -51,7 +51,7 @@ pub fn is_configuration(path: &Path) -> bool {
 ///
 /// # Errors
 /// What is wrong, for people.
-pub fn parse(text: &str) -> Result<NetworkList, String> {
+pub(crate) fn parse(text: &str) -> Result<NetworkList, String> {
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let object = value.as_object().ok_or("not a JSON object")?;
     let text_of = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -81,13 +81,13 @@ pub fn parse(text: &str) -> Result<NetworkList, String> {
 }
 
 /// The plugin's program.
-pub fn plugin_type(plugin: &Plugin) -> &str {
+pub(crate) fn plugin_type(plugin: &Plugin) -> &str {
     plugin.get("type").and_then(Value::as_str).unwrap_or_default()
 }
 
 impl Attachment {
     /// What one plugin of the chain reads from its standard input.
-    pub fn plugin_config(&self, plugin: &Plugin, previous: Option<&Value>) -> Value {
+    pub(crate) fn plugin_config(&self, plugin: &Plugin, previous: Option<&Value>) -> Value {
         let mut config = plugin.clone();
         let announced = config.remove("capabilities");
         config.insert("name".to_owned(), json!(self.network.name));
@@ -111,7 +111,7 @@ impl Attachment {
     }
 
     /// The environment of one call.
-    pub fn environment(&self, command: &str, search_path: &str) -> Vec<(&'static str, String)> {
+    pub(crate) fn environment(&self, command: &str, search_path: &str) -> Vec<(&'static str, String)> {
         vec![
             ("CNI_COMMAND", command.to_owned()),
             ("CNI_CONTAINERID", self.container_id.clone()),
@@ -123,7 +123,7 @@ impl Attachment {
     }
 
     /// The pod's addresses: those of interfaces inside the namespace, IPv4 first, otherwise in the plugins' order.
-    pub fn addresses(&self) -> Vec<String> {
+    pub(crate) fn addresses(&self) -> Vec<String> {
         let result = self.result.as_ref();
         let interfaces = result.and_then(|result| result.get("interfaces")).and_then(Value::as_array);
         let in_pod = |index: &Value| {
@@ -146,7 +146,7 @@ impl Attachment {
 }
 
 /// `CNI_ARGS` of a pod. Semicolons would start another argument; the API server allows them in none of these.
-pub fn pod_arguments(namespace: &str, name: &str, uid: &str, sandbox_id: &str) -> String {
+pub(crate) fn pod_arguments(namespace: &str, name: &str, uid: &str, sandbox_id: &str) -> String {
     format!(
         "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
         namespace.replace(';', ""),
@@ -157,7 +157,7 @@ pub fn pod_arguments(namespace: &str, name: &str, uid: &str, sandbox_id: &str) -
 }
 
 /// The `portMappings` capability argument.
-pub fn port_mappings(mappings: &[orlop_cri::v1::PortMapping]) -> Vec<Value> {
+pub(crate) fn port_mappings(mappings: &[orlop_cri::v1::PortMapping]) -> Vec<Value> {
     mappings
         .iter()
         .filter(|mapping| mapping.host_port > 0)

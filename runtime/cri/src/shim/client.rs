@@ -15,7 +15,7 @@ const GREETING: Duration = Duration::from_secs(5);
 
 /// Why a shim did not do it.
 #[derive(Debug, thiserror::Error)]
-pub enum ShimError {
+pub(crate) enum ShimError {
     /// Nobody listens: the shim is gone or going.
     #[error("failed to connect to the pod's shim")]
     Connect(#[source] std::io::Error),
@@ -40,7 +40,7 @@ pub enum ShimError {
 
 impl ShimError {
     /// As the kubelet sees it; `kind` and `id` name the object.
-    pub fn to_cri(&self, act: &str, id: &str) -> CriError {
+    pub(crate) fn to_cri(&self, act: &str, id: &str) -> CriError {
         match self {
             Self::Refused { kind: ErrorKind::NotFound, .. } => CriError::no_container(id),
             Self::Refused { kind: ErrorKind::WrongState, message } => CriError::WrongState(format!("{act}: {message}")),
@@ -54,25 +54,25 @@ impl ShimError {
     }
 
     /// Whether the shim may be gone.
-    pub fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         matches!(self, Self::Connect(_) | Self::Broken(_))
     }
 }
 
 /// Talks to one shim; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct ShimClient {
+pub(crate) struct ShimClient {
     socket: PathBuf,
 }
 
 impl ShimClient {
     /// For the shim behind this socket.
-    pub fn new(socket: PathBuf) -> Self {
+    pub(crate) fn new(socket: PathBuf) -> Self {
         Self { socket }
     }
 
     /// Sends one request and reads its answer; a refusal is an error.
-    pub async fn call(&self, request: &Request, deadline: Duration) -> Result<Response, ShimError> {
+    pub(crate) async fn call(&self, request: &Request, deadline: Duration) -> Result<Response, ShimError> {
         let exchange = async {
             let mut stream = self.connect().await?;
             write_frame(&mut stream, request).await?;
@@ -82,7 +82,7 @@ impl ShimClient {
     }
 
     /// Sends a request that turns its connection into a session, and hands over the connection.
-    pub async fn open(&self, request: &Request, deadline: Duration) -> Result<UnixStream, ShimError> {
+    pub(crate) async fn open(&self, request: &Request, deadline: Duration) -> Result<UnixStream, ShimError> {
         let exchange = async {
             let mut stream = self.connect().await?;
             write_frame(&mut stream, request).await?;

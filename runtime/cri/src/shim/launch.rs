@@ -25,13 +25,13 @@ const START_LOG_TAIL_BYTES: usize = 2048;
 
 /// How shims are started.
 #[derive(Clone, Debug)]
-pub struct Launcher {
+pub(crate) struct Launcher {
     command: Vec<String>,
 }
 
 impl Launcher {
     /// With a configured command; an empty one is this program with the argument `shim`.
-    pub fn new(command: &[String]) -> std::io::Result<Self> {
+    pub(crate) fn new(command: &[String]) -> std::io::Result<Self> {
         if !command.is_empty() {
             return Ok(Self { command: command.to_vec() });
         }
@@ -43,7 +43,7 @@ impl Launcher {
     }
 
     /// Starts a shim and waits until it is ready.
-    pub async fn launch(&self, directory: &SandboxDir, config: &ShimConfig) -> Result<ProcessIdentity, CriError> {
+    pub(crate) async fn launch(&self, directory: &SandboxDir, config: &ShimConfig) -> Result<ProcessIdentity, CriError> {
         let write = |error| CriError::failed("failed to write the shim's configuration", error);
         files::write_json(&directory.shim_config(), config).map_err(write)?;
         let log = std::fs::File::create(directory.shim_start_log()).map_err(write)?;
@@ -94,7 +94,7 @@ fn start_failure(directory: &SandboxDir, what: &str) -> CriError {
 }
 
 /// Ends a shim: politely, then by SIGKILL. True when it is gone.
-pub async fn end(client: &ShimClient, identity: ProcessIdentity) -> bool {
+pub(crate) async fn end(client: &ShimClient, identity: ProcessIdentity) -> bool {
     let Some(handle) = process::open(identity) else { return true };
     match client.call(&Request::Shutdown, SHUTDOWN_DEADLINE).await {
         Ok(_) if process::wait_gone(handle, KILL_DEADLINE).await => return true,

@@ -5,6 +5,6 @@ mod launch;
 mod session;
 
 pub(crate) use client::read_event;
-pub use client::{ShimClient, ShimError};
-pub use launch::{Launcher, end};
-pub use session::{Frame, Session, SessionWriter};
+pub(crate) use client::{ShimClient, ShimError};
+pub(crate) use launch::{Launcher, end};
+pub(crate) use session::{Frame, Session, SessionWriter};

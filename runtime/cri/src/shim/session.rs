@@ -10,7 +10,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 /// What a shim sends.
 #[derive(Debug)]
-pub enum Frame {
+pub(crate) enum Frame {
     /// Standard output.
     Stdout(Bytes),
     /// Standard error.
@@ -22,7 +22,7 @@ pub enum Frame {
 }
 
 /// Both directions.
-pub struct Session {
+pub(crate) struct Session {
     /// From the shim.
     pub reader: SessionReader,
     /// To the shim.
@@ -31,21 +31,21 @@ pub struct Session {
 
 impl Session {
     /// Over a connection that the shim has turned into a session.
-    pub fn new(stream: UnixStream) -> Self {
+    pub(crate) fn new(stream: UnixStream) -> Self {
         let (reader, writer) = stream.into_split();
         Self { reader: SessionReader(reader), writer: SessionWriter(writer) }
     }
 }
 
 /// From the shim.
-pub struct SessionReader(OwnedReadHalf);
+pub(crate) struct SessionReader(OwnedReadHalf);
 
 /// To the shim.
-pub struct SessionWriter(OwnedWriteHalf);
+pub(crate) struct SessionWriter(OwnedWriteHalf);
 
 impl SessionReader {
     /// The next frame; `None` when the shim closed. Not cancel safe.
-    pub async fn next(&mut self) -> io::Result<Option<Frame>> {
+    pub(crate) async fn next(&mut self) -> io::Result<Option<Frame>> {
         let kind = match self.0.read_u8().await {
             Ok(kind) => kind,
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -78,7 +78,7 @@ fn last_frame(data: &[u8]) -> Frame {
 
 impl SessionWriter {
     /// Standard input.
-    pub async fn stdin(&mut self, data: &[u8]) -> io::Result<()> {
+    pub(crate) async fn stdin(&mut self, data: &[u8]) -> io::Result<()> {
         for part in data.chunks(STREAM_FRAME_LIMIT_BYTES) {
             self.write(channel::STDIN, part).await?;
         }
@@ -86,12 +86,12 @@ impl SessionWriter {
     }
 
     /// No more standard input.
-    pub async fn close_stdin(&mut self) -> io::Result<()> {
+    pub(crate) async fn close_stdin(&mut self) -> io::Result<()> {
         self.write(channel::CLOSE_STDIN, &[]).await
     }
 
     /// A new size of the terminal.
-    pub async fn resize(&mut self, size: TerminalSize) -> io::Result<()> {
+    pub(crate) async fn resize(&mut self, size: TerminalSize) -> io::Result<()> {
         self.write(channel::RESIZE, &serde_json::to_vec(&size)?).await
     }
 

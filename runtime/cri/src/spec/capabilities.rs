@@ -8,7 +8,7 @@ use orlop_cri::v1;
 use crate::error::CriError;
 
 /// What an unprivileged container starts with: the set that containerd and Docker give.
-pub const DEFAULT: [&str; 14] = [
+pub(crate) const DEFAULT: [&str; 14] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_FSETID",
@@ -26,7 +26,7 @@ pub const DEFAULT: [&str; 14] = [
 ];
 
 /// By bit number (capabilities(7), `include/uapi/linux/capability.h`).
-pub const BY_BIT: [&str; 41] = [
+pub(crate) const BY_BIT: [&str; 41] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_DAC_READ_SEARCH",
@@ -71,13 +71,13 @@ pub const BY_BIT: [&str; 41] = [
 ];
 
 /// The names of the bits set in a `Cap…` line of `/proc/PID/status`.
-pub fn from_mask(mask: u64) -> BTreeSet<String> {
+pub(crate) fn from_mask(mask: u64) -> BTreeSet<String> {
     (0..).zip(BY_BIT).filter(|(bit, _)| mask & (1u64 << bit) != 0).map(|(_, name)| name.to_owned()).collect()
 }
 
 /// What a container gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Granted {
+pub(crate) struct Granted {
     /// Bounding, permitted and effective.
     pub all: BTreeSet<String>,
     /// Ambient and inheritable.
@@ -88,7 +88,7 @@ pub struct Granted {
 ///
 /// # Errors
 /// [`CriError::Invalid`] names a capability that does not exist.
-pub fn grant(
+pub(crate) fn grant(
     context: &v1::LinuxContainerSecurityContext,
     available: &BTreeSet<String>,
 ) -> Result<Granted, CriError> {
@@ -135,7 +135,7 @@ fn canonical(name: &str) -> Result<String, CriError> {
 }
 
 /// As the OCI specification writes them.
-pub fn to_oci(granted: &Granted) -> Result<LinuxCapabilities, CriError> {
+pub(crate) fn to_oci(granted: &Granted) -> Result<LinuxCapabilities, CriError> {
     let all = to_set(&granted.all)?;
     let ambient = to_set(&granted.ambient)?;
     LinuxCapabilitiesBuilder::default()

@@ -1,9 +1,9 @@
 //! CRI `ContainerConfig` → OCI `config.json`. Pure: everything read from the machine comes in through [`plan::Input`].
 
-pub mod capabilities;
-pub mod mounts;
-pub mod plan;
-pub mod resources;
-pub mod seccomp;
+pub(crate) mod capabilities;
+pub(crate) mod mounts;
+pub(crate) mod plan;
+pub(crate) mod resources;
+pub(crate) mod seccomp;
 mod seccomp_table;
-pub mod signals;
+pub(crate) mod signals;

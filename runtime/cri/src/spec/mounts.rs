@@ -10,7 +10,7 @@ use crate::error::CriError;
 
 /// Files and directories of the pod on the host.
 #[derive(Clone, Debug)]
-pub struct PodFiles {
+pub(crate) struct PodFiles {
     /// Memory shared by the pod's containers; `None` uses the host's.
     pub shm: PathBuf,
     /// Generated `/etc/resolv.conf`.
@@ -23,7 +23,7 @@ pub struct PodFiles {
 
 /// A mount of the kubelet whose host path was resolved and exists.
 #[derive(Clone, Debug)]
-pub struct HostMount {
+pub(crate) struct HostMount {
     /// Without symbolic links.
     pub host_path: PathBuf,
     /// In the container, absolute.
@@ -37,7 +37,7 @@ pub struct HostMount {
 }
 
 /// Refuses what this runtime does not do, before anything is touched.
-pub fn check(mount: &v1::Mount) -> Result<(), CriError> {
+pub(crate) fn check(mount: &v1::Mount) -> Result<(), CriError> {
     let path = &mount.container_path;
     if mount.image.is_some() {
         return Err(CriError::Unimplemented(format!("mount {path}: image volumes are not supported")));
@@ -66,7 +66,7 @@ pub fn check(mount: &v1::Mount) -> Result<(), CriError> {
 }
 
 /// The whole table, parents before children.
-pub fn plan_mounts(
+pub(crate) fn plan_mounts(
     host_mounts: &[HostMount],
     files: &PodFiles,
     privileged: bool,
@@ -138,7 +138,7 @@ fn bind(source: &Path, destination: impl Into<PathBuf>, options: &[&str]) -> Res
 }
 
 /// Absolute, without `.`, `..` and double slashes; a path in a container never leaves it.
-pub fn clean(path: &Path) -> PathBuf {
+pub(crate) fn clean(path: &Path) -> PathBuf {
     let mut cleaned = PathBuf::from("/");
     for component in path.components() {
         match component {

@@ -24,9 +24,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const SIGTERM: i32 = 15;
 
 /// Everything that a `config.json` depends on.
-pub struct Input<'a> {
-    /// Container id.
-    pub id: &'a str,
+pub(crate) struct Input<'a> {
     /// The kubelet's wish.
     pub config: &'a v1::ContainerConfig,
     /// The pod.
@@ -60,17 +58,17 @@ pub struct Input<'a> {
 }
 
 /// The security context, empty when absent.
-pub fn security_context(config: &v1::ContainerConfig) -> v1::LinuxContainerSecurityContext {
+pub(crate) fn security_context(config: &v1::ContainerConfig) -> v1::LinuxContainerSecurityContext {
     config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
 }
 
 /// The resources, empty when absent.
-pub fn wanted_resources(config: &v1::ContainerConfig) -> v1::LinuxContainerResources {
+pub(crate) fn wanted_resources(config: &v1::ContainerConfig) -> v1::LinuxContainerResources {
     config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default()
 }
 
 /// The signal that stops the container: the kubelet's, else the image's, else SIGTERM.
-pub fn stop_signal(config: &v1::ContainerConfig, image: &ImageConfiguration) -> i32 {
+pub(crate) fn stop_signal(config: &v1::ContainerConfig, image: &ImageConfiguration) -> i32 {
     let of_image = image.config().as_ref().and_then(|config| config.stop_signal().as_deref());
     signals::from_cri(config.stop_signal())
         .or_else(|| of_image.and_then(signals::parse))
@@ -81,7 +79,7 @@ pub fn stop_signal(config: &v1::ContainerConfig, image: &ImageConfiguration) -> 
 ///
 /// # Errors
 /// [`CriError::Invalid`] for a wish that makes no sense, [`CriError::Unimplemented`] for one that this runtime does not do.
-pub fn plan_spec(input: &Input<'_>) -> Result<Spec, CriError> {
+pub(crate) fn plan_spec(input: &Input<'_>) -> Result<Spec, CriError> {
     let context = security_context(input.config);
     check_supported(input.config, &context)?;
     let granted = capabilities::grant(&context, input.available_capabilities)?;
@@ -135,7 +133,7 @@ fn container_namespaces(config: &v1::ContainerConfig) -> v1::NamespaceOption {
 ///
 /// # Errors
 /// [`CriError::Invalid`] when neither says what to run.
-pub fn plan_arguments(config: &v1::ContainerConfig, image: &ImageConfiguration) -> Result<Vec<String>, CriError> {
+pub(crate) fn plan_arguments(config: &v1::ContainerConfig, image: &ImageConfiguration) -> Result<Vec<String>, CriError> {
     let image = image.config().as_ref();
     let entrypoint = image.and_then(|image| image.entrypoint().clone()).unwrap_or_default();
     let command = image.and_then(|image| image.cmd().clone()).unwrap_or_default();

@@ -11,7 +11,7 @@ use orlop_cri::v1;
 
 /// What the machine's cgroups can do.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct CgroupFeatures {
+pub(crate) struct CgroupFeatures {
     /// cgroup v2 alone (not hybrid).
     pub unified: bool,
     /// Swap use is accounted.
@@ -22,7 +22,7 @@ pub struct CgroupFeatures {
 
 /// A device node of the host, to appear in the container.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostDevice {
+pub(crate) struct HostDevice {
     /// Path in the container.
     pub path: String,
     /// Block device, else character device.
@@ -56,7 +56,7 @@ const DEFAULT_DEVICES: [(i64, Option<i64>); 9] = [
 ];
 
 /// Limits and the device policy.
-pub fn plan_resources(
+pub(crate) fn plan_resources(
     wanted: &v1::LinuxContainerResources,
     features: CgroupFeatures,
     privileged: bool,
@@ -131,7 +131,7 @@ fn device_policy(privileged: bool, devices: &[HostDevice]) -> Result<Vec<LinuxDe
 }
 
 /// Takes over every value of `change` that is given, as UpdateContainerResources wants it.
-pub fn merge(current: &mut v1::LinuxContainerResources, change: &v1::LinuxContainerResources) {
+pub(crate) fn merge(current: &mut v1::LinuxContainerResources, change: &v1::LinuxContainerResources) {
     let fields: [(&mut i64, i64); 6] = [
         (&mut current.cpu_period, change.cpu_period),
         (&mut current.cpu_quota, change.cpu_quota),
@@ -160,7 +160,7 @@ pub fn merge(current: &mut v1::LinuxContainerResources, change: &v1::LinuxContai
 
 /// One file of a cgroup to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Write {
+pub(crate) struct Write {
     /// v1 controller whose hierarchy holds the file.
     pub controller: &'static str,
     /// File name.
@@ -170,7 +170,7 @@ pub struct Write {
 }
 
 /// What to write for `change`, in an order that the kernel takes; `wanted` holds the values that go together with it.
-pub fn plan_update(
+pub(crate) fn plan_update(
     change: &v1::LinuxContainerResources,
     wanted: &v1::LinuxContainerResources,
     unified: bool,

@@ -25,7 +25,7 @@ const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 ///
 /// # Errors
 /// Never for the tables above; the specification's builders just say so.
-pub fn runtime_default(capabilities: &BTreeSet<String>) -> Result<LinuxSeccomp, OciSpecError> {
+pub(crate) fn runtime_default(capabilities: &BTreeSet<String>) -> Result<LinuxSeccomp, OciSpecError> {
     let administrator = capabilities.contains("CAP_SYS_ADMIN");
     let mut syscalls = vec![allow(ALLOWED)?, conditional("socket", 0, AF_VSOCK, LinuxSeccompOperator::ScmpCmpNe, None)?];
     for personality in PERSONALITIES {

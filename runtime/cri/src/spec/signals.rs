@@ -18,7 +18,7 @@ const CRI_RTMIN: i32 = 35;
 const CRI_XFSZ: i32 = 34;
 
 /// The Linux number of a CRI signal; `None` for `RUNTIME_DEFAULT`.
-pub fn from_cri(signal: Signal) -> Option<i32> {
+pub(crate) fn from_cri(signal: Signal) -> Option<i32> {
     match signal as i32 {
         0 => None,
         CRI_XFSZ => Some(XFSZ),
@@ -28,7 +28,7 @@ pub fn from_cri(signal: Signal) -> Option<i32> {
 }
 
 /// The CRI value of a Linux number.
-pub fn to_cri(number: i32) -> Signal {
+pub(crate) fn to_cri(number: i32) -> Signal {
     let value = match number {
         XFSZ => CRI_XFSZ,
         RTMIN..=RTMAX => number - RTMIN + CRI_RTMIN,
@@ -42,7 +42,7 @@ pub fn to_cri(number: i32) -> Signal {
 }
 
 /// Parses an image's `StopSignal`: `SIGTERM`, `term`, `15`, `RTMIN+3`.
-pub fn parse(text: &str) -> Option<i32> {
+pub(crate) fn parse(text: &str) -> Option<i32> {
     let text = text.trim();
     if let Ok(number) = text.parse::<i32>() {
         return (1..=RTMAX).contains(&number).then_some(number);

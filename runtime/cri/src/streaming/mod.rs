@@ -6,7 +6,7 @@
 mod http;
 mod port_forward;
 mod remote_command;
-pub mod spdy;
+pub(crate) mod spdy;
 mod spdy_command;
 mod status;
 mod websocket;
@@ -36,7 +36,7 @@ const TOKEN_DIGITS: usize = 32;
 
 /// What a URL stands for.
 #[derive(Clone, Debug)]
-pub enum Wish {
+pub(crate) enum Wish {
     /// A new process in a container.
     Exec {
         /// Sandbox id.
@@ -66,7 +66,7 @@ pub enum Wish {
 
 impl Wish {
     /// From Exec.
-    pub fn exec(runtime: &Runtime, request: v1::ExecRequest) -> Result<Self, CriError> {
+    pub(crate) fn exec(runtime: &Runtime, request: v1::ExecRequest) -> Result<Self, CriError> {
         if request.cmd.is_empty() {
             return Err(CriError::Invalid("no command to run".to_owned()));
         }
@@ -83,7 +83,7 @@ impl Wish {
     }
 
     /// From Attach.
-    pub fn attach(runtime: &Runtime, request: v1::AttachRequest) -> Result<Self, CriError> {
+    pub(crate) fn attach(runtime: &Runtime, request: v1::AttachRequest) -> Result<Self, CriError> {
         let process = ExecProcess {
             args: Vec::new(),
             terminal: request.tty,
@@ -97,7 +97,7 @@ impl Wish {
     }
 
     /// From PortForward.
-    pub fn port_forward(runtime: &Runtime, request: v1::PortForwardRequest) -> Result<Self, CriError> {
+    pub(crate) fn port_forward(runtime: &Runtime, request: v1::PortForwardRequest) -> Result<Self, CriError> {
         let sandbox = runtime.sandbox(&request.pod_sandbox_id)?;
         if !sandbox.is_ready() {
             return Err(CriError::WrongState(format!("sandbox {} is not ready", sandbox.id)));
@@ -129,21 +129,21 @@ fn check(process: &ExecProcess) -> Result<(), CriError> {
 }
 
 /// URLs that were given out.
-pub struct Streams {
+pub(crate) struct Streams {
     address: SocketAddr,
     waiting: Mutex<HashMap<String, (Instant, Wish)>>,
 }
 
 impl Streams {
     /// Binds the address, so that URLs can be given out.
-    pub async fn bind(address: SocketAddr) -> std::io::Result<(Self, TcpListener)> {
+    pub(crate) async fn bind(address: SocketAddr) -> std::io::Result<(Self, TcpListener)> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         Ok((Self { address, waiting: Mutex::default() }, listener))
     }
 
     /// A URL for one session.
-    pub fn url(&self, wish: Wish) -> Result<String, CriError> {
+    pub(crate) fn url(&self, wish: Wish) -> Result<String, CriError> {
         let token = machine::random_id(TOKEN_DIGITS);
         let url = format!("http://{}/{}/{token}", self.address, wish.kind());
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -167,13 +167,13 @@ impl Streams {
     }
 
     /// Number of URLs waiting.
-    pub fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 
 /// Accepts sessions until the drain starts; open ones end with the process.
-pub async fn serve(runtime: Arc<Runtime>, listener: TcpListener, drain: Drain) {
+pub(crate) async fn serve(runtime: Arc<Runtime>, listener: TcpListener, drain: Drain) {
     let limit = Arc::new(Semaphore::new(SESSION_LIMIT));
     loop {
         let accepted = tokio::select! {

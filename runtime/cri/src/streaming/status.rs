@@ -4,7 +4,7 @@ use serde_json::json;
 
 /// How a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(super) enum Outcome {
     /// Exit code 0, or an attach that is over.
     Success,
     /// Another exit code.
@@ -15,12 +15,12 @@ pub enum Outcome {
 
 impl Outcome {
     /// From an exec's exit code.
-    pub fn of_exit(code: i32) -> Self {
+    pub(super) fn of_exit(code: i32) -> Self {
         if code == 0 { Self::Success } else { Self::ExitCode(code) }
     }
 
     /// For the error channel of v4 and v5.
-    pub fn status(&self) -> String {
+    pub(super) fn status(&self) -> String {
         let value = match self {
             Self::Success => json!({ "metadata": {}, "status": "Success" }),
             Self::ExitCode(code) => json!({
@@ -43,7 +43,7 @@ impl Outcome {
     }
 
     /// For the error channel of older protocols: empty when all went well.
-    pub fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         match self {
             Self::Success => String::new(),
             Self::ExitCode(code) => format!("command terminated with exit code {code}"),

@@ -24,7 +24,7 @@ const CONTAINER_ID_LENGTH: usize = 64;
 
 impl Runtime {
     /// The verb. A retry with the same name and attempt joins, or gets the container that is already there.
-    pub async fn create_container(
+    pub(crate) async fn create_container(
         self: &Arc<Self>,
         sandbox_id: &str,
         config: v1::ContainerConfig,
@@ -113,7 +113,6 @@ impl Runtime {
         let directory = self.directory(&sandbox.id);
         let cgroup = format!("{}/{id}", sandbox.cgroup_parent());
         let spec = plan::plan_spec(&plan::Input {
-            id,
             config: &config,
             sandbox,
             image: &image.config,
@@ -201,7 +200,7 @@ impl Runtime {
     }
 
     /// Undoes a container that was never announced. What fails is logged; the next start tries again.
-    pub async fn discard_container(&self, sandbox_id: &str, id: &str) {
+    pub(crate) async fn discard_container(&self, sandbox_id: &str, id: &str) {
         let request = Request::Remove { id: id.to_owned() };
         if let Err(error) = self.shim(sandbox_id).call(&request, CREATE_DEADLINE).await
             && !error.is_broken()

@@ -17,7 +17,7 @@ const EXEC_LIMIT_SECONDS: u64 = 24 * 3600;
 
 impl Runtime {
     /// The verb. `timeout` in seconds; 0 is none.
-    pub async fn exec_sync(
+    pub(crate) async fn exec_sync(
         self: &Arc<Self>,
         id: &str,
         command: Vec<String>,

@@ -15,7 +15,7 @@ const REMOVE_DEADLINE: Duration = Duration::from_secs(30);
 
 impl Runtime {
     /// The verb; an unknown container is removed already.
-    pub async fn remove_container(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
+    pub(crate) async fn remove_container(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
         let Ok(container) = self.container(id) else { return Ok(()) };
         let runtime = self.clone();
         let key = container.id.clone();

@@ -11,7 +11,7 @@ use crate::runtime::Runtime;
 
 impl Runtime {
     /// The verb; an unknown sandbox is removed already.
-    pub async fn remove_pod_sandbox(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
+    pub(crate) async fn remove_pod_sandbox(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
         let Ok(sandbox) = self.sandbox(id) else { return Ok(()) };
         let runtime = self.clone();
         let key = sandbox.id.clone();

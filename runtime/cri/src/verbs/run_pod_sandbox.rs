@@ -16,7 +16,7 @@ use crate::{machine, process};
 
 impl Runtime {
     /// The verb. A retry with the same name joins, or gets the sandbox that is already there.
-    pub async fn run_pod_sandbox(
+    pub(crate) async fn run_pod_sandbox(
         self: &Arc<Self>,
         config: v1::PodSandboxConfig,
         handler: &str,
@@ -103,7 +103,7 @@ impl Runtime {
     }
 
     /// Undoes a sandbox that never became ready, as far as it got. What fails is logged; the next start tries again.
-    pub async fn discard(&self, sandbox: &Sandbox) {
+    pub(crate) async fn discard(&self, sandbox: &Sandbox) {
         let directory = self.directory(&sandbox.id);
         // A shim that was started but not recorded left its own note.
         let shim = sandbox.shim.or_else(|| files::read_json(&directory.shim_identity()).ok());

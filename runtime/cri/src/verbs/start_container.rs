@@ -18,7 +18,7 @@ const START_FAILURE_EXIT_CODE: i32 = 128;
 
 impl Runtime {
     /// The verb.
-    pub async fn start_container(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
+    pub(crate) async fn start_container(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
         let container = self.container(id)?;
         let runtime = self.clone();
         self.starts.join(container.id.clone(), || async move { runtime.start_known(container).await }).await

@@ -18,7 +18,7 @@ const CGROUP_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Runtime {
     /// The verb. Unknown or not running is stopped already. Calls are not joined: a shorter grace overtakes a longer one.
-    pub async fn stop_container(self: &Arc<Self>, id: &str, grace_seconds: i64) -> Result<(), CriError> {
+    pub(crate) async fn stop_container(self: &Arc<Self>, id: &str, grace_seconds: i64) -> Result<(), CriError> {
         let Ok(container) = self.container(id) else { return Ok(()) };
         if container.phase != Phase::Running {
             return Ok(());

@@ -19,7 +19,7 @@ const LOST_EXIT_CODE: i32 = 137;
 
 impl Runtime {
     /// The verb; an unknown sandbox is stopped already.
-    pub async fn stop_pod_sandbox(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
+    pub(crate) async fn stop_pod_sandbox(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
         let Ok(sandbox) = self.sandbox(id) else { return Ok(()) };
         let runtime = self.clone();
         let key = sandbox.id.clone();
@@ -52,7 +52,7 @@ impl Runtime {
     }
 
     /// Ends the shim and whatever is left in the cgroups of its pod. True when all of it is gone.
-    pub async fn end_shim(&self, sandbox: &Sandbox, shim: Option<ProcessIdentity>) -> bool {
+    pub(crate) async fn end_shim(&self, sandbox: &Sandbox, shim: Option<ProcessIdentity>) -> bool {
         if let Some(identity) = shim
             && !shim::end(&self.shim(&sandbox.id), identity).await
         {
@@ -77,7 +77,7 @@ impl Runtime {
     }
 
     /// After the shim is gone: every container of the pod has ended, as its exit file says or by SIGKILL.
-    pub fn settle_containers(&self, sandbox_id: &str) {
+    pub(crate) fn settle_containers(&self, sandbox_id: &str) {
         let open: Vec<Container> = {
             let model = self.model();
             model.containers_of(sandbox_id).filter(|container| container.phase != Phase::Exited).cloned().collect()

@@ -11,7 +11,7 @@ use crate::spec::resources;
 
 impl Runtime {
     /// The verb.
-    pub async fn update_container_resources(
+    pub(crate) async fn update_container_resources(
         self: &Arc<Self>,
         id: &str,
         change: Option<v1::LinuxContainerResources>,

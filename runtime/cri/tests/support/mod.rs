@@ -14,10 +14,10 @@ use orlop_runtime::Config;
 use sha2::Digest as _;
 use tonic::transport::Channel;
 
-pub const IMAGE: &str = "docker.io/library/busybox:test";
+pub(crate) const IMAGE: &str = "docker.io/library/busybox:test";
 
 /// Whether a real shim runs the containers.
-pub fn real_shim() -> Option<Vec<String>> {
+pub(crate) fn real_shim() -> Option<Vec<String>> {
     let command = std::env::var("ORLOP_TEST_SHIM").ok()?;
     Some(command.split_whitespace().map(str::to_owned).collect())
 }
@@ -32,13 +32,13 @@ fn shim_command() -> Vec<String> {
 }
 
 /// One node's directories; everything of it is killed and removed when it is dropped.
-pub struct Node {
+pub(crate) struct Node {
     pub directory: tempfile::TempDir,
     daemon: Option<(Frame, std::thread::JoinHandle<anyhow::Result<()>>)>,
 }
 
 impl Node {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("cri").tempdir_in("/tmp").unwrap();
         for name in ["net.d", "bin", "root", "state", "logs"] {
             std::fs::create_dir(directory.path().join(name)).unwrap();
@@ -48,7 +48,7 @@ impl Node {
         node
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -63,16 +63,16 @@ impl Node {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    pub fn write_network(&self) {
+    pub(crate) fn write_network(&self) {
         let list = r#"{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"test-net"}]}"#;
         std::fs::write(self.path("net.d/10-test.conflist"), list).unwrap();
     }
 
-    pub fn cni_calls(&self) -> Vec<String> {
+    pub(crate) fn cni_calls(&self) -> Vec<String> {
         std::fs::read_to_string(self.path("cni.log")).unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
-    pub fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         Config {
             listen: format!("unix://{}", self.path("cri.sock").display()),
             root: self.path("root"),
@@ -85,7 +85,7 @@ impl Node {
     }
 
     /// Imports the image, as `orlop image import` would.
-    pub fn import_image(&self) {
+    pub(crate) fn import_image(&self) {
         let config = orlop_images::Config { root: self.path("root"), ..orlop_images::Config::default() };
         let store = orlop_images::ImageStore::open(config).unwrap();
         let archive = self.path("busybox.tar");
@@ -94,7 +94,7 @@ impl Node {
     }
 
     /// Starts the daemon and waits until it answers.
-    pub async fn start(&mut self) -> Client {
+    pub(crate) async fn start(&mut self) -> Client {
         let config = self.config();
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let thread = std::thread::spawn(move || {
@@ -110,21 +110,21 @@ impl Node {
     }
 
     /// Ends the daemon; its shims go on.
-    pub fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         if let Some((frame, thread)) = self.daemon.take() {
             frame.shutdown();
-            thread.join().unwrap().unwrap();
+            tokio::task::spawn_blocking(move || thread.join().unwrap().unwrap()).await.unwrap();
         }
     }
 
     /// The shim of a sandbox.
-    pub fn shim_pid(&self, sandbox: &str) -> i32 {
+    pub(crate) fn shim_pid(&self, sandbox: &str) -> i32 {
         let path = self.path("state/sandboxes").join(sandbox).join("shim.json");
         let identity: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         i32::try_from(identity["pid"].as_i64().unwrap()).unwrap()
     }
 
-    pub fn entries(&self, name: &str) -> Vec<String> {
+    pub(crate) fn entries(&self, name: &str) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.path(name)) else { return Vec::new() };
         entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
     }
@@ -189,7 +189,7 @@ fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, content: &[u8], mode:
 
 /// A kubelet.
 #[derive(Clone)]
-pub struct Client {
+pub(crate) struct Client {
     pub runtime: RuntimeServiceClient<Channel>,
     pub images: ImageServiceClient<Channel>,
 }
@@ -200,12 +200,12 @@ impl Client {
         Self { runtime: RuntimeServiceClient::new(channel.clone()), images: ImageServiceClient::new(channel) }
     }
 
-    pub async fn run_pod(&mut self, config: &v1::PodSandboxConfig) -> Result<String, tonic::Status> {
+    pub(crate) async fn run_pod(&mut self, config: &v1::PodSandboxConfig) -> Result<String, tonic::Status> {
         let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
         Ok(self.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
     }
 
-    pub async fn create(&mut self, sandbox: &str, config: v1::ContainerConfig) -> Result<String, tonic::Status> {
+    pub(crate) async fn create(&mut self, sandbox: &str, config: v1::ContainerConfig) -> Result<String, tonic::Status> {
         let request = v1::CreateContainerRequest {
             pod_sandbox_id: sandbox.to_owned(),
             config: Some(config),
@@ -214,49 +214,49 @@ impl Client {
         Ok(self.runtime.create_container(request).await?.into_inner().container_id)
     }
 
-    pub async fn start(&mut self, container: &str) -> Result<(), tonic::Status> {
+    pub(crate) async fn start(&mut self, container: &str) -> Result<(), tonic::Status> {
         let request = v1::StartContainerRequest { container_id: container.to_owned() };
         self.runtime.start_container(request).await.map(drop)
     }
 
-    pub async fn stop(&mut self, container: &str, timeout: i64) -> Result<(), tonic::Status> {
+    pub(crate) async fn stop(&mut self, container: &str, timeout: i64) -> Result<(), tonic::Status> {
         let request = v1::StopContainerRequest { container_id: container.to_owned(), timeout };
         self.runtime.stop_container(request).await.map(drop)
     }
 
-    pub async fn remove(&mut self, container: &str) -> Result<(), tonic::Status> {
+    pub(crate) async fn remove(&mut self, container: &str) -> Result<(), tonic::Status> {
         let request = v1::RemoveContainerRequest { container_id: container.to_owned() };
         self.runtime.remove_container(request).await.map(drop)
     }
 
-    pub async fn stop_pod(&mut self, sandbox: &str) -> Result<(), tonic::Status> {
+    pub(crate) async fn stop_pod(&mut self, sandbox: &str) -> Result<(), tonic::Status> {
         let request = v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.to_owned() };
         self.runtime.stop_pod_sandbox(request).await.map(drop)
     }
 
-    pub async fn remove_pod(&mut self, sandbox: &str) -> Result<(), tonic::Status> {
+    pub(crate) async fn remove_pod(&mut self, sandbox: &str) -> Result<(), tonic::Status> {
         let request = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.to_owned() };
         self.runtime.remove_pod_sandbox(request).await.map(drop)
     }
 
-    pub async fn status(&mut self, container: &str) -> v1::ContainerStatus {
+    pub(crate) async fn status(&mut self, container: &str) -> v1::ContainerStatus {
         let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
         self.runtime.container_status(request).await.unwrap().into_inner().status.unwrap()
     }
 
-    pub async fn pod_status(&mut self, sandbox: &str) -> v1::PodSandboxStatus {
+    pub(crate) async fn pod_status(&mut self, sandbox: &str) -> v1::PodSandboxStatus {
         let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: false };
         self.runtime.pod_sandbox_status(request).await.unwrap().into_inner().status.unwrap()
     }
 
-    pub async fn exec_sync(&mut self, container: &str, command: &[&str]) -> Result<v1::ExecSyncResponse, tonic::Status> {
+    pub(crate) async fn exec_sync(&mut self, container: &str, command: &[&str]) -> Result<v1::ExecSyncResponse, tonic::Status> {
         let cmd = command.iter().map(|word| (*word).to_owned()).collect();
         let request = v1::ExecSyncRequest { container_id: container.to_owned(), cmd, timeout: 20 };
         Ok(self.runtime.exec_sync(request).await?.into_inner())
     }
 
     /// Waits for a container's state.
-    pub async fn wait_state(&mut self, container: &str, state: v1::ContainerState) -> v1::ContainerStatus {
+    pub(crate) async fn wait_state(&mut self, container: &str, state: v1::ContainerState) -> v1::ContainerStatus {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             let status = self.status(container).await;
@@ -269,7 +269,7 @@ impl Client {
     }
 }
 
-pub fn pod(node: &Node, name: &str) -> v1::PodSandboxConfig {
+pub(crate) fn pod(node: &Node, name: &str) -> v1::PodSandboxConfig {
     v1::PodSandboxConfig {
         metadata: Some(v1::PodSandboxMetadata {
             name: name.to_owned(),
@@ -295,7 +295,7 @@ pub fn pod(node: &Node, name: &str) -> v1::PodSandboxConfig {
     }
 }
 
-pub fn container(name: &str, command: &[&str]) -> v1::ContainerConfig {
+pub(crate) fn container(name: &str, command: &[&str]) -> v1::ContainerConfig {
     v1::ContainerConfig {
         metadata: Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
         image: Some(v1::ImageSpec { image: IMAGE.to_owned(), ..Default::default() }),

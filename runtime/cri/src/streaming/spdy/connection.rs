@@ -22,7 +22,7 @@ const DATA_LIMIT_BYTES: usize = 32 * 1024;
 const WRITE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A stream that the peer opened.
-pub struct Stream {
+pub(crate) struct Stream {
     /// Its headers.
     pub headers: Headers,
     /// Its bytes; ends with the peer's FIN, a reset, or the connection.
@@ -33,7 +33,7 @@ pub struct Stream {
 
 /// Writes to one stream.
 #[derive(Clone)]
-pub struct StreamWriter {
+pub(crate) struct StreamWriter {
     id: u32,
     frames: mpsc::Sender<Out>,
 }
@@ -45,7 +45,7 @@ enum Out {
 
 impl StreamWriter {
     /// Sends bytes.
-    pub async fn write(&self, mut data: Bytes) -> io::Result<()> {
+    pub(crate) async fn write(&self, mut data: Bytes) -> io::Result<()> {
         while !data.is_empty() {
             let part = data.split_to(data.len().min(DATA_LIMIT_BYTES));
             self.send(Frame::Data { stream: self.id, fin: false, data: part }).await?;
@@ -54,12 +54,12 @@ impl StreamWriter {
     }
 
     /// Ends our half.
-    pub async fn finish(&self) -> io::Result<()> {
+    pub(crate) async fn finish(&self) -> io::Result<()> {
         self.send(Frame::Data { stream: self.id, fin: true, data: Bytes::new() }).await
     }
 
     /// Refuses the stream.
-    pub async fn reset(&self) -> io::Result<()> {
+    pub(crate) async fn reset(&self) -> io::Result<()> {
         self.send(Frame::RstStream { stream: self.id, status: reset::REFUSED_STREAM }).await
     }
 
@@ -69,7 +69,7 @@ impl StreamWriter {
 }
 
 /// A running connection.
-pub struct Connection {
+pub(crate) struct Connection {
     /// Streams as the peer opens them; ends with the connection.
     pub streams: mpsc::Receiver<Stream>,
     frames: mpsc::Sender<Out>,
@@ -79,7 +79,7 @@ pub struct Connection {
 
 impl Connection {
     /// Starts serving.
-    pub fn serve<T>(transport: T) -> Self
+    pub(crate) fn serve<T>(transport: T) -> Self
     where
         T: AsyncRead + AsyncWrite + Send + 'static,
     {
@@ -98,7 +98,7 @@ impl Connection {
 
     /// Says goodbye, lets everything queued go out, and waits a little for the peer to close: closing first would cut off
     /// what it has not read yet.
-    pub async fn close(self, patience: Duration) {
+    pub(crate) async fn close(self, patience: Duration) {
         let Self { streams, frames, mut reader, writer } = self;
         drop(streams);
         let _ = frames.send(Out::Frame(Frame::GoAway { last: 0, status: 0 })).await;

@@ -3,7 +3,7 @@
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 /// A longer frame is an attack or a bug: peers write at most 32 KiB at once.
-pub const FRAME_LIMIT_BYTES: usize = 1024 * 1024;
+pub(crate) const FRAME_LIMIT_BYTES: usize = 1024 * 1024;
 const HEADER_BYTES: usize = 8;
 const VERSION: u16 = 3;
 const CONTROL: u32 = 0x8000_0000;
@@ -20,16 +20,16 @@ const HEADERS: u16 = 8;
 const WINDOW_UPDATE: u16 = 9;
 
 /// RST_STREAM status codes (section 2.6.3).
-pub mod reset {
+pub(crate) mod reset {
     /// The frame was for no stream that is open.
-    pub const INVALID_STREAM: u32 = 2;
+    pub(crate) const INVALID_STREAM: u32 = 2;
     /// The stream is not wanted.
-    pub const REFUSED_STREAM: u32 = 3;
+    pub(crate) const REFUSED_STREAM: u32 = 3;
 }
 
 /// Why bytes are not SPDY.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FrameError {
+pub(crate) enum FrameError {
     /// Longer than [`FRAME_LIMIT_BYTES`].
     #[error("a SPDY frame of {0} bytes is too long")]
     TooLong(usize),
@@ -43,7 +43,7 @@ pub enum FrameError {
 
 /// One frame; header blocks are still compressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Frame {
+pub(crate) enum Frame {
     /// Bytes of a stream.
     Data {
         /// Stream.
@@ -110,7 +110,7 @@ pub enum Frame {
 }
 
 /// Takes the next whole frame off the front of `buffer`; `None` when more bytes are needed.
-pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
+pub(crate) fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
     let Some(mut header) = buffer.get(..HEADER_BYTES) else { return Ok(None) };
     let first = header.get_u32();
     let second = header.get_u32();
@@ -165,7 +165,7 @@ fn control(kind: u16, fin: bool, mut body: Bytes) -> Result<Frame, FrameError> {
 }
 
 /// Appends a frame to `buffer`. Payloads are at most [`FRAME_LIMIT_BYTES`]: the callers cut them.
-pub fn encode(frame: &Frame, buffer: &mut BytesMut) {
+pub(crate) fn encode(frame: &Frame, buffer: &mut BytesMut) {
     let flag = |fin: bool| if fin { FLAG_FIN } else { 0 };
     match frame {
         Frame::Data { stream, fin, data } => {

@@ -6,7 +6,7 @@ use bytes::{Buf as _, BufMut as _, Bytes};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 /// Headers that stream types and ports need are a few dozen bytes.
-pub const BLOCK_LIMIT_BYTES: usize = 16 * 1024;
+pub(crate) const BLOCK_LIMIT_BYTES: usize = 16 * 1024;
 const PAIR_LIMIT: u32 = 64;
 
 const WORDS: [&str; 64] = [
@@ -38,7 +38,7 @@ static DICTIONARY: LazyLock<Vec<u8>> = LazyLock::new(|| {
 
 /// Why a block cannot be read. The compression state is lost with it, so the connection ends.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum HeadersError {
+pub(crate) enum HeadersError {
     /// Not zlib, or cut off.
     #[error("a SPDY header block cannot be inflated")]
     Inflate,
@@ -52,29 +52,29 @@ pub enum HeadersError {
 
 /// Names in lower case, in the order they came.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Headers(pub Vec<(String, String)>);
+pub(crate) struct Headers(pub Vec<(String, String)>);
 
 impl Headers {
     /// The first value of a name (lower case).
-    pub fn get(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
 
 /// Reads the peer's blocks in their order.
-pub struct Inflater(Decompress);
+pub(crate) struct Inflater(Decompress);
 
 /// Writes ours.
-pub struct Deflater(Compress);
+pub(crate) struct Deflater(Compress);
 
 impl Inflater {
     /// A new connection's.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Decompress::new(true))
     }
 
     /// Reads one block.
-    pub fn read(&mut self, block: &[u8]) -> Result<Headers, HeadersError> {
+    pub(crate) fn read(&mut self, block: &[u8]) -> Result<Headers, HeadersError> {
         let mut plain = Vec::with_capacity(BLOCK_LIMIT_BYTES);
         let mut rest = block;
         loop {
@@ -110,14 +110,14 @@ impl Inflater {
 
 impl Deflater {
     /// A new connection's.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut compress = Compress::new(Compression::default(), true);
         compress.set_dictionary(&DICTIONARY).expect("a fresh zlib stream takes a dictionary");
         Self(compress)
     }
 
     /// Writes one block.
-    pub fn write(&mut self, headers: &Headers) -> Bytes {
+    pub(crate) fn write(&mut self, headers: &Headers) -> Bytes {
         let mut plain = Vec::new();
         plain.put_u32(u32::try_from(headers.0.len()).unwrap_or(0));
         for (name, value) in &headers.0 {

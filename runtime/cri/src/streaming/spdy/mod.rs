@@ -4,6 +4,6 @@
 //! Flow control: the Go library at the other end neither honours nor sends WINDOW_UPDATE, so ours are sent for peers that
 //! count and the peer's are not waited for; the transport's own back pressure bounds what is in flight.
 
-pub mod connection;
-pub mod frame;
-pub mod headers;
+pub(crate) mod connection;
+pub(crate) mod frame;
+pub(crate) mod headers;
