@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use orlop_distribution::archive::ArchiveError;
 use orlop_distribution::blobs::BlobError;
+use orlop_distribution::client::RegistryError;
 use orlop_types::Digest;
 
 use crate::unpack::UnpackError;
@@ -42,6 +43,17 @@ pub enum ImageError {
     /// The blob directory failed, or content is not what its digest says.
     #[error(transparent)]
     Blob(#[from] BlobError),
+    /// The registry did not give the image.
+    #[error("failed to pull image {reference:?}: {source}")]
+    Registry {
+        /// The image.
+        reference: String,
+        /// Why.
+        source: RegistryError,
+    },
+    /// The program ends while the operation runs.
+    #[error("interrupted: {0}")]
+    Interrupted(String),
     /// A layer could not be unpacked.
     #[error("failed to unpack layer {digest}: {source}")]
     Unpack {
@@ -86,7 +98,8 @@ impl ImageError {
     pub fn kind(&self) -> ImageErrorKind {
         match self {
             ImageError::Io { source, .. } => io_kind(source),
-            ImageError::Damaged { .. } => ImageErrorKind::Internal,
+            ImageError::Damaged { .. } | ImageError::Interrupted(_) => ImageErrorKind::Internal,
+            ImageError::Registry { source, .. } => registry_kind(source),
             ImageError::Unknown(_) => ImageErrorKind::NotFound,
             ImageError::Invalid { .. } => ImageErrorKind::Invalid,
             ImageError::Joined(error) => error.kind(),
@@ -109,5 +122,20 @@ fn blob_kind(error: &BlobError) -> ImageErrorKind {
     match error {
         BlobError::Io { source, .. } => io_kind(source),
         BlobError::Digest(_) | BlobError::Size { .. } | BlobError::TooLarge { .. } => ImageErrorKind::Invalid,
+    }
+}
+
+fn registry_kind(error: &RegistryError) -> ImageErrorKind {
+    match error {
+        RegistryError::NotFound { .. } => ImageErrorKind::NotFound,
+        RegistryError::Unauthorized { .. } => ImageErrorKind::Unauthorized,
+        RegistryError::Manifest(_) | RegistryError::Hosts(_) => ImageErrorKind::Invalid,
+        RegistryError::RateLimited { .. }
+        | RegistryError::Status { .. }
+        | RegistryError::Connect { .. }
+        | RegistryError::Timeout { .. }
+        | RegistryError::Cut { .. }
+        | RegistryError::Content { .. }
+        | RegistryError::Protocol { .. } => ImageErrorKind::Unavailable,
     }
 }

@@ -11,6 +11,7 @@ mod import;
 mod layers;
 mod lease;
 mod model;
+mod pull;
 mod rootfs;
 mod store;
 mod unpack;

@@ -11,6 +11,7 @@ use crate::catalog::{Catalog, NameRecord};
 use crate::files::Paths;
 use crate::layers::LayerStore;
 use crate::lease::Lease;
+use crate::pull::{self, Puller};
 use crate::rootfs::{self, RootfsInfo};
 use crate::unpack::Limits;
 use crate::{ArchiveFormat, Collected, Config, ImageError, ImageRecord, Rootfs, Usage, garbage};
@@ -27,6 +28,7 @@ pub(crate) struct Inner {
     pub(crate) blobs: BlobStore,
     pub(crate) layers: LayerStore,
     pub(crate) catalog: Catalog,
+    pub(crate) puller: Puller,
 }
 
 impl ImageStore {
@@ -43,7 +45,8 @@ impl ImageStore {
         let limits = Limits { bytes: config.max_unpacked_bytes, entries: config.max_unpacked_entries };
         let layers = LayerStore::new(paths.clone(), limits);
         let catalog = Catalog::new(paths.clone(), blobs.clone());
-        let store = Self { inner: Arc::new(Inner { paths, blobs, layers, catalog }) };
+        let puller = Puller::new(&config);
+        let store = Self { inner: Arc::new(Inner { paths, blobs, layers, catalog, puller }) };
         // Also drops what no record refers to: after a loss of power that may be half written.
         store.collect_garbage()?;
         Ok(store)
@@ -53,8 +56,8 @@ impl ImageStore {
     ///
     /// # Errors
     /// [`ImageError::kind`] tells whose fault it is.
-    pub async fn pull(&self, reference: &Reference, _auth: Option<Credential>) -> Result<ImageRecord, ImageError> {
-        Err(ImageError::Unknown(reference.to_string()))
+    pub async fn pull(&self, reference: &Reference, auth: Option<Credential>) -> Result<ImageRecord, ImageError> {
+        pull::pull(&self.inner, reference, auth.filter(|credential| !credential.is_empty())).await
     }
 
     /// Every image, sorted by id.
@@ -104,7 +107,7 @@ impl ImageStore {
     /// # Errors
     /// Files that cannot be read or removed.
     pub fn collect_garbage(&self) -> Result<Collected, ImageError> {
-        let Inner { paths, blobs, layers, catalog } = &*self.inner;
+        let Inner { paths, blobs, layers, catalog, .. } = &*self.inner;
         garbage::collect(paths, blobs, layers, catalog)
     }
 

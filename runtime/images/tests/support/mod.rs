@@ -1,6 +1,8 @@
 //! Images built in the test: tars by hand, archives of both forms.
 
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
+pub mod registry;
 
 use std::io::Write as _;
 use std::path::Path;

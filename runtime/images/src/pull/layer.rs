@@ -1,0 +1,180 @@
+use std::io::Read as _;
+use std::sync::Arc;
+
+use orlop_distribution::blobs::{BlobError, BlobWriter};
+use orlop_distribution::client::{BlobDownload, RegistryError};
+use orlop_distribution::manifest::Descriptor;
+use orlop_types::{Digest, DigestError};
+
+use super::feed::{Feed, FeedReader, feed};
+use super::{Pull, blocking};
+use crate::layers::StagedLayer;
+use crate::lease::Lease;
+use crate::store::Inner;
+use crate::unpack::UnpackError;
+use crate::ImageError;
+
+/// One layer of an image.
+pub(super) struct LayerPlan {
+    pub(super) layer: Descriptor,
+    pub(super) diff_id: Digest,
+    /// Chain ids from the bottom to this layer.
+    pub(super) chain: Vec<Digest>,
+}
+
+impl LayerPlan {
+    fn chain_id(&self) -> &Digest {
+        self.chain.last().expect("the chain holds at least the layer itself")
+    }
+}
+
+pub(super) fn wrong_content(download: &BlobDownload, digest: &Digest, error: &DigestError) -> RegistryError {
+    RegistryError::Content {
+        host: download.host_name().to_owned(),
+        digest: digest.clone(),
+        reason: error.to_string(),
+    }
+}
+
+/// What came out of one attempt.
+enum Attempt {
+    Done(Option<StagedLayer>),
+    WrongContent(DigestError),
+}
+
+impl Pull<'_> {
+    /// Makes sure that the blob is stored, and unpacks it on the way if the layer is not there. None when the layer is there, or has to
+    /// be unpacked in order from the stored blob.
+    pub(super) async fn fetch_layer(&self, plan: &LayerPlan) -> Result<Option<StagedLayer>, ImageError> {
+        let lock = self.inner.puller.lock_of(&plan.layer.digest);
+        let _lock = lock.lock().await;
+        let (inner, lease) = (Arc::clone(self.inner), Arc::clone(&self.lease));
+        let (layer, chain_id) = (plan.layer.clone(), plan.chain_id().clone());
+        let (has_blob, has_layer) = blocking(move || {
+            lease.keep_blob(&layer.digest)?;
+            lease.keep_layer(&chain_id)?;
+            Ok((inner.blobs.size(&layer.digest)?.is_some(), inner.layers.exists(&chain_id)))
+        })
+        .await?;
+        if has_blob {
+            return Ok(None);
+        }
+        let _permit = self.inner.puller.downloads.acquire().await.expect("the semaphore is never closed");
+        let mut skip = 0;
+        loop {
+            let client = &self.inner.puller.client;
+            let download = client.download(self.reference, &plan.layer, self.credential, skip);
+            let mut download = download.map_err(|error| self.failed(error))?;
+            match self.attempt(plan, &mut download, !has_layer).await? {
+                Attempt::Done(staged) => return Ok(staged),
+                Attempt::WrongContent(error) if download.host_index() + 1 < download.host_count() => {
+                    tracing::warn!(host = download.host_name(), %error, "wrong content, the next host is asked");
+                    skip = download.host_index() + 1;
+                }
+                Attempt::WrongContent(error) => {
+                    return Err(self.failed(wrong_content(&download, &plan.layer.digest, &error)));
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, plan: &LayerPlan, download: &mut BlobDownload, unpack: bool) -> Result<Attempt, ImageError> {
+        let (inner, session) = (Arc::clone(self.inner), self.lease.session().to_owned());
+        let (write_feed, write_reader) = feed();
+        let layer = plan.layer.clone();
+        let writing = tokio::task::spawn_blocking(move || {
+            let writer = inner.blobs.writer(&session, layer.digest.algorithm())?;
+            write(writer, write_reader, &layer)
+        });
+        let mut unpacking = None;
+        if unpack {
+            let (unpack_feed, reader) = feed();
+            let (inner, session) = (Arc::clone(self.inner), self.lease.session().to_owned());
+            let diff_id = plan.diff_id.clone();
+            let task = tokio::task::spawn_blocking(move || inner.layers.stage(&session, reader, &diff_id, None));
+            unpacking = Some((unpack_feed, task));
+        }
+        let (unpack_feed, unpack_task) = unpacking.unzip();
+        self.pump(download, write_feed, unpack_feed).await?;
+        let interrupted = |error: tokio::task::JoinError| ImageError::Interrupted(error.to_string());
+        let unpacked = match unpack_task {
+            Some(task) => Some(task.await.map_err(interrupted)?),
+            None => None,
+        };
+        match writing.await.map_err(interrupted)? {
+            Ok(()) => {}
+            Err(BlobError::Digest(error)) => return Ok(Attempt::WrongContent(error)),
+            Err(error) => return Err(error.into()),
+        }
+        match unpacked {
+            None | Some(Err(UnpackError::NeedsLower)) => Ok(Attempt::Done(None)),
+            Some(Ok(staged)) => Ok(Attempt::Done(Some(staged))),
+            Some(Err(source)) => Err(ImageError::Unpack { digest: plan.layer.digest.clone(), source }),
+        }
+    }
+
+    /// Moves chunks from the network to those who want them, at the pace of the slowest.
+    async fn pump(&self, download: &mut BlobDownload, write: Feed, mut unpack: Option<Feed>) -> Result<(), ImageError> {
+        while let Some(chunk) = download.chunk().await.map_err(|error| self.failed(error))? {
+            if let Some(feed) = &unpack
+                && !feed.send(chunk.clone()).await
+            {
+                // It has an error, or read all it wanted; the blob is still of use.
+                unpack = None;
+            }
+            if !write.send(chunk).await {
+                // The writer's own error is reported by its task.
+                return Ok(());
+            }
+        }
+        write.end().await;
+        if let Some(feed) = unpack {
+            feed.end().await;
+        }
+        Ok(())
+    }
+}
+
+/// Writes the stream into a blob and commits it once it has the right digest.
+fn write(mut writer: BlobWriter, mut reader: FeedReader, layer: &Descriptor) -> Result<(), BlobError> {
+    let mut buffer = vec![0u8; 64 * 1024];
+    loop {
+        let count = reader.read(&mut buffer).map_err(|source| BlobError::Io {
+            act: "receive",
+            path: layer.digest.to_string().into(),
+            source,
+        })?;
+        if count == 0 {
+            break;
+        }
+        writer.append(&buffer[..count])?;
+    }
+    writer.finish(Some(&layer.digest), Some(layer.size))?.commit()
+}
+
+impl Inner {
+    /// Gives a layer its place on top of those below, which have theirs already.
+    pub(super) fn settle_layer(
+        &self,
+        lease: &Lease,
+        plan: &LayerPlan,
+        staged: Option<StagedLayer>,
+    ) -> Result<(), ImageError> {
+        let chain_id = plan.chain_id();
+        if self.layers.exists(chain_id) {
+            return Ok(());
+        }
+        let digest = &plan.layer.digest;
+        if let Some(staged) = staged {
+            let lower = self.layers.lower_view(&plan.chain[..plan.chain.len() - 1]);
+            match self.layers.adopt_lower(&staged, &lower) {
+                Ok(()) => return self.layers.commit(staged, chain_id),
+                Err(UnpackError::NeedsLower) => {
+                    tracing::debug!(%digest, "layer is unpacked again on top of the layers below");
+                }
+                Err(source) => return Err(ImageError::Unpack { digest: digest.clone(), source }),
+            }
+        }
+        self.unpack_stored(lease, digest, &plan.diff_id, &plan.chain)
+    }
+}
