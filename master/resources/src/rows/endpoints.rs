@@ -77,6 +77,7 @@ fn socket_address(ip: &str, port: &str) -> String {
 }
 
 fn check_endpoints(endpoints: &Value, errors: &mut Errors) {
+    let own = is_servers_own(endpoints);
     for (index, subset) in list(endpoints, "/subsets").iter().enumerate() {
         let path = format!("subsets[{index}]");
         if list(subset, "/addresses").is_empty() && list(subset, "/notReadyAddresses").is_empty() {
@@ -87,6 +88,7 @@ fn check_endpoints(endpoints: &Value, errors: &mut Errors) {
                 check_address(
                     &text(address, "/ip"),
                     &format!("{path}.{field}[{number}].ip"),
+                    own,
                     errors,
                 );
                 let host = text(address, "/hostname");
@@ -114,6 +116,11 @@ fn check_endpoints(endpoints: &Value, errors: &mut Errors) {
     }
 }
 
+/// The endpoints of the API server itself, which it writes: where a server listens on loopback alone, that is its address.
+fn is_servers_own(object: &Value) -> bool {
+    text(object, "/metadata/namespace") == "default" && text(object, "/metadata/name") == "kubernetes"
+}
+
 fn check_protocol(port: &Value, path: &str, errors: &mut Errors) {
     let protocol = text(port, "/protocol");
     if protocol.is_empty() {
@@ -125,8 +132,9 @@ fn check_protocol(port: &Value, path: &str, errors: &mut Errors) {
 
 /// An endpoint must be a machine's or a pod's address, so that nobody can point a service at a node's own loopback
 /// (upstream `ValidateEndpointIP`).
-fn check_address(ip: &str, path: &str, errors: &mut Errors) {
-    let Ok(address) = ip.parse::<IpAddr>() else {
+fn check_address(ip: &str, path: &str, own: bool, errors: &mut Errors) {
+    // An IPv4 address written as IPv6 is the IPv4 address.
+    let Ok(address) = ip.parse::<IpAddr>().map(|address| address.to_canonical()) else {
         errors.invalid(
             path,
             ip,
@@ -145,7 +153,7 @@ fn check_address(ip: &str, path: &str, errors: &mut Errors) {
     if address.is_unspecified() {
         errors.invalid(path, ip, "may not be unspecified (0.0.0.0 or ::)");
     }
-    if address.is_loopback() {
+    if address.is_loopback() && !own {
         errors.invalid(
             path,
             ip,
@@ -238,6 +246,7 @@ pub(super) const ENDPOINT_SLICES: Resource = Resource {
 };
 
 fn check_slice(slice: &Value, errors: &mut Errors) {
+    let own = is_servers_own(slice);
     let kind = text(slice, "/addressType");
     if kind.is_empty() {
         errors.required("addressType", "");
@@ -250,7 +259,7 @@ fn check_slice(slice: &Value, errors: &mut Errors) {
         return;
     }
     for (index, endpoint) in endpoints.iter().enumerate() {
-        check_slice_endpoint(endpoint, &kind, &format!("endpoints[{index}]"), errors);
+        check_slice_endpoint(endpoint, &kind, &format!("endpoints[{index}]"), own, errors);
     }
     let ports = list(slice, "/ports");
     if ports.len() > PORT_LIMIT {
@@ -278,7 +287,7 @@ fn check_slice(slice: &Value, errors: &mut Errors) {
     }
 }
 
-fn check_slice_endpoint(endpoint: &Value, kind: &str, path: &str, errors: &mut Errors) {
+fn check_slice_endpoint(endpoint: &Value, kind: &str, path: &str, own: bool, errors: &mut Errors) {
     let addresses = list(endpoint, "/addresses");
     if addresses.is_empty() {
         errors.required(format!("{path}.addresses"), "must contain at least 1 address");
@@ -293,11 +302,89 @@ fn check_slice_endpoint(endpoint: &Value, kind: &str, path: &str, errors: &mut E
             ("FQDN", _) => errors.faults(&path, address, names::subdomain_faults(address)),
             ("IPv4", Ok(IpAddr::V6(_))) => errors.invalid(path, address, "must be an IPv4 address"),
             ("IPv6", Ok(IpAddr::V4(_))) => errors.invalid(path, address, "must be an IPv6 address"),
-            _ => check_address(address, &path, errors),
+            _ => check_address(address, &path, own, errors),
         }
     }
     let host = text(endpoint, "/hostname");
     if !host.is_empty() {
         errors.faults(&format!("{path}.hostname"), &host, names::label_faults(&host));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn faults(row: &Resource, mut object: Value) -> Vec<String> {
+        row.default(&mut object);
+        row.validate(&object, None, None)
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn addresses_are_of_machines_and_pods() {
+        let table = [
+            ("10.0.0.1", None),
+            ("2001:db8::1", None),
+            (
+                "127.0.0.1",
+                Some("may not be in the loopback range (127.0.0.0/8, ::1/128)"),
+            ),
+            (
+                "169.254.169.254",
+                Some("may not be in the link-local range (169.254.0.0/16, fe80::/10)"),
+            ),
+            (
+                "224.0.0.1",
+                Some("may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)"),
+            ),
+            ("0.0.0.0", Some("may not be unspecified (0.0.0.0 or ::)")),
+            (
+                "nowhere",
+                Some("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
+            ),
+        ];
+        for (ip, fault) in table {
+            let endpoints = json!({"metadata": {"name": "e", "namespace": "default"}, "subsets": [{"addresses": [{"ip": ip}], "ports": [{"port": 80}]}]});
+            let wanted =
+                fault.map(|fault| format!("subsets[0].addresses[0].ip: Invalid value: \"{ip}\": {fault}"));
+            assert_eq!(
+                faults(&ENDPOINTS, endpoints),
+                wanted.into_iter().collect::<Vec<_>>()
+            );
+        }
+    }
+
+    #[test]
+    fn slices_fit_their_address_type() {
+        let slice = json!({"metadata": {"name": "s", "namespace": "default"}, "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.0.0.1"]}, {"addresses": ["2001:db8::1"]}, {"addresses": []}], "ports": [{"port": 80}, {"port": 0}]});
+        assert_eq!(
+            faults(&ENDPOINT_SLICES, slice),
+            [
+                "endpoints[1].addresses[0]: Invalid value: \"2001:db8::1\": must be an IPv4 address",
+                "endpoints[2].addresses: Required value: must contain at least 1 address",
+                "ports[1].name: Duplicate value: \"\"",
+                "ports[1].port: Invalid value: 0: must be between 1 and 65535, inclusive",
+            ]
+        );
+    }
+
+    #[test]
+    fn cells_name_three_at_most() {
+        let addresses: Vec<Value> = (1..=5)
+            .map(|number| json!({"addresses": [format!("10.0.0.{number}")]}))
+            .collect();
+        let slice = json!({"metadata": {"name": "s"}, "addressType": "IPv4", "endpoints": addresses, "ports": [{"port": 80}, {}]});
+        let now = "2026-01-01T00:00:00Z".parse().expect("a time");
+        let cells = ENDPOINT_SLICES.table_cells(&slice, now);
+        assert_eq!(
+            cells[2..4],
+            [json!("80,*"), json!("10.0.0.1,10.0.0.2,10.0.0.3 + 2 more...")]
+        );
     }
 }
