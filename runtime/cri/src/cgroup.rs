@@ -30,19 +30,26 @@ pub(crate) struct Hierarchies(Vec<Hierarchy>);
 impl Hierarchies {
     /// From `/proc/self/mountinfo`.
     pub(crate) fn detect() -> io::Result<Self> {
-        Ok(Self(parse_mountinfo(&std::fs::read_to_string("/proc/self/mountinfo")?)))
+        Ok(Self(parse_mountinfo(&std::fs::read_to_string(
+            "/proc/self/mountinfo",
+        )?)))
     }
 
     /// What containers can be given.
     pub(crate) fn features(&self) -> CgroupFeatures {
         let unified = self.0.iter().all(|hierarchy| hierarchy.controllers.is_empty());
-        let has = |name: &str| self.0.iter().any(|hierarchy| hierarchy.controllers.iter().any(|known| known == name));
+        let has = |name: &str| {
+            self.0
+                .iter()
+                .any(|hierarchy| hierarchy.controllers.iter().any(|known| known == name))
+        };
         CgroupFeatures {
             unified,
             swap: if unified {
                 Path::new("/proc/swaps").exists()
             } else {
-                self.directory("memory", "/").is_some_and(|path| path.join("memory.memsw.limit_in_bytes").exists())
+                self.directory("memory", "/")
+                    .is_some_and(|path| path.join("memory.memsw.limit_in_bytes").exists())
             },
             hugetlb: unified || has("hugetlb"),
         }
@@ -60,11 +67,17 @@ impl Hierarchies {
     /// Writes one file of a cgroup.
     pub(crate) fn write(&self, cgroup: &str, controller: &str, file: &str, value: &str) -> io::Result<()> {
         if file.contains('/') {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{file} is not a file name")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{file} is not a file name"),
+            ));
         }
-        let directory = self
-            .directory(controller, cgroup)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, format!("no {controller} controller is mounted")))?;
+        let directory = self.directory(controller, cgroup).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("no {controller} controller is mounted"),
+            )
+        })?;
         let path = directory.join(file);
         std::fs::write(&path, value)
             .map_err(|error| io::Error::new(error.kind(), format!("{} = {value}: {error}", path.display())))
@@ -84,7 +97,10 @@ impl Hierarchies {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "processes survive SIGKILL"));
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "processes survive SIGKILL",
+                ));
             }
             std::thread::sleep(RETRY_PAUSE);
         }
@@ -93,7 +109,10 @@ impl Hierarchies {
     /// Kills every process below `cgroup` and removes it everywhere. What is not there is fine.
     pub(crate) fn destroy(&self, cgroup: &str, patience: Duration) -> io::Result<()> {
         if cgroup.trim_matches('/').is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the root cgroup is not removed"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the root cgroup is not removed",
+            ));
         }
         let deadline = Instant::now() + patience;
         loop {
@@ -134,8 +153,11 @@ fn parse_mountinfo(text: &str) -> Vec<Hierarchy> {
                 _ => return None,
             };
             // A v1 hierarchy that only has a name (`name=systemd`) still holds processes; it is told apart by its mountpoint.
-            let controllers =
-                if kind == "cgroup" && controllers.is_empty() { vec![format!("named:{mountpoint}")] } else { controllers };
+            let controllers = if kind == "cgroup" && controllers.is_empty() {
+                vec![format!("named:{mountpoint}")]
+            } else {
+                controllers
+            };
             seen.insert(controllers.clone()).then(|| Hierarchy {
                 mountpoint: PathBuf::from(mountpoint),
                 controllers,
@@ -169,7 +191,9 @@ fn kill_each(directory: &Path, depth: usize) -> io::Result<()> {
     let file = directory.join("cgroup.procs");
     for pid in pids(&file) {
         let Some(pid) = Pid::from_raw(pid) else { continue };
-        let Ok(handle) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { continue };
+        let Ok(handle) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
+            continue;
+        };
         // Read again with the handle held: the pid now is the process that is listed.
         if pids(&file).contains(&pid.as_raw_nonzero().get()) {
             let _ = rustix::process::pidfd_send_signal(&handle, Signal::KILL);
@@ -184,8 +208,14 @@ fn pids(file: &Path) -> Vec<i32> {
 }
 
 fn children(directory: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
-    entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 fn remove_below(directory: &Path, depth: usize) -> io::Result<()> {
@@ -217,9 +247,17 @@ mod tests {
         let hybrid = Hierarchies(parse_mountinfo(HYBRID));
         assert_eq!(hybrid.0.len(), 4);
         assert!(!hybrid.features().unified && !hybrid.features().hugetlb);
-        assert_eq!(hybrid.directory("cpuacct", "/a/b"), Some("/sys/fs/cgroup/cpu,cpuacct/a/b".into()));
-        assert_eq!(hybrid.directory("hugetlb", "../x"), Some("/sys/fs/cgroup/unified/x".into()));
-        let pure = Hierarchies(parse_mountinfo("31 30 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"));
+        assert_eq!(
+            hybrid.directory("cpuacct", "/a/b"),
+            Some("/sys/fs/cgroup/cpu,cpuacct/a/b".into())
+        );
+        assert_eq!(
+            hybrid.directory("hugetlb", "../x"),
+            Some("/sys/fs/cgroup/unified/x".into())
+        );
+        let pure = Hierarchies(parse_mountinfo(
+            "31 30 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+        ));
         assert!(pure.features().unified);
         assert_eq!(pure.directory("memory", "/k"), Some("/sys/fs/cgroup/k".into()));
     }

@@ -79,13 +79,22 @@ impl Validate for Config {
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.socket_path().is_none() {
-            problems.push(format!("listen {:?} is not a unix socket: use unix:///path/to.sock", self.listen));
+            problems.push(format!(
+                "listen {:?} is not a unix socket: use unix:///path/to.sock",
+                self.listen
+            ));
         }
         if self.cgroup_driver != "cgroupfs" {
-            problems.push(format!("cgroupDriver {:?} is not supported: use cgroupfs", self.cgroup_driver));
+            problems.push(format!(
+                "cgroupDriver {:?} is not supported: use cgroupfs",
+                self.cgroup_driver
+            ));
         }
         if !self.stream_address.ip().is_loopback() {
-            problems.push(format!("streamAddress {} is not a loopback address: sessions carry no TLS", self.stream_address));
+            problems.push(format!(
+                "streamAddress {} is not a loopback address: sessions carry no TLS",
+                self.stream_address
+            ));
         }
         if self.pull_concurrency == 0 {
             problems.push("pullConcurrency is 0: give at least 1".to_owned());
@@ -93,12 +102,17 @@ impl Validate for Config {
         if self.cni_timeout_seconds == 0 {
             problems.push("cniTimeoutSeconds is 0: give at least 1".to_owned());
         }
-        for (key, path) in [("root", &self.root), ("state", &self.state), ("cniConfDir", &self.cni_conf_dir)] {
+        for (key, path) in [
+            ("root", &self.root),
+            ("state", &self.state),
+            ("cniConfDir", &self.cni_conf_dir),
+        ] {
             if !path.is_absolute() {
                 problems.push(format!("{key} {} is not an absolute path", path.display()));
             }
         }
-        let longest = SOCKET_PATH_LIMIT_BYTES - "/sandboxes//shim.sock".len() - crate::model::SANDBOX_ID_LENGTH;
+        let longest =
+            SOCKET_PATH_LIMIT_BYTES - "/sandboxes//shim.sock".len() - crate::model::SANDBOX_ID_LENGTH;
         if self.state.as_os_str().len() > longest {
             problems.push(format!(
                 "state {} is too long: at most {longest} bytes, or the path of a unix socket below it does not fit",

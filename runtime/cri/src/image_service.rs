@@ -42,19 +42,28 @@ impl ImageApi {
     }
 
     async fn listed(&self, filter: Option<v1::ImageFilter>) -> Result<Vec<v1::Image>, CriError> {
-        let wanted = filter.and_then(|filter| filter.image).map(|image| image.image).unwrap_or_default();
+        let wanted = filter
+            .and_then(|filter| filter.image)
+            .map(|image| image.image)
+            .unwrap_or_default();
         let records: Vec<ImageRecord> = if wanted.is_empty() {
             self.ask("list", ImageStore::list).await?
         } else {
             let text = wanted.clone();
-            self.ask(&wanted, move |images| images.find(&text)).await?.into_iter().collect()
+            self.ask(&wanted, move |images| images.find(&text))
+                .await?
+                .into_iter()
+                .collect()
         };
         Ok(records.iter().map(convert::image).collect())
     }
 }
 
 fn name(image: Option<v1::ImageSpec>) -> Result<String, CriError> {
-    image.map(|image| image.image).filter(|name| !name.is_empty()).ok_or_else(|| CriError::Invalid("no image named".to_owned()))
+    image
+        .map(|image| image.image)
+        .filter(|name| !name.is_empty())
+        .ok_or_else(|| CriError::Invalid("no image named".to_owned()))
 }
 
 #[tonic::async_trait]
@@ -74,8 +83,14 @@ impl ImageService for ImageApi {
         request: Request<v1::StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
         let images = self.listed(request.into_inner().filter).await?;
-        let batches: Vec<_> =
-            images.chunks(STREAM_BATCH).map(|batch| Ok(v1::StreamImagesResponse { images: batch.to_vec() })).collect();
+        let batches: Vec<_> = images
+            .chunks(STREAM_BATCH)
+            .map(|batch| {
+                Ok(v1::StreamImagesResponse {
+                    images: batch.to_vec(),
+                })
+            })
+            .collect();
         Ok(Response::new(tokio_stream::iter(batches)))
     }
 
@@ -98,7 +113,10 @@ impl ImageService for ImageApi {
             }
             _ => std::collections::HashMap::new(),
         };
-        Ok(Response::new(v1::ImageStatusResponse { image: found.as_ref().map(convert::image), info }))
+        Ok(Response::new(v1::ImageStatusResponse {
+            image: found.as_ref().map(convert::image),
+            info,
+        }))
     }
 
     async fn pull_image(
@@ -107,16 +125,27 @@ impl ImageService for ImageApi {
     ) -> Result<Response<v1::PullImageResponse>, Status> {
         let request = request.into_inner();
         let wanted = name(request.image)?;
-        let reference = Reference::parse(&wanted)
-            .map_err(|error| CriError::Invalid(format!("couldn't parse image reference {wanted:?}: {error}")))?;
+        let reference = Reference::parse(&wanted).map_err(|error| {
+            CriError::Invalid(format!("couldn't parse image reference {wanted:?}: {error}"))
+        })?;
         let credential = request.auth.map(convert::credential).transpose()?.flatten();
         let runtime = self.runtime.clone();
         // Callers with different credentials do not share an answer.
-        let key = format!("{reference} {:?}", credential.as_ref().map(|credential| (&credential.username, &credential.password, &credential.registry_token, &credential.identity_token)));
+        let key = format!(
+            "{reference} {:?}",
+            credential.as_ref().map(|credential| (
+                &credential.username,
+                &credential.password,
+                &credential.registry_token,
+                &credential.identity_token
+            ))
+        );
         let object = wanted.clone();
         let work = self.runtime.pulls.join(key, move || async move {
             let pulled = runtime.images.pull(&reference, credential).await;
-            pulled.map(|record| record.id).map_err(|error| convert::image_error(&wanted, &error))
+            pulled
+                .map(|record| record.id)
+                .map_err(|error| convert::image_error(&wanted, &error))
         });
         let image_ref = self.runtime.metrics.timed("PullImage", &object, work).await?;
         Ok(Response::new(v1::PullImageResponse { image_ref }))

@@ -29,13 +29,24 @@ enum Entry {
 pub(crate) fn read_file(layers: &[PathBuf], path: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
     let mut roots = Vec::with_capacity(layers.len());
     for layer in layers {
-        roots.push(rustix::fs::open(layer, OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?);
+        roots.push(rustix::fs::open(
+            layer,
+            OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?);
     }
-    let Some(file) = resolve(Merged(Rc::new(roots)), Path::new(path))? else { return Ok(None) };
+    let Some(file) = resolve(Merged(Rc::new(roots)), Path::new(path))? else {
+        return Ok(None);
+    };
     let mut content = Vec::new();
-    std::fs::File::from(file).take(limit + 1).read_to_end(&mut content)?;
+    std::fs::File::from(file)
+        .take(limit + 1)
+        .read_to_end(&mut content)?;
     if content.len() as u64 > limit {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{path} in the image is larger than {limit} bytes")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{path} in the image is larger than {limit} bytes"),
+        ));
     }
     Ok(Some(content))
 }
@@ -109,18 +120,28 @@ fn lookup(parent: &Merged, name: &OsStr) -> io::Result<Entry> {
             }
             FileType::RegularFile => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                return Ok(Entry::File(rustix::fs::openat(directory, name, flags, Mode::empty())?));
+                return Ok(Entry::File(rustix::fs::openat(
+                    directory,
+                    name,
+                    flags,
+                    Mode::empty(),
+                )?));
             }
             // Whiteouts (character device 0:0) and special files: nothing to read.
             _ => return Ok(Entry::Missing),
         }
     }
-    Ok(if found.is_empty() { Entry::Missing } else { Entry::Directory(Merged(Rc::new(found))) })
+    Ok(if found.is_empty() {
+        Entry::Missing
+    } else {
+        Entry::Directory(Merged(Rc::new(found)))
+    })
 }
 
 fn is_opaque(directory: &OwnedFd) -> bool {
     let mut value = [0u8; 4];
-    rustix::fs::fgetxattr(directory, "trusted.overlay.opaque", &mut value).is_ok_and(|length| value[..length] == *b"y")
+    rustix::fs::fgetxattr(directory, "trusted.overlay.opaque", &mut value)
+        .is_ok_and(|length| value[..length] == *b"y")
 }
 
 #[cfg(test)]
@@ -131,7 +152,9 @@ mod tests {
 
     fn layers(count: usize) -> (tempfile::TempDir, Vec<PathBuf>) {
         let directory = tempfile::tempdir().unwrap();
-        let layers: Vec<PathBuf> = (0..count).map(|index| directory.path().join(index.to_string())).collect();
+        let layers: Vec<PathBuf> = (0..count)
+            .map(|index| directory.path().join(index.to_string()))
+            .collect();
         for layer in &layers {
             std::fs::create_dir_all(layer.join("etc")).unwrap();
         }
@@ -139,7 +162,9 @@ mod tests {
     }
 
     fn read(layers: &[PathBuf], path: &str) -> Option<String> {
-        read_file(layers, path, 100).unwrap().map(|content| String::from_utf8(content).unwrap())
+        read_file(layers, path, 100)
+            .unwrap()
+            .map(|content| String::from_utf8(content).unwrap())
     }
 
     #[test]

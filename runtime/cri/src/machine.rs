@@ -17,7 +17,16 @@ const PROFILE_LIMIT_BYTES: u64 = 1024 * 1024;
 const DEVICE_DEPTH_LIMIT: usize = 8;
 const DEVICE_LIMIT: usize = 4096;
 /// Of the host's `/dev`, what a privileged container gets from its own mounts instead.
-const OWN_DEV_ENTRIES: [&str; 8] = ["pts", "shm", "fd", "mqueue", "console", ".lxc", ".lxd-mounts", ".udev"];
+const OWN_DEV_ENTRIES: [&str; 8] = [
+    "pts",
+    "shm",
+    "fd",
+    "mqueue",
+    "console",
+    ".lxc",
+    ".lxd-mounts",
+    ".udev",
+];
 
 /// Capabilities this process holds effectively.
 pub(crate) fn own_capabilities() -> std::io::Result<BTreeSet<String>> {
@@ -26,7 +35,9 @@ pub(crate) fn own_capabilities() -> std::io::Result<BTreeSet<String>> {
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|text| u64::from_str_radix(text.trim(), 16).ok())
-        .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidData, "/proc/self/status has no CapEff"))?;
+        .ok_or_else(|| {
+            std::io::Error::new(std::io::ErrorKind::InvalidData, "/proc/self/status has no CapEff")
+        })?;
     Ok(capabilities::from_mask(mask))
 }
 
@@ -38,7 +49,12 @@ pub(crate) fn resolve_mounts(wanted: &[v1::Mount]) -> Result<Vec<HostMount>, Cri
 fn resolve_mount(mount: &v1::Mount) -> Result<HostMount, CriError> {
     mounts::check(mount)?;
     let given = Path::new(&mount.host_path);
-    let failed = |error| CriError::failed(format!("failed to prepare the mount source {}", mount.host_path), error);
+    let failed = |error| {
+        CriError::failed(
+            format!("failed to prepare the mount source {}", mount.host_path),
+            error,
+        )
+    };
     let host_path = match std::fs::canonicalize(given) {
         Ok(path) => path,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -65,12 +81,24 @@ pub(crate) fn resolve_devices(wanted: &[v1::Device], privileged: bool) -> Result
     }
     for device in wanted {
         let host = Path::new(&device.host_path);
-        let inside = Path::new(if device.container_path.is_empty() { &device.host_path } else { &device.container_path });
-        let access = if device.permissions.is_empty() { "rwm" } else { &device.permissions };
+        let inside = Path::new(if device.container_path.is_empty() {
+            &device.host_path
+        } else {
+            &device.container_path
+        });
+        let access = if device.permissions.is_empty() {
+            "rwm"
+        } else {
+            &device.permissions
+        };
         if !access.chars().all(|kind| "rwm".contains(kind)) {
-            return Err(CriError::Invalid(format!("device {}: unknown permissions {access:?}", device.host_path)));
+            return Err(CriError::Invalid(format!(
+                "device {}: unknown permissions {access:?}",
+                device.host_path
+            )));
         }
-        let failed = |error| CriError::failed(format!("failed to look up device {}", device.host_path), error);
+        let failed =
+            |error| CriError::failed(format!("failed to look up device {}", device.host_path), error);
         let host = std::fs::canonicalize(host).map_err(failed)?;
         let before = devices.len();
         if host.is_dir() {
@@ -86,10 +114,14 @@ pub(crate) fn resolve_devices(wanted: &[v1::Device], privileged: bool) -> Result
 }
 
 fn collect(directory: &Path, inside: &Path, access: &str, depth: usize, devices: &mut Vec<HostDevice>) {
-    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return;
+    };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let own = depth == 0 && directory == Path::new("/dev") && OWN_DEV_ENTRIES.iter().any(|known| name == *known);
+        let own = depth == 0
+            && directory == Path::new("/dev")
+            && OWN_DEV_ENTRIES.iter().any(|known| name == *known);
         if own || devices.len() >= DEVICE_LIMIT {
             continue;
         }
@@ -128,26 +160,39 @@ pub(crate) fn localhost_seccomp(
     context: &v1::LinuxContainerSecurityContext,
     root: &Path,
 ) -> Result<Option<LinuxSeccomp>, CriError> {
-    let Some(profile) = context.seccomp.as_ref().filter(|_| !context.privileged) else { return Ok(None) };
+    let Some(profile) = context.seccomp.as_ref().filter(|_| !context.privileged) else {
+        return Ok(None);
+    };
     if profile.profile_type() != v1::security_profile::ProfileType::Localhost {
         return Ok(None);
     }
-    let reference = profile.localhost_ref.strip_prefix("localhost/").unwrap_or(&profile.localhost_ref);
+    let reference = profile
+        .localhost_ref
+        .strip_prefix("localhost/")
+        .unwrap_or(&profile.localhost_ref);
     let path = if reference.starts_with('/') {
         PathBuf::from(reference)
     } else {
-        root.join(mounts::clean(Path::new(reference)).strip_prefix("/").unwrap_or(Path::new("")))
+        root.join(
+            mounts::clean(Path::new(reference))
+                .strip_prefix("/")
+                .unwrap_or(Path::new("")),
+        )
     };
     let failed = |cause: String| CriError::Failed {
         act: format!("failed to load seccomp profile {}", path.display()),
         cause: cause.into(),
     };
-    let size = std::fs::metadata(&path).map_err(|error| failed(error.to_string()))?.len();
+    let size = std::fs::metadata(&path)
+        .map_err(|error| failed(error.to_string()))?
+        .len();
     if size > PROFILE_LIMIT_BYTES {
         return Err(failed(format!("{size} bytes are too many")));
     }
     let text = std::fs::read(&path).map_err(|error| failed(error.to_string()))?;
-    serde_json::from_slice(&text).map(Some).map_err(|error| failed(error.to_string()))
+    serde_json::from_slice(&text)
+        .map(Some)
+        .map_err(|error| failed(error.to_string()))
 }
 
 /// Nanoseconds since the epoch.
@@ -172,12 +217,27 @@ mod tests {
     #[test]
     fn own_capabilities_and_devices_are_read() {
         assert!(own_capabilities().unwrap().contains("CAP_SYS_ADMIN"));
-        let null = v1::Device { container_path: "/dev/x".into(), host_path: "/dev/null".into(), permissions: "r".into() };
+        let null = v1::Device {
+            container_path: "/dev/x".into(),
+            host_path: "/dev/null".into(),
+            permissions: "r".into(),
+        };
         let found = resolve_devices(std::slice::from_ref(&null), false).unwrap();
-        assert_eq!((found[0].path.as_str(), found[0].major, found[0].minor), ("/dev/x", 1, 3));
-        let file = v1::Device { host_path: "/etc/passwd".into(), ..null };
+        assert_eq!(
+            (found[0].path.as_str(), found[0].major, found[0].minor),
+            ("/dev/x", 1, 3)
+        );
+        let file = v1::Device {
+            host_path: "/etc/passwd".into(),
+            ..null
+        };
         assert!(resolve_devices(&[file], false).is_err());
-        assert!(resolve_devices(&[], true).unwrap().iter().any(|device| device.path == "/dev/null"));
+        assert!(
+            resolve_devices(&[], true)
+                .unwrap()
+                .iter()
+                .any(|device| device.path == "/dev/null")
+        );
     }
 
     #[test]

@@ -21,9 +21,9 @@ use crate::flights::Flights;
 use crate::metrics::Metrics;
 use crate::model::{Container, Model, Sandbox, SandboxName};
 use crate::shim::{Launcher, ShimClient};
+use crate::spec::resources::CgroupFeatures;
 use crate::stats::DiskUsage;
 use crate::streaming::Streams;
-use crate::spec::resources::CgroupFeatures;
 
 /// Events that a slow subscriber may lag behind before it is told to list anew.
 const EVENT_BACKLOG: usize = 4096;
@@ -73,8 +73,13 @@ pub(crate) struct Runtime {
 impl Runtime {
     /// Opens the stores; nothing is adopted yet.
     pub(crate) fn open(frame: &Frame, config: Config, streams: Streams) -> anyhow::Result<Arc<Self>> {
-        for directory in [config.root.clone(), config.state.clone(), config.state.join("sandboxes")] {
-            files::make_private_dir(&directory).with_context(|| format!("failed to create {}", directory.display()))?;
+        for directory in [
+            config.root.clone(),
+            config.state.clone(),
+            config.state.join("sandboxes"),
+        ] {
+            files::make_private_dir(&directory)
+                .with_context(|| format!("failed to create {}", directory.display()))?;
         }
         let images = ImageStore::open(orlop_images::Config {
             root: config.root.clone(),
@@ -86,15 +91,21 @@ impl Runtime {
         .with_context(|| format!("failed to open the image store {}", config.root.display()))?;
         let hierarchies = Hierarchies::detect().context("failed to read the cgroup mounts")?;
         let features = hierarchies.features();
-        let launcher = Launcher::new(&config.shim_command).context("failed to find this program for the shims")?;
+        let launcher =
+            Launcher::new(&config.shim_command).context("failed to find this program for the shims")?;
         let cni_timeout = Duration::from_secs(config.cni_timeout_seconds);
         Ok(Arc::new(Self {
-            cni: Cni::new(config.cni_conf_dir.clone(), config.cni_bin_dirs.clone(), cni_timeout),
+            cni: Cni::new(
+                config.cni_conf_dir.clone(),
+                config.cni_bin_dirs.clone(),
+                cni_timeout,
+            ),
             images,
             launcher,
             hierarchies,
             features,
-            capabilities: crate::machine::own_capabilities().context("failed to read this process's capabilities")?,
+            capabilities: crate::machine::own_capabilities()
+                .context("failed to read this process's capabilities")?,
             streams,
             metrics: Metrics::register(frame),
             drain: frame.drain(),
@@ -118,12 +129,18 @@ impl Runtime {
 
     /// A sandbox by id or prefix.
     pub(crate) fn sandbox(&self, id: &str) -> Result<Sandbox, CriError> {
-        self.model().sandbox(id).cloned().ok_or_else(|| CriError::no_sandbox(id))
+        self.model()
+            .sandbox(id)
+            .cloned()
+            .ok_or_else(|| CriError::no_sandbox(id))
     }
 
     /// A container by id or prefix.
     pub(crate) fn container(&self, id: &str) -> Result<Container, CriError> {
-        self.model().container(id).cloned().ok_or_else(|| CriError::no_container(id))
+        self.model()
+            .container(id)
+            .cloned()
+            .ok_or_else(|| CriError::no_container(id))
     }
 
     /// A container that runs, with its sandbox.
@@ -131,7 +148,9 @@ impl Runtime {
         let container = self.container(id)?;
         if container.phase != Phase::Running {
             let state = container.state().as_str_name();
-            return Err(CriError::WrongState(format!("container {id} is not running: {state}")));
+            return Err(CriError::WrongState(format!(
+                "container {id} is not running: {state}"
+            )));
         }
         Ok(container)
     }
@@ -148,7 +167,10 @@ impl Runtime {
 
     /// Asks the shim for everything and takes it over.
     pub(crate) async fn refresh(&self, sandbox_id: &str) -> Result<(), crate::shim::ShimError> {
-        let response = self.shim(sandbox_id).call(&Request::State, QUESTION_DEADLINE).await?;
+        let response = self
+            .shim(sandbox_id)
+            .call(&Request::State, QUESTION_DEADLINE)
+            .await?;
         if let Response::State(state) = response {
             for seen in &state.containers {
                 self.observe(seen);
@@ -183,7 +205,9 @@ impl Runtime {
     /// Changes a container and its record together; nothing when it is unknown.
     pub(crate) fn change_container(&self, id: &str, change: impl FnOnce(&mut Container)) {
         let mut model = self.model();
-        let Some(container) = model.containers.get_mut(id) else { return };
+        let Some(container) = model.containers.get_mut(id) else {
+            return;
+        };
         change(container);
         let path = self.directory(&container.sandbox_id).container_record(id);
         if let Err(error) = files::write_json(&path, container) {
@@ -194,7 +218,9 @@ impl Runtime {
     /// Changes a sandbox and its record together; nothing when it is unknown.
     pub(crate) fn change_sandbox(&self, id: &str, change: impl FnOnce(&mut Sandbox)) {
         let mut model = self.model();
-        let Some(sandbox) = model.sandboxes.get_mut(id) else { return };
+        let Some(sandbox) = model.sandboxes.get_mut(id) else {
+            return;
+        };
         change(sandbox);
         if let Err(error) = files::write_json(&self.directory(id).record(), sandbox) {
             tracing::error!(sandbox = id, %error, "could not write the sandbox's record");
@@ -208,7 +234,11 @@ impl Runtime {
 
     /// Tells subscribers about a container.
     pub(crate) fn announce_container(&self, id: &str, event: v1::ContainerEventType) {
-        let sandbox_id = self.model().containers.get(id).map(|container| container.sandbox_id.clone());
+        let sandbox_id = self
+            .model()
+            .containers
+            .get(id)
+            .map(|container| container.sandbox_id.clone());
         if let Some(sandbox_id) = sandbox_id {
             self.announce(id, &sandbox_id, event);
         }
@@ -221,7 +251,8 @@ impl Runtime {
         }
         let (pod, containers) = {
             let model = self.model();
-            let containers: Vec<v1::ContainerStatus> = model.containers_of(sandbox_id).map(Container::status).collect();
+            let containers: Vec<v1::ContainerStatus> =
+                model.containers_of(sandbox_id).map(Container::status).collect();
             (model.sandboxes.get(sandbox_id).map(Sandbox::status), containers)
         };
         let event = v1::ContainerEventResponse {

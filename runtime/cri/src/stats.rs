@@ -27,16 +27,25 @@ pub(crate) struct DiskUsage {
 impl DiskUsage {
     /// A container is gone.
     pub(crate) fn forget(&self, id: &str) {
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.counted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
     }
 
     fn recent(&self, id: &str) -> Option<orlop_images::Usage> {
         let counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        counted.get(id).filter(|(when, _)| when.elapsed() < DISK_USAGE_AGE).map(|(_, usage)| *usage)
+        counted
+            .get(id)
+            .filter(|(when, _)| when.elapsed() < DISK_USAGE_AGE)
+            .map(|(_, usage)| *usage)
     }
 
     fn keep(&self, id: &str, usage: orlop_images::Usage) {
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), (Instant::now(), usage));
+        self.counted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id.to_owned(), (Instant::now(), usage));
     }
 }
 
@@ -63,20 +72,34 @@ impl Runtime {
             .values()
             .filter(|container| {
                 (filter.id.is_empty() || container.id.starts_with(&filter.id))
-                    && (filter.pod_sandbox_id.is_empty() || container.sandbox_id.starts_with(&filter.pod_sandbox_id))
+                    && (filter.pod_sandbox_id.is_empty()
+                        || container.sandbox_id.starts_with(&filter.pod_sandbox_id))
                     && selects(&filter.label_selector, &container.config.labels)
                     && container.phase == Phase::Running
             })
             .cloned()
             .collect();
-        futures::stream::iter(chosen).map(|container| self.measure(container)).buffered(CONCURRENCY).collect().await
+        futures::stream::iter(chosen)
+            .map(|container| self.measure(container))
+            .buffered(CONCURRENCY)
+            .collect()
+            .await
     }
 
     async fn measure(self: &Arc<Self>, container: Container) -> v1::ContainerStats {
-        let mut stats = v1::ContainerStats { attributes: Some(container.attributes()), ..Default::default() };
+        let mut stats = v1::ContainerStats {
+            attributes: Some(container.attributes()),
+            ..Default::default()
+        };
         if container.phase == Phase::Running {
-            let request = Request::Stats { id: container.id.clone() };
-            match self.shim(&container.sandbox_id).call(&request, QUESTION_DEADLINE).await {
+            let request = Request::Stats {
+                id: container.id.clone(),
+            };
+            match self
+                .shim(&container.sandbox_id)
+                .call(&request, QUESTION_DEADLINE)
+                .await
+            {
                 Ok(Response::Stats(used)) => fill(&mut stats, &container, &used),
                 Ok(_) => {}
                 Err(error) => tracing::debug!(container = container.id, %error, "no statistics"),
@@ -91,7 +114,10 @@ impl Runtime {
             Some(usage) => usage,
             None => {
                 let (images, key) = (self.images.clone(), id.to_owned());
-                let counted = tokio::task::spawn_blocking(move || images.rootfs_usage(&key)).await.ok()?.ok()?;
+                let counted = tokio::task::spawn_blocking(move || images.rootfs_usage(&key))
+                    .await
+                    .ok()?
+                    .ok()?;
                 // A container that was removed meanwhile is not remembered again.
                 if self.container(id).is_ok() {
                     self.disk.keep(id, counted);
@@ -106,14 +132,19 @@ impl Runtime {
     pub(crate) fn file_system(&self, usage: orlop_images::Usage) -> v1::FilesystemUsage {
         v1::FilesystemUsage {
             timestamp: machine::now(),
-            fs_id: Some(v1::FilesystemIdentifier { mountpoint: self.config.root.to_string_lossy().into_owned() }),
+            fs_id: Some(v1::FilesystemIdentifier {
+                mountpoint: self.config.root.to_string_lossy().into_owned(),
+            }),
             used_bytes: value(usage.bytes),
             inodes_used: value(usage.inodes),
         }
     }
 
     /// PodSandboxStats.
-    pub(crate) async fn pod_sandbox_stats(self: &Arc<Self>, id: &str) -> Result<v1::PodSandboxStats, CriError> {
+    pub(crate) async fn pod_sandbox_stats(
+        self: &Arc<Self>,
+        id: &str,
+    ) -> Result<v1::PodSandboxStats, CriError> {
         let sandbox = self.sandbox(id)?;
         Ok(self.measure_sandbox(sandbox).await)
     }
@@ -135,23 +166,39 @@ impl Runtime {
             })
             .cloned()
             .collect();
-        futures::stream::iter(chosen).map(|sandbox| self.measure_sandbox(sandbox)).buffered(CONCURRENCY).collect().await
+        futures::stream::iter(chosen)
+            .map(|sandbox| self.measure_sandbox(sandbox))
+            .buffered(CONCURRENCY)
+            .collect()
+            .await
     }
 
     async fn measure_sandbox(self: &Arc<Self>, sandbox: Sandbox) -> v1::PodSandboxStats {
-        let filter = v1::ContainerStatsFilter { pod_sandbox_id: sandbox.id.clone(), ..Default::default() };
+        let filter = v1::ContainerStatsFilter {
+            pod_sandbox_id: sandbox.id.clone(),
+            ..Default::default()
+        };
         let containers = self.list_container_stats(Some(filter)).await;
-        let sum = |get: fn(&v1::ContainerStats) -> Option<u64>| value(containers.iter().filter_map(get).sum());
+        let sum =
+            |get: fn(&v1::ContainerStats) -> Option<u64>| value(containers.iter().filter_map(get).sum());
         let timestamp = machine::now();
         let linux = v1::LinuxPodSandboxStats {
             cpu: Some(v1::CpuUsage {
                 timestamp,
-                usage_core_nano_seconds: sum(|stats| stats.cpu.as_ref()?.usage_core_nano_seconds.map(|value| value.value)),
+                usage_core_nano_seconds: sum(|stats| {
+                    stats
+                        .cpu
+                        .as_ref()?
+                        .usage_core_nano_seconds
+                        .map(|value| value.value)
+                }),
                 ..Default::default()
             }),
             memory: Some(v1::MemoryUsage {
                 timestamp,
-                working_set_bytes: sum(|stats| stats.memory.as_ref()?.working_set_bytes.map(|value| value.value)),
+                working_set_bytes: sum(|stats| {
+                    stats.memory.as_ref()?.working_set_bytes.map(|value| value.value)
+                }),
                 usage_bytes: sum(|stats| stats.memory.as_ref()?.usage_bytes.map(|value| value.value)),
                 rss_bytes: sum(|stats| stats.memory.as_ref()?.rss_bytes.map(|value| value.value)),
                 ..Default::default()
@@ -160,13 +207,19 @@ impl Runtime {
             containers,
             ..Default::default()
         };
-        v1::PodSandboxStats { attributes: Some(sandbox.attributes()), linux: Some(linux), windows: None }
+        v1::PodSandboxStats {
+            attributes: Some(sandbox.attributes()),
+            linux: Some(linux),
+            windows: None,
+        }
     }
 }
 
 fn fill(stats: &mut v1::ContainerStats, container: &Container, used: &protocol::ContainerStats) {
     let limit = u64::try_from(container.resources.memory_limit_in_bytes).unwrap_or(0);
-    let available = (limit > 0).then(|| limit.saturating_sub(used.memory_working_set_bytes)).and_then(value);
+    let available = (limit > 0)
+        .then(|| limit.saturating_sub(used.memory_working_set_bytes))
+        .and_then(value);
     stats.cpu = Some(v1::CpuUsage {
         timestamp: used.timestamp,
         usage_core_nano_seconds: value(used.cpu_nanos),
@@ -189,16 +242,24 @@ fn network_usage(sandbox: &Sandbox, timestamp: i64) -> Option<v1::NetworkUsage> 
     }
     let text = std::fs::read_to_string(format!("/proc/{}/net/dev", sandbox.shim?.pid)).ok()?;
     let interfaces = parse_net_dev(&text);
-    let (default, others): (Vec<_>, Vec<_>) =
-        interfaces.into_iter().partition(|interface| interface.name == crate::cni::plan::INTERFACE);
-    Some(v1::NetworkUsage { timestamp, default_interface: default.into_iter().next(), interfaces: others })
+    let (default, others): (Vec<_>, Vec<_>) = interfaces
+        .into_iter()
+        .partition(|interface| interface.name == crate::cni::plan::INTERFACE);
+    Some(v1::NetworkUsage {
+        timestamp,
+        default_interface: default.into_iter().next(),
+        interfaces: others,
+    })
 }
 
 fn parse_net_dev(text: &str) -> Vec<v1::NetworkInterfaceUsage> {
     text.lines()
         .filter_map(|line| {
             let (name, counters) = line.split_once(':')?;
-            let counters: Vec<u64> = counters.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
+            let counters: Vec<u64> = counters
+                .split_ascii_whitespace()
+                .map_while(|field| field.parse().ok())
+                .collect();
             // Eight columns of receiving, then eight of sending: bytes, packets, errs, …
             Some(v1::NetworkInterfaceUsage {
                 name: name.trim().to_owned(),
@@ -221,6 +282,9 @@ mod tests {
         let text = "Inter-|   Receive |  Transmit\n face |bytes packets errs\n    lo: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n  eth0: 100 2 3 0 0 0 0 0 200 10 11 0 0 0 0 0\n";
         let found = parse_net_dev(text);
         assert_eq!(found.len(), 1);
-        assert_eq!((found[0].rx_bytes, found[0].tx_bytes, found[0].tx_errors), (value(100), value(200), value(11)));
+        assert_eq!(
+            (found[0].rx_bytes, found[0].tx_bytes, found[0].tx_errors),
+            (value(100), value(200), value(11))
+        );
     }
 }

@@ -52,7 +52,11 @@ pub(crate) struct Cni {
 impl Cni {
     /// With these directories.
     pub(crate) fn new(conf_dir: PathBuf, bin_dirs: Vec<PathBuf>, timeout: Duration) -> Self {
-        Self { conf_dir, bin_dirs, timeout }
+        Self {
+            conf_dir,
+            bin_dirs,
+            timeout,
+        }
     }
 
     /// The configuration in force: the first `*.conflist`, `*.conf` or `*.json` by name that is valid.
@@ -61,15 +65,25 @@ impl Cni {
     /// [`CniError::NotInitialized`] says why there is none.
     pub(crate) fn network(&self) -> Result<NetworkList, CniError> {
         let mut names: Vec<PathBuf> = match std::fs::read_dir(&self.conf_dir) {
-            Ok(entries) => entries.flatten().map(|entry| entry.path()).filter(|path| plan::is_configuration(path)).collect(),
+            Ok(entries) => entries
+                .flatten()
+                .map(|entry| entry.path())
+                .filter(|path| plan::is_configuration(path))
+                .collect(),
             Err(error) => {
-                return Err(CniError::NotInitialized(format!("failed to read {}: {error}", self.conf_dir.display())));
+                return Err(CniError::NotInitialized(format!(
+                    "failed to read {}: {error}",
+                    self.conf_dir.display()
+                )));
             }
         };
         names.sort();
         let mut problems = Vec::new();
         for path in names {
-            match std::fs::read_to_string(&path).map_err(|error| error.to_string()).and_then(|text| plan::parse(&text)) {
+            match std::fs::read_to_string(&path)
+                .map_err(|error| error.to_string())
+                .and_then(|text| plan::parse(&text))
+            {
                 Ok(list) => return Ok(list),
                 Err(problem) => problems.push(format!("{}: {problem}", path.display())),
             }
@@ -83,7 +97,11 @@ impl Cni {
 
     /// ADD through the chain. The attachment is on disk at `state` before the first plugin runs; on failure the caller
     /// detaches.
-    pub(crate) async fn attach(&self, mut attachment: Attachment, state: &Path) -> Result<Attachment, CniError> {
+    pub(crate) async fn attach(
+        &self,
+        mut attachment: Attachment,
+        state: &Path,
+    ) -> Result<Attachment, CniError> {
         crate::files::write_json(state, &attachment).map_err(CniError::State)?;
         let mut result: Option<Value> = None;
         for plugin in &attachment.network.plugins {

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use super::ShimClient;
 use crate::error::{CriError, chain};
 use crate::files::{self, SandboxDir};
-use orlop_types::ProcessIdentity;
 use crate::process;
+use orlop_types::ProcessIdentity;
 
 /// A shim that is not ready by then never will be.
 const READY_DEADLINE: Duration = Duration::from_secs(10);
@@ -33,21 +33,32 @@ impl Launcher {
     /// With a configured command; an empty one is this program with the argument `shim`.
     pub(crate) fn new(command: &[String]) -> std::io::Result<Self> {
         if !command.is_empty() {
-            return Ok(Self { command: command.to_vec() });
+            return Ok(Self {
+                command: command.to_vec(),
+            });
         }
         // The link follows the program when a package manager replaces it; the path is what a new shim should run.
         let program: PathBuf = std::env::current_exe()?;
         let program = program.to_string_lossy().into_owned();
         let program = program.strip_suffix(" (deleted)").unwrap_or(&program).to_owned();
-        Ok(Self { command: vec![program, "shim".to_owned()] })
+        Ok(Self {
+            command: vec![program, "shim".to_owned()],
+        })
     }
 
     /// Starts a shim and waits until it is ready.
-    pub(crate) async fn launch(&self, directory: &SandboxDir, config: &ShimConfig) -> Result<ProcessIdentity, CriError> {
+    pub(crate) async fn launch(
+        &self,
+        directory: &SandboxDir,
+        config: &ShimConfig,
+    ) -> Result<ProcessIdentity, CriError> {
         let write = |error| CriError::failed("failed to write the shim's configuration", error);
         files::write_json(&directory.shim_config(), config).map_err(write)?;
         let log = std::fs::File::create(directory.shim_start_log()).map_err(write)?;
-        let (program, arguments) = self.command.split_first().expect("the command is never empty, see new");
+        let (program, arguments) = self
+            .command
+            .split_first()
+            .expect("the command is never empty, see new");
         let mut child = Command::new(program)
             .args(arguments)
             .arg("--config")
@@ -77,7 +88,10 @@ impl Launcher {
                 if running {
                     let _ = child.start_kill();
                 }
-                return Err(start_failure(directory, &format!("it was not ready within {READY_DEADLINE:?}")));
+                return Err(start_failure(
+                    directory,
+                    &format!("it was not ready within {READY_DEADLINE:?}"),
+                ));
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(SLOWEST_POLL);
@@ -87,19 +101,30 @@ impl Launcher {
 
 fn start_failure(directory: &SandboxDir, what: &str) -> CriError {
     let said = std::fs::read(directory.shim_start_log()).unwrap_or_default();
-    let tail = said.get(said.len().saturating_sub(START_LOG_TAIL_BYTES)..).unwrap_or_default();
+    let tail = said
+        .get(said.len().saturating_sub(START_LOG_TAIL_BYTES)..)
+        .unwrap_or_default();
     let tail = String::from_utf8_lossy(tail);
     let cause = format!("{what}: {}", tail.trim());
-    CriError::Failed { act: "failed to start the pod's shim".to_owned(), cause: cause.trim_end_matches([':', ' ']).into() }
+    CriError::Failed {
+        act: "failed to start the pod's shim".to_owned(),
+        cause: cause.trim_end_matches([':', ' ']).into(),
+    }
 }
 
 /// Ends a shim: politely, then by SIGKILL. True when it is gone.
 pub(crate) async fn end(client: &ShimClient, identity: ProcessIdentity) -> bool {
-    let Some(handle) = process::open(identity) else { return true };
+    let Some(handle) = process::open(identity) else {
+        return true;
+    };
     match client.call(&Request::Shutdown, SHUTDOWN_DEADLINE).await {
         Ok(_) if process::wait_gone(handle, KILL_DEADLINE).await => return true,
         Ok(_) => tracing::warn!(pid = identity.pid, "the shim agreed to end and did not"),
-        Err(error) => tracing::warn!(pid = identity.pid, error = chain(&error), "the shim did not end when asked"),
+        Err(error) => tracing::warn!(
+            pid = identity.pid,
+            error = chain(&error),
+            "the shim did not end when asked"
+        ),
     }
     process::kill(identity, KILL_DEADLINE).await
 }

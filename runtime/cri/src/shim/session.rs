@@ -33,7 +33,10 @@ impl Session {
     /// Over a connection that the shim has turned into a session.
     pub(crate) fn new(stream: UnixStream) -> Self {
         let (reader, writer) = stream.into_split();
-        Self { reader: SessionReader(reader), writer: SessionWriter(writer) }
+        Self {
+            reader: SessionReader(reader),
+            writer: SessionWriter(writer),
+        }
     }
 }
 
@@ -53,7 +56,10 @@ impl SessionReader {
         };
         let length = self.0.read_u32().await? as usize;
         if length > STREAM_FRAME_LIMIT_BYTES {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} bytes is too large")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a frame of {length} bytes is too large"),
+            ));
         }
         let mut data = vec![0; length];
         self.0.read_exact(&mut data).await?;
@@ -61,7 +67,10 @@ impl SessionReader {
             channel::STDOUT => Ok(Some(Frame::Stdout(data.into()))),
             channel::STDERR => Ok(Some(Frame::Stderr(data.into()))),
             channel::EXIT => Ok(Some(last_frame(&data))),
-            other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("unknown channel {other}"))),
+            other => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("unknown channel {other}"),
+            )),
         }
     }
 }

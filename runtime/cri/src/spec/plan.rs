@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use oci_spec::OciSpecError;
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{
-    Linux, LinuxBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxSeccomp, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    Linux, LinuxBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType, LinuxNamespace,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, Process, ProcessBuilder, RootBuilder, Spec,
+    SpecBuilder, UserBuilder,
 };
 use orlop_cri::v1;
 
@@ -59,17 +60,28 @@ pub(crate) struct Input<'a> {
 
 /// The security context, empty when absent.
 pub(crate) fn security_context(config: &v1::ContainerConfig) -> v1::LinuxContainerSecurityContext {
-    config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
+    config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.clone())
+        .unwrap_or_default()
 }
 
 /// The resources, empty when absent.
 pub(crate) fn wanted_resources(config: &v1::ContainerConfig) -> v1::LinuxContainerResources {
-    config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default()
+    config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.resources.clone())
+        .unwrap_or_default()
 }
 
 /// The signal that stops the container: the kubelet's, else the image's, else SIGTERM.
 pub(crate) fn stop_signal(config: &v1::ContainerConfig, image: &ImageConfiguration) -> i32 {
-    let of_image = image.config().as_ref().and_then(|config| config.stop_signal().as_deref());
+    let of_image = image
+        .config()
+        .as_ref()
+        .and_then(|config| config.stop_signal().as_deref());
     signals::from_cri(config.stop_signal())
         .or_else(|| of_image.and_then(signals::parse))
         .unwrap_or(SIGTERM)
@@ -95,7 +107,11 @@ pub(crate) fn plan_spec(input: &Input<'_>) -> Result<Spec, CriError> {
         options.ipc() == v1::NamespaceMode::Node,
     )
     .map_err(wrap)?;
-    let root = RootBuilder::default().path("rootfs").readonly(context.readonly_rootfs).build().map_err(wrap)?;
+    let root = RootBuilder::default()
+        .path("rootfs")
+        .readonly(context.readonly_rootfs)
+        .build()
+        .map_err(wrap)?;
     let mut spec = SpecBuilder::default()
         .version("1.2.0")
         .root(root)
@@ -110,17 +126,30 @@ pub(crate) fn plan_spec(input: &Input<'_>) -> Result<Spec, CriError> {
     Ok(spec)
 }
 
-fn check_supported(config: &v1::ContainerConfig, context: &v1::LinuxContainerSecurityContext) -> Result<(), CriError> {
+fn check_supported(
+    config: &v1::ContainerConfig,
+    context: &v1::LinuxContainerSecurityContext,
+) -> Result<(), CriError> {
     if !config.cdi_devices.is_empty() {
-        return Err(CriError::Unimplemented("CDI devices are not supported".to_owned()));
+        return Err(CriError::Unimplemented(
+            "CDI devices are not supported".to_owned(),
+        ));
     }
-    let userns = context.namespace_options.as_ref().and_then(|options| options.userns_options.as_ref());
+    let userns = context
+        .namespace_options
+        .as_ref()
+        .and_then(|options| options.userns_options.as_ref());
     if userns.is_some_and(|userns| userns.mode() == v1::NamespaceMode::Pod) {
-        return Err(CriError::Unimplemented("user namespaces are not supported".to_owned()));
+        return Err(CriError::Unimplemented(
+            "user namespaces are not supported".to_owned(),
+        ));
     }
     let apparmor = context.apparmor.as_ref();
-    if apparmor.is_some_and(|profile| profile.profile_type() == v1::security_profile::ProfileType::Localhost) {
-        return Err(CriError::Unimplemented("AppArmor profiles are not supported".to_owned()));
+    if apparmor.is_some_and(|profile| profile.profile_type() == v1::security_profile::ProfileType::Localhost)
+    {
+        return Err(CriError::Unimplemented(
+            "AppArmor profiles are not supported".to_owned(),
+        ));
     }
     Ok(())
 }
@@ -133,9 +162,14 @@ fn container_namespaces(config: &v1::ContainerConfig) -> v1::NamespaceOption {
 ///
 /// # Errors
 /// [`CriError::Invalid`] when neither says what to run.
-pub(crate) fn plan_arguments(config: &v1::ContainerConfig, image: &ImageConfiguration) -> Result<Vec<String>, CriError> {
+pub(crate) fn plan_arguments(
+    config: &v1::ContainerConfig,
+    image: &ImageConfiguration,
+) -> Result<Vec<String>, CriError> {
     let image = image.config().as_ref();
-    let entrypoint = image.and_then(|image| image.entrypoint().clone()).unwrap_or_default();
+    let entrypoint = image
+        .and_then(|image| image.entrypoint().clone())
+        .unwrap_or_default();
     let command = image.and_then(|image| image.cmd().clone()).unwrap_or_default();
     let arguments: Vec<String> = match (config.command.is_empty(), config.args.is_empty()) {
         (false, _) => config.command.iter().chain(&config.args).cloned().collect(),
@@ -143,13 +177,20 @@ pub(crate) fn plan_arguments(config: &v1::ContainerConfig, image: &ImageConfigur
         (true, true) => entrypoint.into_iter().chain(command).collect(),
     };
     if arguments.is_empty() {
-        return Err(CriError::Invalid("no command specified: neither the container nor its image names one".to_owned()));
+        return Err(CriError::Invalid(
+            "no command specified: neither the container nor its image names one".to_owned(),
+        ));
     }
     Ok(arguments)
 }
 
 fn plan_environment(input: &Input<'_>) -> Vec<String> {
-    let image = input.image.config().as_ref().and_then(|image| image.env().clone()).unwrap_or_default();
+    let image = input
+        .image
+        .config()
+        .as_ref()
+        .and_then(|image| image.env().clone())
+        .unwrap_or_default();
     let mut environment: Vec<(String, String)> = Vec::new();
     let mut set = |key: &str, value: String| match environment.iter_mut().find(|(known, _)| known == key) {
         Some((_, old)) => *old = value,
@@ -166,9 +207,15 @@ fn plan_environment(input: &Input<'_>) -> Vec<String> {
         set(key, value.to_owned());
     }
     for variable in &input.config.envs {
-        set(&variable.key, String::from_utf8_lossy(&variable.value).into_owned());
+        set(
+            &variable.key,
+            String::from_utf8_lossy(&variable.value).into_owned(),
+        );
     }
-    environment.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
+    environment
+        .into_iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect()
 }
 
 fn plan_process(
@@ -177,8 +224,15 @@ fn plan_process(
     granted: &Granted,
 ) -> Result<Process, CriError> {
     let wrap = |error: OciSpecError| CriError::failed("failed to write the container's process", error);
-    let of_image = input.image.config().as_ref().and_then(|image| image.working_dir().clone()).unwrap_or_default();
-    let directory = [input.config.working_dir.as_str(), of_image.as_str(), "/"].into_iter().find(|path| !path.is_empty());
+    let of_image = input
+        .image
+        .config()
+        .as_ref()
+        .and_then(|image| image.working_dir().clone())
+        .unwrap_or_default();
+    let directory = [input.config.working_dir.as_str(), of_image.as_str(), "/"]
+        .into_iter()
+        .find(|path| !path.is_empty());
     let user = UserBuilder::default()
         .uid(input.user.uid)
         .gid(input.user.gid)
@@ -194,7 +248,11 @@ fn plan_process(
         .capabilities(capabilities::to_oci(granted)?);
     let wanted = wanted_resources(input.config);
     let adjust = i32::try_from(wanted.oom_score_adj.clamp(-1000, 1000)).unwrap_or(0);
-    process = process.oom_score_adj(input.oom_score_adj_floor.map_or(adjust, |floor| adjust.max(floor)));
+    process = process.oom_score_adj(
+        input
+            .oom_score_adj_floor
+            .map_or(adjust, |floor| adjust.max(floor)),
+    );
     let mut process = process.build().map_err(wrap)?;
     process.set_rlimits(None);
     // Absent, not false: false beside a seccomp filter is refused further down.
@@ -209,7 +267,8 @@ fn plan_linux(
 ) -> Result<Linux, CriError> {
     let wrap = |error: OciSpecError| CriError::failed("failed to write the container's isolation", error);
     let wanted = wanted_resources(input.config);
-    let limits = resources::plan_resources(&wanted, input.cgroups, context.privileged, input.devices).map_err(wrap)?;
+    let limits =
+        resources::plan_resources(&wanted, input.cgroups, context.privileged, input.devices).map_err(wrap)?;
     let (masked, readonly) = if context.privileged {
         (Vec::new(), Vec::new())
     } else {
@@ -226,15 +285,26 @@ fn plan_linux(
         .build()
         .map_err(wrap)?;
     linux.set_seccomp(plan_seccomp(input, context, granted)?);
-    let shares_mounts = |mount: &HostMount| mount.propagation == v1::MountPropagation::PropagationHostToContainer;
-    linux.set_rootfs_propagation(input.mounts.iter().any(shares_mounts).then(|| "rslave".to_owned()));
+    let shares_mounts =
+        |mount: &HostMount| mount.propagation == v1::MountPropagation::PropagationHostToContainer;
+    linux.set_rootfs_propagation(
+        input
+            .mounts
+            .iter()
+            .any(shares_mounts)
+            .then(|| "rslave".to_owned()),
+    );
     Ok(linux)
 }
 
 fn plan_device(device: &HostDevice) -> Result<LinuxDevice, OciSpecError> {
     LinuxDeviceBuilder::default()
         .path(PathBuf::from(&device.path))
-        .typ(if device.block { LinuxDeviceType::B } else { LinuxDeviceType::C })
+        .typ(if device.block {
+            LinuxDeviceType::B
+        } else {
+            LinuxDeviceType::C
+        })
         .major(device.major)
         .minor(device.minor)
         .file_mode(device.mode)
@@ -247,7 +317,12 @@ fn plan_namespaces(input: &Input<'_>, privileged: bool) -> Result<Vec<LinuxNames
     let of_pod = namespace_options(&input.sandbox.config);
     let own = container_namespaces(input.config);
     let new = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
-    let pod = |kind| LinuxNamespaceBuilder::default().typ(kind).path(POD_NAMESPACE).build();
+    let pod = |kind| {
+        LinuxNamespaceBuilder::default()
+            .typ(kind)
+            .path(POD_NAMESPACE)
+            .build()
+    };
     let mut namespaces = vec![new(LinuxNamespaceType::Mount)?];
     if of_pod.network() != v1::NamespaceMode::Node {
         namespaces.push(pod(LinuxNamespaceType::Network)?);
@@ -264,7 +339,9 @@ fn plan_namespaces(input: &Input<'_>, privileged: bool) -> Result<Vec<LinuxNames
                 .path(format!("/proc/{pid}/ns/pid"))
                 .build()?,
         ),
-        (v1::NamespaceMode::Pod, _) if input.sandbox.shared_pid() => namespaces.push(pod(LinuxNamespaceType::Pid)?),
+        (v1::NamespaceMode::Pod, _) if input.sandbox.shared_pid() => {
+            namespaces.push(pod(LinuxNamespaceType::Pid)?)
+        }
         (v1::NamespaceMode::Pod | v1::NamespaceMode::Container | v1::NamespaceMode::Target, _) => {
             namespaces.push(new(LinuxNamespaceType::Pid)?);
         }
@@ -281,7 +358,9 @@ fn plan_seccomp(
     granted: &Granted,
 ) -> Result<Option<LinuxSeccomp>, CriError> {
     use v1::security_profile::ProfileType;
-    let Some(profile) = context.seccomp.as_ref().filter(|_| !context.privileged) else { return Ok(None) };
+    let Some(profile) = context.seccomp.as_ref().filter(|_| !context.privileged) else {
+        return Ok(None);
+    };
     match profile.profile_type() {
         ProfileType::Unconfined => Ok(None),
         ProfileType::Localhost => Ok(input.localhost_seccomp.clone()),
@@ -293,11 +372,25 @@ fn plan_seccomp(
 
 fn annotations(input: &Input<'_>) -> HashMap<String, String> {
     let metadata = input.sandbox.config.metadata.clone().unwrap_or_default();
-    let name = input.config.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
+    let name = input
+        .config
+        .metadata
+        .as_ref()
+        .map(|metadata| metadata.name.clone())
+        .unwrap_or_default();
     HashMap::from([
-        ("io.kubernetes.cri.container-type".to_owned(), "container".to_owned()),
-        ("io.kubernetes.cri.sandbox-id".to_owned(), input.sandbox.id.clone()),
-        ("io.kubernetes.cri.sandbox-namespace".to_owned(), metadata.namespace),
+        (
+            "io.kubernetes.cri.container-type".to_owned(),
+            "container".to_owned(),
+        ),
+        (
+            "io.kubernetes.cri.sandbox-id".to_owned(),
+            input.sandbox.id.clone(),
+        ),
+        (
+            "io.kubernetes.cri.sandbox-namespace".to_owned(),
+            metadata.namespace,
+        ),
         ("io.kubernetes.cri.sandbox-name".to_owned(), metadata.name),
         ("io.kubernetes.cri.container-name".to_owned(), name),
     ])

@@ -4,10 +4,39 @@ use orlop_cri::v1::Signal;
 
 /// Names in the order of CRI's enumeration from `SIGABRT` (1) to `SIGXFSZ` (33), with their Linux numbers on x86-64 and aarch64.
 const NAMED: [(&str, i32); 33] = [
-    ("ABRT", 6), ("ALRM", 14), ("BUS", 7), ("CHLD", 17), ("CLD", 17), ("CONT", 18), ("FPE", 8), ("HUP", 1), ("ILL", 4),
-    ("INT", 2), ("IO", 29), ("IOT", 6), ("KILL", 9), ("PIPE", 13), ("POLL", 29), ("PROF", 27), ("PWR", 30), ("QUIT", 3),
-    ("SEGV", 11), ("STKFLT", 16), ("STOP", 19), ("SYS", 31), ("TERM", 15), ("TRAP", 5), ("TSTP", 20), ("TTIN", 21),
-    ("TTOU", 22), ("URG", 23), ("USR1", 10), ("USR2", 12), ("VTALRM", 26), ("WINCH", 28), ("XCPU", 24),
+    ("ABRT", 6),
+    ("ALRM", 14),
+    ("BUS", 7),
+    ("CHLD", 17),
+    ("CLD", 17),
+    ("CONT", 18),
+    ("FPE", 8),
+    ("HUP", 1),
+    ("ILL", 4),
+    ("INT", 2),
+    ("IO", 29),
+    ("IOT", 6),
+    ("KILL", 9),
+    ("PIPE", 13),
+    ("POLL", 29),
+    ("PROF", 27),
+    ("PWR", 30),
+    ("QUIT", 3),
+    ("SEGV", 11),
+    ("STKFLT", 16),
+    ("STOP", 19),
+    ("SYS", 31),
+    ("TERM", 15),
+    ("TRAP", 5),
+    ("TSTP", 20),
+    ("TTIN", 21),
+    ("TTOU", 22),
+    ("URG", 23),
+    ("USR1", 10),
+    ("USR2", 12),
+    ("VTALRM", 26),
+    ("WINCH", 28),
+    ("XCPU", 24),
 ];
 const XFSZ: i32 = 25;
 /// First real-time signal that the C library leaves to programs.
@@ -23,7 +52,9 @@ pub(crate) fn from_cri(signal: Signal) -> Option<i32> {
         0 => None,
         CRI_XFSZ => Some(XFSZ),
         value if value >= CRI_RTMIN => Some(value - CRI_RTMIN + RTMIN),
-        value => NAMED.get(usize::try_from(value - 1).ok()?).map(|(_, number)| *number),
+        value => NAMED
+            .get(usize::try_from(value - 1).ok()?)
+            .map(|(_, number)| *number),
     }
 }
 
@@ -50,7 +81,10 @@ pub(crate) fn parse(text: &str) -> Option<i32> {
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     let real_time = |rest: &str, sign: char, base: i32| match rest.strip_prefix(sign) {
-        Some(offset) => offset.parse::<i32>().ok().map(|offset| if sign == '+' { base + offset } else { base - offset }),
+        Some(offset) => offset
+            .parse::<i32>()
+            .ok()
+            .map(|offset| if sign == '+' { base + offset } else { base - offset }),
         None => rest.is_empty().then_some(base),
     };
     let number = if let Some(rest) = name.strip_prefix("RTMIN") {
@@ -71,9 +105,15 @@ mod tests {
 
     #[test]
     fn names_numbers_and_cri_agree() {
-        for (text, number) in
-            [("SIGTERM", 15), ("quit", 3), ("9", 9), ("SIGRTMIN+3", 37), ("RTMAX-14", 50), ("SIGXFSZ", 25), ("RTMIN", 34)]
-        {
+        for (text, number) in [
+            ("SIGTERM", 15),
+            ("quit", 3),
+            ("9", 9),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX-14", 50),
+            ("SIGXFSZ", 25),
+            ("RTMIN", 34),
+        ] {
             assert_eq!(parse(text), Some(number), "{text}");
             assert_eq!(from_cri(to_cri(number)), Some(number), "{text}");
         }

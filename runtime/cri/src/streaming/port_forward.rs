@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::spdy::connection::{Connection, Stream, StreamWriter};
-use super::websocket::Socket;
+use super::websocket::{self, Socket};
 use crate::error::chain;
 use crate::runtime::Runtime;
 use crate::shim::{ShimClient, ShimError};
@@ -86,7 +86,9 @@ async fn forward(shim: ShimClient, data: Stream, error: Stream) {
     let port = data.headers.get("port").unwrap_or_default().to_owned();
     let result = match port.parse::<u16>() {
         Ok(number) if number != 0 => match connect(&shim, number).await {
-            Ok(pod) => copy(pod, data.incoming, &data.outgoing).await.map_err(|error| error.to_string()),
+            Ok(pod) => copy(pod, data.incoming, &data.outgoing)
+                .await
+                .map_err(|error| error.to_string()),
             Err(error) => Err(chain(&error)),
         },
         _ => Err("not a port number".to_owned()),
@@ -101,7 +103,11 @@ async fn forward(shim: ShimClient, data: Stream, error: Stream) {
 }
 
 /// Both directions, until both have ended.
-async fn copy(pod: UnixStream, mut incoming: mpsc::Receiver<Bytes>, outgoing: &StreamWriter) -> io::Result<()> {
+async fn copy(
+    pod: UnixStream,
+    mut incoming: mpsc::Receiver<Bytes>,
+    outgoing: &StreamWriter,
+) -> io::Result<()> {
     let (mut read, mut write) = pod.into_split();
     let to_pod = async {
         while let Some(data) = incoming.recv().await {
@@ -173,7 +179,7 @@ async fn tunnel(socket: Socket, stream: tokio::io::DuplexStream) {
                 break;
             }
         }
-        let _ = sink.close().await;
+        websocket::close(&mut sink).await;
     };
     tokio::join!(inward, outward);
 }
@@ -188,7 +194,13 @@ async fn over_channels(shim: &ShimClient, ports: Vec<u16>, socket: Socket) {
         let (input, incoming) = mpsc::channel::<Bytes>(CHANNEL_QUEUE);
         inputs.push(input);
         let data = u8::try_from(index * 2).unwrap_or(u8::MAX);
-        forwards.spawn(forward_channel(shim.clone(), port, data, incoming, sender.clone()));
+        forwards.spawn(forward_channel(
+            shim.clone(),
+            port,
+            data,
+            incoming,
+            sender.clone(),
+        ));
     }
     drop(sender);
     let writer = async {
@@ -197,17 +209,21 @@ async fn over_channels(shim: &ShimClient, ports: Vec<u16>, socket: Socket) {
                 return;
             }
         }
-        let _ = sink.close().await;
+        websocket::close(&mut sink).await;
     };
     let reader = async {
         while let Some(Ok(message)) = source.next().await {
-            let Message::Binary(mut data) = message else { continue };
+            let Message::Binary(mut data) = message else {
+                continue;
+            };
             if data.is_empty() {
                 continue;
             }
             let channel = usize::from(data.split_to(1)[0]);
             // A port that has ended takes nothing more.
-            if channel % 2 == 0 && let Some(input) = inputs.get(channel / 2) {
+            if channel % 2 == 0
+                && let Some(input) = inputs.get(channel / 2)
+            {
                 let _ = input.send(data).await;
             }
         }

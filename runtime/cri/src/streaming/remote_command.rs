@@ -41,14 +41,33 @@ pub(super) trait Output: Send {
 }
 
 /// Runs a session to its end.
-pub(super) async fn bridge(runtime: &Runtime, wish: &Wish, input: mpsc::Receiver<Input>, output: &mut dyn Output) {
+pub(super) async fn bridge(
+    runtime: &Runtime,
+    wish: &Wish,
+    input: mpsc::Receiver<Input>,
+    output: &mut dyn Output,
+) {
     let started = Instant::now();
     let (outcome, container) = match wish {
-        Wish::Exec { sandbox_id, container_id, process } => {
-            let request = Request::Exec { id: container_id.clone(), process: process.clone() };
-            (session(runtime, sandbox_id, &request, input, output).await, container_id)
+        Wish::Exec {
+            sandbox_id,
+            container_id,
+            process,
+        } => {
+            let request = Request::Exec {
+                id: container_id.clone(),
+                process: process.clone(),
+            };
+            (
+                session(runtime, sandbox_id, &request, input, output).await,
+                container_id,
+            )
         }
-        Wish::Attach { sandbox_id, container_id, process } => {
+        Wish::Attach {
+            sandbox_id,
+            container_id,
+            process,
+        } => {
             let request = Request::Attach {
                 id: container_id.clone(),
                 stdin: process.stdin,
@@ -56,19 +75,32 @@ pub(super) async fn bridge(runtime: &Runtime, wish: &Wish, input: mpsc::Receiver
                 stderr: process.stderr,
             };
             // The process' own exit code is the container's affair, not the client's.
-            let outcome = session(runtime, sandbox_id, &request, input, output).await.map(|outcome| match outcome {
-                Outcome::ExitCode(_) => Outcome::Success,
-                other => other,
-            });
+            let outcome = session(runtime, sandbox_id, &request, input, output)
+                .await
+                .map(|outcome| match outcome {
+                    Outcome::ExitCode(_) => Outcome::Success,
+                    other => other,
+                });
             (outcome, container_id)
         }
         Wish::PortForward { .. } => return,
     };
     let Some(outcome) = outcome else {
-        tracing::info!(kind = wish.kind(), container, seconds = started.elapsed().as_secs(), "the client left its session");
+        tracing::info!(
+            kind = wish.kind(),
+            container,
+            seconds = started.elapsed().as_secs(),
+            "the client left its session"
+        );
         return;
     };
-    tracing::info!(kind = wish.kind(), container, seconds = started.elapsed().as_secs(), ?outcome, "session ended");
+    tracing::info!(
+        kind = wish.kind(),
+        container,
+        seconds = started.elapsed().as_secs(),
+        ?outcome,
+        "session ended"
+    );
     if let Err(error) = output.end(&outcome).await {
         tracing::debug!(%error, "the client did not hear how its session ended");
     }

@@ -25,11 +25,20 @@ pub(super) async fn run<T>(runtime: &Runtime, wish: Wish, protocol: &str, transp
 where
     T: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let (Wish::Exec { process, .. } | Wish::Attach { process, .. }) = &wish else { return };
+    let (Wish::Exec { process, .. } | Wish::Attach { process, .. }) = &wish else {
+        return;
+    };
     let mut connection = Connection::serve(transport);
-    let gathered = tokio::time::timeout(STREAMS_DEADLINE, Gathered::gather(&mut connection, process, protocol)).await;
+    let gathered = tokio::time::timeout(
+        STREAMS_DEADLINE,
+        Gathered::gather(&mut connection, process, protocol),
+    )
+    .await;
     let Ok(Some(streams)) = gathered else {
-        tracing::debug!(kind = wish.kind(), "the client did not open the streams of its session");
+        tracing::debug!(
+            kind = wish.kind(),
+            "the client did not open the streams of its session"
+        );
         return connection.close(CLOSE_PATIENCE).await;
     };
     let (sender, input) = mpsc::channel(INPUT_LIMIT);
@@ -74,7 +83,11 @@ struct Gathered {
 impl Gathered {
     async fn gather(connection: &mut Connection, process: &ExecProcess, protocol: &str) -> Option<Self> {
         let resizes = process.terminal && (protocol.starts_with("v3.") || protocol.starts_with("v4."));
-        let wanted = [process.stdin, process.stdout, process.stderr, resizes].into_iter().filter(|wanted| *wanted).count() + 1;
+        let wanted = [process.stdin, process.stdout, process.stderr, resizes]
+            .into_iter()
+            .filter(|wanted| *wanted)
+            .count()
+            + 1;
         let (mut error, mut stdin, mut stdout, mut stderr, mut resize) = (None, None, None, None, None);
         for _ in 0..wanted {
             let stream = connection.streams.recv().await?;
@@ -91,7 +104,13 @@ impl Gathered {
             };
             *place = Some(stream);
         }
-        Some(Self { error: error?, stdin, stdout, stderr, resize })
+        Some(Self {
+            error: error?,
+            stdin,
+            stdout,
+            stderr,
+            resize,
+        })
     }
 }
 
@@ -163,9 +182,16 @@ impl Output for SpdyOutput {
     }
 
     async fn end(&mut self, outcome: &Outcome) -> io::Result<()> {
-        let text = if self.status { outcome.status() } else { outcome.text() };
+        let text = if self.status {
+            outcome.status()
+        } else {
+            outcome.text()
+        };
         self.error.write(text.into()).await?;
-        for stream in [self.stdout.as_ref(), self.stderr.as_ref(), Some(&self.error)].into_iter().flatten() {
+        for stream in [self.stdout.as_ref(), self.stderr.as_ref(), Some(&self.error)]
+            .into_iter()
+            .flatten()
+        {
             stream.finish().await?;
         }
         Ok(())

@@ -13,7 +13,8 @@ use hyper_util::rt::TokioIo;
 use orlop_shim::protocol::channel;
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::Wish;
@@ -36,8 +37,9 @@ pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// Over bytes whose HTTP handshake is done.
 pub(super) async fn accept(transport: TokioIo<Upgraded>) -> Socket {
-    let config =
-        WebSocketConfig::default().max_message_size(Some(MESSAGE_LIMIT_BYTES)).max_frame_size(Some(MESSAGE_LIMIT_BYTES));
+    let config = WebSocketConfig::default()
+        .max_message_size(Some(MESSAGE_LIMIT_BYTES))
+        .max_frame_size(Some(MESSAGE_LIMIT_BYTES));
     WebSocketStream::from_raw_socket(transport, Role::Server, Some(config)).await
 }
 
@@ -94,19 +96,27 @@ fn input_of(dialect: Dialect, channel: u8, data: Bytes) -> Option<Input> {
     match channel {
         channel::STDIN if !data.is_empty() => Some(Input::Stdin(data)),
         channel::RESIZE => serde_json::from_slice(&data).ok().map(Input::Resize),
-        channel::CLOSE_STDIN if dialect.close && data.first() == Some(&channel::STDIN) => Some(Input::CloseStdin),
+        channel::CLOSE_STDIN if dialect.close && data.first() == Some(&channel::STDIN) => {
+            Some(Input::CloseStdin)
+        }
         _ => None,
     }
 }
 
 /// Runs one session.
 pub(super) async fn run(runtime: &Runtime, wish: Wish, protocol: &str, socket: Socket) {
-    let (Wish::Exec { process, .. } | Wish::Attach { process, .. }) = &wish else { return };
+    let (Wish::Exec { process, .. } | Wish::Attach { process, .. }) = &wish else {
+        return;
+    };
     let dialect = Dialect::of(protocol);
     let (sink, stream) = socket.split();
     let mut output = WebSocketOutput { sink, dialect };
     // Clients of the older protocols take the first message as the sign that the session stands.
-    let first = if process.stdout { channel::STDOUT } else { channel::EXIT };
+    let first = if process.stdout {
+        channel::STDOUT
+    } else {
+        channel::EXIT
+    };
     if output.send(first, &[]).await.is_err() {
         return;
     }
@@ -114,15 +124,36 @@ pub(super) async fn run(runtime: &Runtime, wish: Wish, protocol: &str, socket: S
     let (sender, input) = mpsc::channel(INPUT_LIMIT);
     let reader = tokio::spawn(read(stream, dialect, wants_stdin, sender));
     bridge(runtime, &wish, input, &mut output).await;
-    let _ = output.sink.close().await;
+    close(&mut output.sink).await;
     // The client answers the close; a moment later nothing of it matters any more.
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), reader).await.map_err(|_| ());
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), reader)
+        .await
+        .map_err(|_| ());
 }
 
-async fn read(mut stream: SplitStream<Socket>, dialect: Dialect, wants_stdin: bool, sender: mpsc::Sender<Input>) {
+/// A close with a status: without one clients report an error (1005) instead of the session's end.
+pub(super) async fn close(sink: &mut SplitSink<Socket, Message>) {
+    let normal = CloseFrame {
+        code: CloseCode::Normal,
+        reason: Default::default(),
+    };
+    let _ = sink.send(Message::Close(Some(normal))).await;
+    let _ = sink.close().await;
+}
+
+async fn read(
+    mut stream: SplitStream<Socket>,
+    dialect: Dialect,
+    wants_stdin: bool,
+    sender: mpsc::Sender<Input>,
+) {
     while let Some(Ok(message)) = stream.next().await {
-        let Some((channel, data)) = dialect.decode(message) else { continue };
-        let Some(input) = input_of(dialect, channel, data) else { continue };
+        let Some((channel, data)) = dialect.decode(message) else {
+            continue;
+        };
+        let Some(input) = input_of(dialect, channel, data) else {
+            continue;
+        };
         if !wants_stdin && matches!(input, Input::Stdin(_) | Input::CloseStdin) {
             continue;
         }
@@ -138,7 +169,10 @@ struct WebSocketOutput {
 
 impl WebSocketOutput {
     async fn send(&mut self, channel: u8, data: &[u8]) -> io::Result<()> {
-        self.sink.send(self.dialect.encode(channel, data)).await.map_err(to_io)
+        self.sink
+            .send(self.dialect.encode(channel, data))
+            .await
+            .map_err(to_io)
     }
 }
 
@@ -160,7 +194,11 @@ impl Output for WebSocketOutput {
     }
 
     async fn end(&mut self, outcome: &Outcome) -> io::Result<()> {
-        let text = if self.dialect.status { outcome.status() } else { outcome.text() };
+        let text = if self.dialect.status {
+            outcome.status()
+        } else {
+            outcome.text()
+        };
         if text.is_empty() {
             return Ok(());
         }
@@ -180,20 +218,36 @@ mod tests {
             let dialect = Dialect::of(protocol);
             let message = dialect.encode(1, b"hi\xff");
             assert_eq!(message.is_text(), protocol.contains("base64"));
-            assert_eq!(dialect.decode(message), Some((1, Bytes::from_static(b"hi\xff"))), "{protocol}");
+            assert_eq!(
+                dialect.decode(message),
+                Some((1, Bytes::from_static(b"hi\xff"))),
+                "{protocol}"
+            );
             assert_eq!(dialect.decode(Message::Binary(Bytes::new())), None);
         }
-        assert_eq!(Dialect::of("base64.channel.k8s.io").decode(Message::Text("0***".into())), None);
+        assert_eq!(
+            Dialect::of("base64.channel.k8s.io").decode(Message::Text("0***".into())),
+            None
+        );
     }
 
     #[test]
     fn only_v5_closes_standard_input() {
         let (v5, v4) = (Dialect::of("v5.channel.k8s.io"), Dialect::of("v4.channel.k8s.io"));
         let close = Bytes::from_static(&[0]);
-        assert!(matches!(input_of(v5, 255, close.clone()), Some(Input::CloseStdin)));
+        assert!(matches!(
+            input_of(v5, 255, close.clone()),
+            Some(Input::CloseStdin)
+        ));
         assert!(input_of(v4, 255, close).is_none());
         let size = input_of(v4, 4, Bytes::from_static(br#"{"Width":80,"Height":24}"#));
-        assert!(matches!(size, Some(Input::Resize(TerminalSize { width: 80, height: 24 }))));
+        assert!(matches!(
+            size,
+            Some(Input::Resize(TerminalSize {
+                width: 80,
+                height: 24
+            }))
+        ));
         assert!(input_of(v4, 4, Bytes::from_static(b"{")).is_none());
         assert!(input_of(v4, 1, Bytes::from_static(b"x")).is_none());
     }

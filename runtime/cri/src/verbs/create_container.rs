@@ -30,12 +30,20 @@ impl Runtime {
         config: v1::ContainerConfig,
     ) -> Result<String, CriError> {
         let sandbox = self.sandbox(sandbox_id)?;
-        let Some(metadata) = config.metadata.clone().filter(|metadata| !metadata.name.is_empty()) else {
+        let Some(metadata) = config
+            .metadata
+            .clone()
+            .filter(|metadata| !metadata.name.is_empty())
+        else {
             return Err(CriError::Invalid("the container has no name".to_owned()));
         };
         let key = (sandbox.id.clone(), metadata.name.clone(), metadata.attempt);
         let runtime = self.clone();
-        self.creations.join(key, || async move { runtime.create_named(sandbox, metadata, config).await }).await
+        self.creations
+            .join(key, || async move {
+                runtime.create_named(sandbox, metadata, config).await
+            })
+            .await
     }
 
     async fn create_named(
@@ -45,16 +53,24 @@ impl Runtime {
         config: v1::ContainerConfig,
     ) -> Result<String, CriError> {
         if !sandbox.is_ready() {
-            return Err(CriError::WrongState(format!("sandbox {} is not ready", sandbox.id)));
+            return Err(CriError::WrongState(format!(
+                "sandbox {} is not ready",
+                sandbox.id
+            )));
         }
         let existing = {
             let model = self.model();
-            model.container_named(&sandbox.id, &metadata).map(|container| (container.id.clone(), container.phase))
+            model
+                .container_named(&sandbox.id, &metadata)
+                .map(|container| (container.id.clone(), container.phase))
         };
         match existing {
             Some((id, Phase::Created)) => return Ok(id),
             Some((id, Phase::Running | Phase::Exited)) => {
-                let text = format!("name {} attempt {} is reserved by container {id}", metadata.name, metadata.attempt);
+                let text = format!(
+                    "name {} attempt {} is reserved by container {id}",
+                    metadata.name, metadata.attempt
+                );
                 return Err(CriError::AlreadyExists(text));
             }
             None => {}
@@ -62,8 +78,10 @@ impl Runtime {
         let id = machine::random_id(CONTAINER_ID_LENGTH);
         let runtime = self.clone();
         let (of_task, sandbox_of_task) = (id.clone(), sandbox.clone());
-        let prepared = tokio::task::spawn_blocking(move || runtime.prepare(&of_task, &sandbox_of_task, config)).await;
-        let prepared = prepared.unwrap_or_else(|error| Err(CriError::failed("failed to prepare the container", error)));
+        let prepared =
+            tokio::task::spawn_blocking(move || runtime.prepare(&of_task, &sandbox_of_task, config)).await;
+        let prepared =
+            prepared.unwrap_or_else(|error| Err(CriError::failed("failed to prepare the container", error)));
         let made = match prepared {
             Ok((container, rootfs)) => self.make_container(&sandbox, container, rootfs).await,
             Err(error) => Err(error),
@@ -77,23 +95,40 @@ impl Runtime {
     }
 
     /// Everything on disk that the shim needs. Blocking.
-    fn prepare(&self, id: &str, sandbox: &Sandbox, config: v1::ContainerConfig) -> Result<(Container, Rootfs), CriError> {
-        let wanted = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
+    fn prepare(
+        &self,
+        id: &str,
+        sandbox: &Sandbox,
+        config: v1::ContainerConfig,
+    ) -> Result<(Container, Rootfs), CriError> {
+        let wanted = config
+            .image
+            .as_ref()
+            .map(|image| image.image.clone())
+            .unwrap_or_default();
         let image = self
             .images
             .find(&wanted)
             .map_err(|error| convert::image_error(&wanted, &error))?
-            .ok_or_else(|| CriError::NotFound { kind: "image", id: wanted.clone() })?;
+            .ok_or_else(|| CriError::NotFound {
+                kind: "image",
+                id: wanted.clone(),
+            })?;
         let directory = self.directory(&sandbox.id);
         let bundle = directory.bundle(id);
         let keep = |error| CriError::failed(format!("failed to write the bundle of container {id}"), error);
         files::make_private_dir(&bundle).map_err(keep)?;
-        let rootfs =
-            self.images.prepare_rootfs(id, &image.id).map_err(|error| convert::image_error(&wanted, &error))?;
+        let rootfs = self
+            .images
+            .prepare_rootfs(id, &image.id)
+            .map_err(|error| convert::image_error(&wanted, &error))?;
         let (container, spec) = self.plan(id, sandbox, config, &image, &rootfs.lower)?;
         files::write_json(&bundle.join("config.json"), &spec).map_err(keep)?;
         files::write_json(&directory.container_record(id), &container).map_err(keep)?;
-        if let Some(parent) = PathBuf::from(&container.log_path).parent().filter(|_| !container.log_path.is_empty()) {
+        if let Some(parent) = PathBuf::from(&container.log_path)
+            .parent()
+            .filter(|_| !container.log_path.is_empty())
+        {
             std::fs::create_dir_all(parent)
                 .map_err(|error| CriError::failed(format!("failed to create {}", parent.display()), error))?;
         }
@@ -132,7 +167,10 @@ impl Runtime {
         let log_path = if config.log_path.is_empty() {
             String::new()
         } else {
-            PathBuf::from(&sandbox.config.log_directory).join(&config.log_path).to_string_lossy().into_owned()
+            PathBuf::from(&sandbox.config.log_directory)
+                .join(&config.log_path)
+                .to_string_lossy()
+                .into_owned()
         };
         let container = Container {
             version: RECORD_VERSION,
@@ -158,7 +196,10 @@ impl Runtime {
 
     /// The first process of the container whose PID namespace is to be joined, asked of its shim at plan time.
     fn target_pid(&self, context: &v1::LinuxContainerSecurityContext) -> Result<Option<u32>, CriError> {
-        let Some(options) = context.namespace_options.as_ref().filter(|options| options.pid() == v1::NamespaceMode::Target)
+        let Some(options) = context
+            .namespace_options
+            .as_ref()
+            .filter(|options| options.pid() == v1::NamespaceMode::Target)
         else {
             return Ok(None);
         };
@@ -167,18 +208,34 @@ impl Runtime {
         let answer = tokio::runtime::Handle::current()
             .block_on(shim.call(&Request::State, crate::runtime::QUESTION_DEADLINE))
             .map_err(|error| error.to_cri("failed to find the target container's process", &id))?;
-        let Response::State(state) = answer else { return Err(CriError::no_container(&id)) };
-        match state.containers.into_iter().find(|container| container.id == id).and_then(|container| container.pid) {
+        let Response::State(state) = answer else {
+            return Err(CriError::no_container(&id));
+        };
+        match state
+            .containers
+            .into_iter()
+            .find(|container| container.id == id)
+            .and_then(|container| container.pid)
+        {
             Some(pid) => Ok(Some(pid)),
             None => Err(CriError::WrongState(format!("container {id} is not running"))),
         }
     }
 
-    async fn make_container(&self, sandbox: &Sandbox, container: Container, rootfs: Rootfs) -> Result<(), CriError> {
+    async fn make_container(
+        &self,
+        sandbox: &Sandbox,
+        container: Container,
+        rootfs: Rootfs,
+    ) -> Result<(), CriError> {
         let create = protocol::CreateContainer {
             id: container.id.clone(),
             bundle: self.directory(&sandbox.id).bundle(&container.id),
-            rootfs: protocol::RootfsMount { lower: rootfs.lower, upper: rootfs.upper, work: rootfs.work },
+            rootfs: protocol::RootfsMount {
+                lower: rootfs.lower,
+                upper: rootfs.upper,
+                work: rootfs.work,
+            },
             log_path: (!container.log_path.is_empty()).then(|| PathBuf::from(&container.log_path)),
             terminal: container.config.tty,
             stdin: container.config.stdin,
@@ -193,7 +250,10 @@ impl Runtime {
         let mut model = self.model();
         // A stop that ran meanwhile has ended the shim and would not see this container any more.
         if !model.sandboxes.get(&sandbox.id).is_some_and(Sandbox::is_ready) {
-            return Err(CriError::WrongState(format!("sandbox {} was stopped meanwhile", sandbox.id)));
+            return Err(CriError::WrongState(format!(
+                "sandbox {} was stopped meanwhile",
+                sandbox.id
+            )));
         }
         model.containers.insert(container.id.clone(), container);
         Ok(())

@@ -18,17 +18,33 @@ const CGROUP_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Runtime {
     /// The verb. Unknown or not running is stopped already. Calls are not joined: a shorter grace overtakes a longer one.
-    pub(crate) async fn stop_container(self: &Arc<Self>, id: &str, grace_seconds: i64) -> Result<(), CriError> {
-        let Ok(container) = self.container(id) else { return Ok(()) };
+    pub(crate) async fn stop_container(
+        self: &Arc<Self>,
+        id: &str,
+        grace_seconds: i64,
+    ) -> Result<(), CriError> {
+        let Ok(container) = self.container(id) else {
+            return Ok(());
+        };
         if container.phase != Phase::Running {
             return Ok(());
         }
         let grace = Duration::from_secs(grace_seconds.clamp(0, GRACE_LIMIT_SECONDS).unsigned_abs());
         let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        let request = Request::Stop { id: container.id.clone(), grace_millis };
-        match self.shim(&container.sandbox_id).call(&request, grace + KILL_PATIENCE).await {
+        let request = Request::Stop {
+            id: container.id.clone(),
+            grace_millis,
+        };
+        match self
+            .shim(&container.sandbox_id)
+            .call(&request, grace + KILL_PATIENCE)
+            .await
+        {
             Ok(_) => {}
-            Err(ShimError::Refused { kind: orlop_shim::protocol::ErrorKind::NotFound, .. }) => {}
+            Err(ShimError::Refused {
+                kind: orlop_shim::protocol::ErrorKind::NotFound,
+                ..
+            }) => {}
             Err(error) => {
                 tracing::warn!(container = %container.id, error = chain(&error), "the shim did not stop the container");
                 return self.escalate(&container).await;
@@ -48,12 +64,21 @@ impl Runtime {
             tracing::error!(container = %container.id, %error, "could not kill the container's cgroup");
         }
         let _ = self.refresh(&container.sandbox_id).await;
-        if self.container(&container.id).is_ok_and(|container| container.phase != Phase::Running) {
+        if self
+            .container(&container.id)
+            .is_ok_and(|container| container.phase != Phase::Running)
+        {
             return Ok(());
         }
         self.lose_shim(&container.sandbox_id).await;
-        if self.container(&container.id).is_ok_and(|container| container.phase == Phase::Running) {
-            return Err(CriError::Timeout(format!("container {} could not be stopped", container.id)));
+        if self
+            .container(&container.id)
+            .is_ok_and(|container| container.phase == Phase::Running)
+        {
+            return Err(CriError::Timeout(format!(
+                "container {} could not be stopped",
+                container.id
+            )));
         }
         Ok(())
     }

@@ -26,12 +26,16 @@ impl Runtime {
         let writes = resources::plan_update(&change, &wanted, self.features.unified);
         let (hierarchies, cgroup) = (self.hierarchies.clone(), container.cgroup.clone());
         let written = tokio::task::spawn_blocking(move || {
-            writes.iter().try_for_each(|write| hierarchies.write(&cgroup, write.controller, &write.file, &write.value))
+            writes
+                .iter()
+                .try_for_each(|write| hierarchies.write(&cgroup, write.controller, &write.file, &write.value))
         });
         written
             .await
             .map_err(|error| CriError::failed("failed to change the limits", error))?
-            .map_err(|error| CriError::failed(format!("failed to change the limits of container {id}"), error))?;
+            .map_err(|error| {
+                CriError::failed(format!("failed to change the limits of container {id}"), error)
+            })?;
         self.change_container(&container.id, |container| container.resources = wanted);
         Ok(())
     }

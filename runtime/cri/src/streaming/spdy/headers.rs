@@ -10,14 +10,70 @@ pub(crate) const BLOCK_LIMIT_BYTES: usize = 16 * 1024;
 const PAIR_LIMIT: u32 = 64;
 
 const WORDS: [&str; 64] = [
-    "options", "head", "post", "put", "delete", "trace", "accept", "accept-charset", "accept-encoding", "accept-language",
-    "accept-ranges", "age", "allow", "authorization", "cache-control", "connection", "content-base", "content-encoding",
-    "content-language", "content-length", "content-location", "content-md5", "content-range", "content-type", "date", "etag",
-    "expect", "expires", "from", "host", "if-match", "if-modified-since", "if-none-match", "if-range",
-    "if-unmodified-since", "last-modified", "location", "max-forwards", "pragma", "proxy-authenticate",
-    "proxy-authorization", "range", "referer", "retry-after", "server", "te", "trailer", "transfer-encoding", "upgrade",
-    "user-agent", "vary", "via", "warning", "www-authenticate", "method", "get", "status", "200 OK", "version", "HTTP/1.1",
-    "url", "public", "set-cookie", "keep-alive",
+    "options",
+    "head",
+    "post",
+    "put",
+    "delete",
+    "trace",
+    "accept",
+    "accept-charset",
+    "accept-encoding",
+    "accept-language",
+    "accept-ranges",
+    "age",
+    "allow",
+    "authorization",
+    "cache-control",
+    "connection",
+    "content-base",
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-location",
+    "content-md5",
+    "content-range",
+    "content-type",
+    "date",
+    "etag",
+    "expect",
+    "expires",
+    "from",
+    "host",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "last-modified",
+    "location",
+    "max-forwards",
+    "pragma",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "range",
+    "referer",
+    "retry-after",
+    "server",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+    "vary",
+    "via",
+    "warning",
+    "www-authenticate",
+    "method",
+    "get",
+    "status",
+    "200 OK",
+    "version",
+    "HTTP/1.1",
+    "url",
+    "public",
+    "set-cookie",
+    "keep-alive",
 ];
 const LAST_WORD: &str = "origin";
 const TAIL: &str = "100101201202205206300302303304305306307402405406407408409410411412413414415416417502504505\
@@ -57,7 +113,10 @@ pub(crate) struct Headers(pub Vec<(String, String)>);
 impl Headers {
     /// The first value of a name (lower case).
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -83,7 +142,9 @@ impl Inflater {
                 Ok(status) => status,
                 Err(error) if error.needs_dictionary().is_some() => {
                     rest = self.remaining(rest, taken);
-                    self.0.set_dictionary(&DICTIONARY).map_err(|_| HeadersError::Inflate)?;
+                    self.0
+                        .set_dictionary(&DICTIONARY)
+                        .map_err(|_| HeadersError::Inflate)?;
                     continue;
                 }
                 Err(_) => return Err(HeadersError::Inflate),
@@ -112,7 +173,9 @@ impl Deflater {
     /// A new connection's.
     pub(crate) fn new() -> Self {
         let mut compress = Compress::new(Compression::default(), true);
-        compress.set_dictionary(&DICTIONARY).expect("a fresh zlib stream takes a dictionary");
+        compress
+            .set_dictionary(&DICTIONARY)
+            .expect("a fresh zlib stream takes a dictionary");
         Self(compress)
     }
 
@@ -174,7 +237,12 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&str, &str)]) -> Headers {
-        Headers(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+        Headers(
+            pairs
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+        )
     }
 
     /// Made with another zlib implementation from the same dictionary: two blocks of one connection.
@@ -194,9 +262,15 @@ mod tests {
     #[test]
     fn blocks_of_another_implementation_are_read() {
         let mut inflater = Inflater::new();
-        assert_eq!(inflater.read(&hex::decode(FIRST).unwrap()).unwrap(), headers(&[("streamtype", "error")]));
+        assert_eq!(
+            inflater.read(&hex::decode(FIRST).unwrap()).unwrap(),
+            headers(&[("streamtype", "error")])
+        );
         let second = inflater.read(&hex::decode(SECOND).unwrap()).unwrap();
-        assert_eq!(second, headers(&[("streamtype", "data"), ("port", "80"), ("requestid", "0")]));
+        assert_eq!(
+            second,
+            headers(&[("streamtype", "data"), ("port", "80"), ("requestid", "0")])
+        );
         assert_eq!(second.get("port"), Some("80"));
     }
 
@@ -204,7 +278,12 @@ mod tests {
     fn our_blocks_are_read_back() {
         let (mut deflater, mut inflater) = (Deflater::new(), Inflater::new());
         let long = "x".repeat(5000);
-        for pairs in [&[][..], &[("a", "b")], &[("streamtype", "stdin"), ("n", long.as_str())], &[]] {
+        for pairs in [
+            &[][..],
+            &[("a", "b")],
+            &[("streamtype", "stdin"), ("n", long.as_str())],
+            &[],
+        ] {
             let block = deflater.write(&headers(pairs));
             assert_eq!(inflater.read(&block).unwrap(), headers(pairs));
         }
