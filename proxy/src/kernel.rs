@@ -6,12 +6,15 @@ use std::net::{IpAddr, SocketAddr};
 use orlop_netlink::conntrack::{ConntrackSocket, Flow};
 use orlop_netlink::nft::NftSocket;
 use orlop_netlink::{NetlinkError, RouteSocket};
-use orlop_nft::{Command, IpVersion, Table};
+use orlop_nft::{Command, Datum, Element, IpVersion, Table, Tuple, Value};
 
 use crate::model::Place;
-use crate::plan::UdpFlows;
+use crate::plan::{Adopted, Transaction, UdpFlows};
+use crate::rules::{self, SlotSet};
 
 const UDP: u8 = 17;
+/// Slots beyond this number are not read from a table: no Service of ours has them.
+const SLOT_LIMIT: usize = 65_536;
 
 /// The kernel's side.
 #[derive(Debug, Default)]
@@ -27,8 +30,14 @@ impl Kernel {
         Ok(self.nft.as_mut().expect("it was opened just now"))
     }
 
+    /// Carries a plan out.
+    pub(crate) fn carry_out(&mut self, transaction: &Transaction) -> Result<(), NetlinkError> {
+        self.apply(&transaction.structure)?;
+        self.apply(&transaction.commands)
+    }
+
     /// One transaction: all of it, or nothing.
-    pub(crate) fn apply(&mut self, commands: &[Command]) -> Result<(), NetlinkError> {
+    fn apply(&mut self, commands: &[Command]) -> Result<(), NetlinkError> {
         let applied = self.nft()?.apply(commands);
         if applied.is_err() {
             // Answers may still be under way: a fresh socket has none.
@@ -41,8 +50,54 @@ impl Kernel {
         self.nft()?.has_table(table)
     }
 
+    /// What the table says about affinity; nothing when there is no table.
+    pub(crate) fn adopt(&mut self, version: IpVersion) -> Result<Adopted, NetlinkError> {
+        let table = rules::table(version);
+        let mut adopted = Adopted::default();
+        let nft = self.nft()?;
+        for name in nft.set_names(&table)? {
+            match rules::slot_set(&name) {
+                Some(SlotSet::Endpoints(list, index)) if index < SLOT_LIMIT => {
+                    let elements = nft
+                        .elements(&table, &rules::endpoints(version, list, index))?
+                        .unwrap_or_default();
+                    for (key, endpoint) in elements.into_iter().filter_map(endpoint_of) {
+                        let slots = adopted.slots.entry((list, key)).or_default();
+                        slots.resize(slots.len().max(index + 1), None);
+                        slots[index] = Some(endpoint);
+                    }
+                }
+                Some(SlotSet::Clients(list, index)) => {
+                    let set = rules::affinity(version, list, index);
+                    let mut clients = nft.elements(&table, &set)?.unwrap_or_default();
+                    clients.retain(|client| {
+                        client.timeout.is_some() && client.expires.is_none_or(|left| !left.is_zero())
+                    });
+                    adopted.clients.push((set, clients));
+                }
+                Some(SlotSet::Endpoints(..)) | None => {}
+            }
+        }
+        Ok(adopted)
+    }
+
     pub(crate) fn delete_tables(&mut self, tables: &[Table]) -> Result<(), NetlinkError> {
         self.nft()?.delete_tables(tables)
+    }
+}
+
+fn endpoint_of(element: Element) -> Option<(Tuple, SocketAddr)> {
+    let Some(Datum::Values(Tuple(values))) = element.datum else {
+        return None;
+    };
+    match values[..] {
+        [Value::Ipv4(address), Value::Port(port)] => {
+            Some((element.key, SocketAddr::new(address.into(), port)))
+        }
+        [Value::Ipv6(address), Value::Port(port)] => {
+            Some((element.key, SocketAddr::new(address.into(), port)))
+        }
+        _ => None,
     }
 }
 
@@ -54,9 +109,11 @@ pub(crate) fn forget_stale(version: IpVersion, stale: &[UdpFlows]) -> Result<u64
     for flows in stale {
         match flows.key.place {
             Place::Address(address) => {
-                drop(addresses.insert(SocketAddr::new(address, flows.key.port), &flows.endpoints))
+                addresses.insert(SocketAddr::new(address, flows.key.port), &flows.endpoints);
             }
-            Place::NodePort(_) => drop(node_ports.insert(flows.key.port, &flows.endpoints)),
+            Place::NodePort(_) => {
+                node_ports.insert(flows.key.port, &flows.endpoints);
+            }
         }
     }
     if addresses.is_empty() && node_ports.is_empty() {

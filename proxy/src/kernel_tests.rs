@@ -272,6 +272,10 @@ fn every_way_into_a_service() {
             );
         }
     }
+    who_is_seen_and_who_is_refused(&lab);
+}
+
+fn who_is_seen_and_who_is_refused(lab: &Lab) {
     let seen = call(&lab.client, "192.168.50.1:30080").unwrap();
     assert!(
         seen.ends_with(" 10.244.0.1"),
@@ -330,7 +334,7 @@ fn affinity_holds_while_other_endpoints_come_and_go() {
         ..web()
     });
     lab.endpoints(&[2, 3, 4], |_| true);
-    let _daemon = lab.daemon();
+    let mut daemon = lab.daemon();
     until("first rules", || call(&lab.client, "10.96.0.7:80").is_ok());
     let mine = answering(&lab.client, "10.96.0.7:80", 20);
     assert_eq!(mine.len(), 1);
@@ -351,6 +355,14 @@ fn affinity_holds_while_other_endpoints_come_and_go() {
         !shell(&lab.node, "nft list table ip orlop-proxy").contains(&format!("10.244.0.{mine} . 8080"))
     });
     let next = answering(&lab.client, "10.96.0.7:80", 20);
+    // A new daemon makes the table anew, and remembers for its predecessor.
+    for _ in 0..3 {
+        drop(daemon);
+        daemon = lab.daemon();
+        let frame = daemon.frame.clone();
+        until("ready", || frame.ready().missing().is_empty());
+        assert_eq!(answering(&lab.client, "10.96.0.7:80", 10), next);
+    }
     assert!(next.len() == 1 && !next.contains(&mine.to_string()), "{next:?}");
     round_trip(&lab.node);
 }
@@ -460,7 +472,7 @@ fn restarts_and_repairs_lose_no_request() {
     drop(daemon);
     more(20);
     // Each start replaces the table of its predecessor.
-    for _ in 0..5 {
+    for _ in 0..20 {
         let daemon = lab.daemon();
         let frame = daemon.frame.clone();
         until("ready", || frame.ready().missing().is_empty());
@@ -552,9 +564,9 @@ fn ten_thousand_services_in_one_batch() {
         let mut kernel = kernel::Kernel::default();
         for round in ["first", "again over the old table"] {
             let start = Instant::now();
-            let transaction = plan.replace();
+            let transaction = plan.replace(plan::Adopted::default());
             let planned = start.elapsed();
-            kernel.apply(&transaction.commands).unwrap();
+            kernel.carry_out(&transaction).unwrap();
             println!(
                 "10000 services x 5, {round}: planned in {planned:?}, in the kernel after {:?}",
                 start.elapsed()
@@ -564,7 +576,7 @@ fn ten_thousand_services_in_one_batch() {
         for step in 0..20 {
             plan.set_service(&key("77"), &[frontend(77, 4 + step % 2)], &BTreeSet::new());
             let start = Instant::now();
-            kernel.apply(&plan.update().commands).unwrap();
+            kernel.carry_out(&plan.update()).unwrap();
             times.push(start.elapsed());
         }
         times.sort();

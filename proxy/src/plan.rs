@@ -23,6 +23,9 @@ pub(crate) struct UdpFlows {
 /// What to do.
 #[derive(Debug, Default)]
 pub(crate) struct Transaction {
+    /// New chains and sets, to be committed on their own first: a packet whose walk began before a commit sees chains of that commit
+    /// empty, but its map lookups already find elements that lead there.
+    pub(crate) structure: Vec<Command>,
     pub(crate) commands: Vec<Command>,
     pub(crate) udp: Vec<UdpFlows>,
 }
@@ -33,6 +36,37 @@ struct Programmed {
     outside: ListState,
     inside: ListState,
     refused: Option<WhenEmpty>,
+}
+
+/// What the table of a predecessor says about affinity.
+#[derive(Debug, Default)]
+pub(crate) struct Adopted {
+    /// Endpoints in their slots.
+    pub(crate) slots: BTreeMap<(List, Tuple), Vec<Option<SocketAddr>>>,
+    /// Clients that are remembered, by the set of their slot.
+    pub(crate) clients: Vec<(Set, Vec<Element>)>,
+}
+
+impl Adopted {
+    fn slots_of(&self, key: &FrontendKey) -> Programmed {
+        let of = |inside| {
+            let list = List {
+                space: space_of(key),
+                inside,
+            };
+            let slots = self
+                .slots
+                .get(&(list, Tuple(rules::element_key(key))))
+                .cloned()
+                .unwrap_or_default();
+            ListState { slots, chain: None }
+        };
+        Programmed {
+            outside: of(false),
+            inside: of(true),
+            refused: None,
+        }
+    }
 }
 
 /// One list of endpoints in its slots, and the chain that its dispatch element names.
@@ -215,8 +249,18 @@ impl Plan {
         writer.finish(&self.table)
     }
 
+    /// Whether clients are remembered for any front end.
+    pub(crate) fn has_affinity(&self) -> bool {
+        self.claims
+            .values()
+            .flat_map(BTreeMap::values)
+            .any(|frontend| frontend.affinity_seconds.is_some())
+    }
+
     /// The transaction that makes the table anew, in one step: what is there (also of a predecessor) serves until that moment.
-    pub(crate) fn replace(&mut self) -> Transaction {
+    ///
+    /// `adopted` is what was read from the table before: its clients stay with their endpoints.
+    pub(crate) fn replace(&mut self, adopted: Adopted) -> Transaction {
         let table = self.table.clone();
         let slots = std::mem::take(&mut self.programmed);
         self.chains.clear();
@@ -228,7 +272,7 @@ impl Plan {
         let keys: Vec<FrontendKey> = self.claims.keys().copied().collect();
         for key in keys {
             // Slots are kept where they are known: clients with affinity stay where they are.
-            let preferred = slots.get(&key).cloned().unwrap_or_default();
+            let preferred = slots.get(&key).cloned().unwrap_or_else(|| adopted.slots_of(&key));
             self.update_frontend(key, &Programmed::default(), &preferred, &mut writer);
         }
         self.update_addresses(&mut writer);
@@ -247,9 +291,24 @@ impl Plan {
             let set = rules::static_sets(self.version()).node_served;
             commands.push(Command::AddElements(table.clone(), set, served));
         }
-        let Transaction { commands: rest, udp } = writer.finish(&table);
+        // One step: a packet that falls between the old table and the new one goes on to the new one's hooks.
+        let Transaction {
+            structure,
+            commands: rest,
+            udp,
+        } = writer.finish(&table);
+        commands.extend(structure);
         commands.extend(rest);
-        Transaction { commands, udp }
+        for (set, clients) in adopted.clients {
+            if self.sets.contains(&set.name) && !clients.is_empty() {
+                commands.push(Command::AddElements(table.clone(), set, clients));
+            }
+        }
+        Transaction {
+            structure: Vec::new(),
+            commands,
+            udp,
+        }
     }
 
     /// Brings one front end from what the kernel has to what is wanted, keeping to the preferred slots.
@@ -497,14 +556,15 @@ impl Writer {
         }
     }
 
-    /// Structure first, so that elements find their chains; removals before additions, so that a key can be replaced.
+    /// Removals before additions, so that a key can be replaced.
     fn finish(self, table: &Table) -> Transaction {
-        let mut commands = self.structure;
+        let mut commands = Vec::new();
         let remove = self.remove.into_values();
         commands.extend(remove.map(|(set, elements)| Command::DeleteElements(table.clone(), set, elements)));
         let add = self.add.into_values();
         commands.extend(add.map(|(set, elements)| Command::AddElements(table.clone(), set, elements)));
         Transaction {
+            structure: self.structure,
             commands,
             udp: self.udp,
         }
@@ -560,8 +620,9 @@ mod tests {
 
     fn text(transaction: &Transaction) -> String {
         transaction
-            .commands
+            .structure
             .iter()
+            .chain(&transaction.commands)
             .map(ToString::to_string)
             .collect::<Vec<_>>()
             .join("\n")
@@ -574,7 +635,7 @@ mod tests {
             &[(address_key(7), frontend(endpoints))],
             &BTreeSet::new(),
         );
-        plan.replace();
+        plan.replace(Adopted::default());
         plan
     }
 
@@ -591,6 +652,7 @@ mod tests {
             "add map ip orlop-proxy endpoints-2 { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }\n\
              add chain ip orlop-proxy slot-2\n\
              add rule ip orlop-proxy slot-2 dnat ip to ip daddr . meta l4proto . th dport map @endpoints-2\n\
+             add rule ip orlop-proxy slot-2 goto slot-0\n\
              add chain ip orlop-proxy pick-3\n\
              add rule ip orlop-proxy pick-3 numgen random mod 3 vmap { 0 : goto slot-0, 1 : goto slot-1, 2 : goto slot-2 }\n\
              delete element ip orlop-proxy services { 10.96.0.7 . tcp . 80 }\n\
@@ -694,7 +756,7 @@ mod tests {
             &[(address_key(7), sticky(&[1, 2, 3]))],
             &BTreeSet::new(),
         );
-        plan.replace();
+        plan.replace(Adopted::default());
         plan.set_service(
             &service("web"),
             &[(address_key(7), sticky(&[2, 3]))],
@@ -709,7 +771,7 @@ mod tests {
         );
         // A table made anew keeps the slots, too.
         assert!(
-            text(&plan.replace())
+            text(&plan.replace(Adopted::default()))
                 .contains("add element ip orlop-proxy endpoints-2 { 10.96.0.7 . tcp . 80 : 10.244.0.3")
         );
     }
@@ -788,11 +850,11 @@ mod tests {
         ) {
             let mut plan = Plan::new(settings());
             let mut kernel = Naive::default();
-            kernel.run(&plan.replace());
+            kernel.run(&plan.replace(Adopted::default()));
             for (name, last, wanted, whole) in steps {
                 let frontends: Vec<_> = wanted.iter().map(|frontend| (address_key(last), frontend.clone())).collect();
                 plan.set_service(&service(&name.to_string()), &frontends, &BTreeSet::new());
-                kernel.run(&if whole { plan.replace() } else { plan.update() });
+                kernel.run(&if whole { plan.replace(Adopted::default()) } else { plan.update() });
             }
             for (key, claims) in &plan.claims {
                 let wanted = claims.values().next().unwrap();

@@ -18,7 +18,7 @@ use crate::Config;
 use crate::kernel::{self, Kernel};
 use crate::metrics::Metrics;
 use crate::model::Model;
-use crate::plan::{Plan, UdpFlows};
+use crate::plan::{Adopted, Plan, UdpFlows};
 use crate::rules::Settings;
 
 /// Somebody else may remove our table (`nft flush ruleset`): it is looked for this often.
@@ -49,6 +49,8 @@ pub(crate) struct Sync {
 struct Tracked {
     plan: Plan,
     known: bool,
+    /// Whether affinity may be taken over from the kernel's table.
+    adopt: bool,
 }
 
 struct Subscriptions {
@@ -67,6 +69,7 @@ impl Sync {
         let plans = versions.iter().map(|version| Tracked {
             plan: Plan::new(settings(&config, *version)),
             known: false,
+            adopt: true,
         });
         Self {
             plans: plans.collect(),
@@ -217,18 +220,29 @@ impl Sync {
         }
         let full = !tracked.known;
         let transaction = if full {
-            tracked.plan.replace()
+            let adopted = if exists {
+                self.adopt(index).await
+            } else {
+                Adopted::default()
+            };
+            self.plans[index].plan.replace(adopted)
         } else {
             tracked.plan.update()
         };
+        let tracked = &mut self.plans[index];
         // Not known until it worked: a failure, or a daemon that is cut off here, ends in a whole table.
         tracked.known = false;
+        tracked.adopt = false;
         let count = transaction.commands.len();
-        let (kernel, commands) = (self.kernel.clone(), transaction.commands);
-        blocking(move || lock(&kernel).apply(&commands))
-            .await
-            .context("failed to set the rules")?;
+        let kernel = self.kernel.clone();
+        let transaction = blocking(move || {
+            lock(&kernel).carry_out(&transaction)?;
+            Ok(transaction)
+        })
+        .await
+        .context("failed to set the rules")?;
         self.plans[index].known = true;
+        self.plans[index].adopt = true;
         if count > 0 {
             let duration = started.elapsed();
             self.metrics.synced(duration, full);
@@ -236,6 +250,24 @@ impl Sync {
         }
         self.forget_stale(index, transaction.udp).await;
         Ok(())
+    }
+
+    /// Clients with affinity outlive a table made anew. After a failure nothing is taken over: it may be the reason.
+    async fn adopt(&self, index: usize) -> Adopted {
+        let tracked = &self.plans[index];
+        if !tracked.adopt || !tracked.plan.has_affinity() {
+            return Adopted::default();
+        }
+        let (kernel, version) = (self.kernel.clone(), tracked.plan.version());
+        blocking(move || lock(&kernel).adopt(version))
+            .await
+            .unwrap_or_else(|error| {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "could not read affinity from the table, clients are assigned anew"
+                );
+                Adopted::default()
+            })
     }
 
     /// A flow that could not be forgotten is no reason to set the rules again.

@@ -11,6 +11,8 @@ use crate::socket::Socket;
 
 const SUBSYSTEM: u16 = 10 << 8;
 const GET_TABLE: u16 = 1;
+const NEW_SET: u16 = 9;
+const GET_SET: u16 = 10;
 const GET_ELEMENT: u16 = 13;
 const NEW_ELEMENT: u16 = 12;
 /// Answers of a failed batch repeat the messages they refuse.
@@ -153,6 +155,26 @@ impl NftSocket {
         match asked {
             Ok(()) => Ok(true),
             Err(error) if error.is_missing() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The names of a table's sets and maps; none when there is no such table.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub fn set_names(&mut self, table: &Table) -> Result<Vec<String>, NetlinkError> {
+        let act = format!("list sets of {table}");
+        let answers = self.socket.dump(&act, SUBSYSTEM | GET_SET, |encoder| {
+            encoder.raw(&family_header(table.family));
+            encoder.put_str(1, &table.name);
+        });
+        match answers {
+            Ok(answers) => {
+                let sets = answers.iter().filter(|answer| answer.kind == SUBSYSTEM | NEW_SET);
+                Ok(sets.filter_map(|answer| wire::attribute(answer.payload.get(4..)?, 2).map(wire::read_str)).collect())
+            }
+            Err(error) if error.is_missing() => Ok(Vec::new()),
             Err(error) => Err(error),
         }
     }

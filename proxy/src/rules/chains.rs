@@ -116,7 +116,11 @@ impl ChainId {
     /// Chains that it goes to.
     pub(crate) fn needs(&self) -> Vec<Self> {
         match self {
-            Self::Slot { .. } | Self::Inside(_) => Vec::new(),
+            Self::Slot { index: 0, .. } | Self::Inside(_) => Vec::new(),
+            Self::Slot { list, .. } => vec![Self::Slot {
+                list: *list,
+                index: 0,
+            }],
             Self::Pick { list, count } => (0..*count)
                 .map(|index| Self::Slot { list: *list, index })
                 .collect(),
@@ -159,11 +163,14 @@ impl ChainId {
         let rules = match self {
             Self::Slot { list, index } => {
                 let map = endpoints(version, *list, *index).name;
-                vec![Rule::from([Statement::DnatByMap {
+                let mut rules = vec![Rule::from([Statement::DnatByMap {
                     version,
                     key: list.space.key(version),
                     map,
-                }])]
+                }])];
+                // A slot may be emptied between the choice and this lookup; the first one is filled as long as there is any.
+                rules.extend(self.needs().iter().map(goto));
+                rules
             }
             Self::Pick { .. } => {
                 vec![Rule::from([Statement::RandomVerdict(

@@ -18,7 +18,7 @@ use orlop_nft::{
     Rule, Selector, Set, Statement, Table, Value, Verdict,
 };
 
-pub(crate) use chains::{ChainId, List, Space};
+pub(crate) use chains::{ChainId, List, Space, affinity};
 
 use crate::model::{FrontendKey, Place};
 use orlop_kube::network::Protocol;
@@ -105,6 +105,29 @@ pub(crate) fn endpoints(version: IpVersion, list: List, index: usize) -> Set {
         &types(&list.space.key(version)),
         &[version.data_type(), DataType::Port],
     )
+}
+
+/// What a set of a table is for, by its name: the endpoints or the remembered clients of a slot.
+pub(crate) fn slot_set(name: &str) -> Option<SlotSet> {
+    let index = |rest: &str, kind: &str| rest.strip_prefix(kind)?.parse().ok();
+    [Space::Address, Space::NodePort]
+        .into_iter()
+        .flat_map(|space| [false, true].map(|inside| List { space, inside }))
+        .find_map(|list| {
+            let rest = name.strip_prefix(list.prefix())?;
+            match (index(rest, "endpoints-"), index(rest, "affinity-")) {
+                (Some(index), _) => Some(SlotSet::Endpoints(list, index)),
+                (None, Some(index)) => Some(SlotSet::Clients(list, index)),
+                (None, None) => None,
+            }
+        })
+}
+
+/// See [`slot_set`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SlotSet {
+    Endpoints(List, usize),
+    Clients(List, usize),
 }
 
 /// The key of a front end as set elements have it.
