@@ -48,9 +48,12 @@ pub(crate) async fn bootstrap(api: &Api) -> anyhow::Result<()> {
         });
         ensure(api, core("services"), "kube-system", service, &["/spec/ports"]).await?;
     }
-    match api.config.advertised() {
+    // Nobody else reaches a loopback address, and an endpoint must not have one.
+    match api.config.advertised().filter(|address| !address.is_loopback()) {
         Some(address) => endpoints(api, address).await?,
-        None => tracing::warn!("no advertiseAddress: the Service kubernetes has no endpoints"),
+        None => tracing::warn!(
+            "no advertiseAddress that others can reach: the Service kubernetes has no endpoints"
+        ),
     }
     Ok(())
 }

@@ -154,6 +154,7 @@ fn watch_over(frame: &Frame, api: &Arc<Api>) {
 
 impl Server {
     /// A client inside this process: the same service as over HTTPS, without socket and TLS. The identity is taken on trust.
+    /// Must be called inside the async runtime.
     pub fn client<G>(&self, user: &str, groups: G) -> kube::Client
     where
         G: IntoIterator,

@@ -84,9 +84,10 @@ fn identify(
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        .map(|(scheme, token)| (scheme, token.trim()))
+        .filter(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && !token.is_empty());
     match bearer {
-        Some((_, token)) => match api.authenticate_token(token.trim(), &[]) {
+        Some((_, token)) => match api.authenticate_token(token, &[]) {
             Ok((identity, _)) => Ok(Arc::new(identity)),
             Err(reason) => {
                 tracing::debug!(%reason, "token refused");
@@ -153,6 +154,9 @@ async fn objects(
             name: &info.name,
         }));
     }
+    if is_definitions_list(&info) {
+        return Ok(no_definitions(api));
+    }
     let resource = resource.ok_or_else(status::no_such_resource)?;
     if !resource.namespaced && !info.namespace.is_empty() && resource.plural != "namespaces" {
         return Err(status::no_such_resource());
@@ -175,6 +179,23 @@ async fn objects(
     }
     let reply = dispatch(&mut context, parts.method.as_str()).await?;
     Ok(context.warn(reply))
+}
+
+/// kubectl lists CustomResourceDefinitions before it says that it does not know a kind.
+fn is_definitions_list(info: &RequestInfo) -> bool {
+    let path = (info.group.as_str(), info.version.as_str(), info.resource.as_str());
+    path == ("apiextensions.k8s.io", "v1", "customresourcedefinitions")
+        && info.verb == "list"
+        && info.name.is_empty()
+}
+
+/// There are none.
+fn no_definitions(api: &Api) -> Reply {
+    let list = serde_json::json!({
+        "kind": "CustomResourceDefinitionList", "apiVersion": "apiextensions.k8s.io/v1",
+        "metadata": {"resourceVersion": api.cache.revision().to_string()}, "items": [],
+    });
+    body::json_value(StatusCode::OK, &list)
 }
 
 async fn dispatch(context: &mut Context, method: &str) -> Result<Reply, ApiError> {

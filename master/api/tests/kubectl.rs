@@ -180,8 +180,8 @@ fn services_get_addresses_and_ports_that_nobody_else_has() {
     let service =
         master.kubectl("get service kubernetes -o 'jsonpath={.spec.clusterIP} {.spec.ports[0].port}'");
     assert_eq!(service, "10.96.0.1 443");
-    assert!(master.kubectl("get endpoints kubernetes").contains("127.0.0.1"));
-    assert!(master.kubectl("get endpointslices").contains("127.0.0.1"));
+    assert!(master.kubectl("get endpoints kubernetes").contains("192.0.2.1"));
+    assert!(master.kubectl("get endpointslices").contains("192.0.2.1"));
     assert_eq!(
         master.kubectl("get service -n kube-system kube-dns -o 'jsonpath={.spec.clusterIP}'"),
         "10.96.0.10"

@@ -1,5 +1,7 @@
 //! A master of its own for each test: PKI, store in a temporary directory, HTTPS on a free loopback port, kubectl.
 
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this")]
+
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -28,6 +30,8 @@ impl Master {
     pub fn start_in(directory: tempfile::TempDir) -> Self {
         let path = |name: &str| directory.path().join(name);
         let config = Config {
+            // An address for documentation (RFC 5737): nothing is ever sent there.
+            advertise_address: Some("192.0.2.1".parse().unwrap()),
             listen: vec![SocketAddr::from(([127, 0, 0, 1], free_port()))],
             data_dir: path("master"),
             tls_cert_file: path("server.crt"),
@@ -45,26 +49,20 @@ impl Master {
                 &path(&format!("{file}.kubeconfig")),
             );
         }
-        let (sender, receiver) = mpsc::channel();
-        let started = config.clone();
-        let thread = std::thread::spawn(move || {
-            let result = orlop_daemon::run(Settings::new("master"), |frame| async move {
-                let server = orlop_api::start(&frame, &started).await?;
-                let _ = sender.send((frame, server));
-                Ok(())
-            });
-            if let Err(error) = result {
-                eprintln!("master: {error:#}");
+        // The store of a predecessor in the same process is closed a moment after the last handle is gone.
+        for _ in 0..100 {
+            if let Some((frame, server, thread)) = run(&config) {
+                return Self {
+                    directory,
+                    config,
+                    server,
+                    frame,
+                    thread: Some(thread),
+                };
             }
-        });
-        let (frame, server) = receiver.recv().expect("the master starts");
-        Self {
-            directory,
-            config,
-            server,
-            frame,
-            thread: Some(thread),
+            std::thread::sleep(std::time::Duration::from_millis(50));
         }
+        panic!("the master does not start");
     }
 
     /// Stops the master and gives its directory back.
@@ -130,6 +128,23 @@ impl Drop for Master {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+fn run(config: &Config) -> Option<(Frame, Server, std::thread::JoinHandle<()>)> {
+    let (sender, receiver) = mpsc::channel();
+    let config = config.clone();
+    let thread = std::thread::spawn(move || {
+        let result = orlop_daemon::run(Settings::new("master"), |frame| async move {
+            let server = orlop_api::start(&frame, &config).await?;
+            let _ = sender.send((frame, server));
+            Ok(())
+        });
+        if let Err(error) = result {
+            eprintln!("master: {error:#}");
+        }
+    });
+    let (frame, server) = receiver.recv().ok()?;
+    Some((frame, server, thread))
 }
 
 /// Splits at spaces, except inside of single quotes.
