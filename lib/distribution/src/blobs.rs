@@ -167,6 +167,15 @@ impl BlobStore {
         writer.finish(Some(expected), Some(content.len() as u64))?.commit()
     }
 
+    /// Takes over a file of the same file system whose content the caller has hashed.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`].
+    pub fn adopt(&self, path: &Path, digest: &Digest, size: u64) -> Result<(), BlobError> {
+        let staged = Staging { path: path.to_owned() };
+        StagedBlob { store: self.clone(), staged, digest: digest.clone(), size }.commit()
+    }
+
     /// Removes a blob; true when it was here.
     ///
     /// # Errors

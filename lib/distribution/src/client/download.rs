@@ -1,9 +1,9 @@
 use bytes::Bytes;
-use http::header::{CONTENT_RANGE, RANGE};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use http::{HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use orlop_types::Reference;
+use orlop_types::{Digest, Reference};
 
 use super::error::RegistryError;
 use super::hosts::Host;
@@ -33,6 +33,44 @@ pub struct BlobDownload {
 }
 
 impl RegistryClient {
+    /// Asks for the size of a blob, host by host.
+    ///
+    /// # Errors
+    /// What the last host said.
+    pub async fn blob_size(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        credential: Option<&Credential>,
+    ) -> Result<u64, RegistryError> {
+        let what = format!("blob {digest} of {}", reference.name());
+        let mut told = RegistryError::NotFound { what: what.clone(), host: reference.registry().to_owned() };
+        for host in &self.hosts(reference)? {
+            let path = format!("{}/blobs/{digest}", reference.repository());
+            let call = self.call(host, Method::HEAD, &path);
+            let response = match self.send_authorized(call, reference.repository(), credential).await {
+                Ok(response) => response,
+                Err(error) => {
+                    told = error;
+                    continue;
+                }
+            };
+            if !response.status().is_success() {
+                told = failure(&host.authority, &what, response, self.inner.config.stall_timeout).await;
+                continue;
+            }
+            let length = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+            match length {
+                Some(length) => return Ok(length),
+                None => {
+                    let reason = "a blob without a length".to_owned();
+                    told = RegistryError::Protocol { host: host.authority.clone(), reason };
+                }
+            }
+        }
+        Err(told)
+    }
+
     /// Prepares to fetch a blob; nothing is sent yet. `skip_hosts` leaves out hosts that gave wrong content before.
     ///
     /// # Errors

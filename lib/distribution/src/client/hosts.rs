@@ -22,6 +22,8 @@ pub struct Host {
     pub authority: String,
     /// Whether it is the registry that the images are named after.
     pub is_own: bool,
+    /// Whether it is asked last, so that patience pays.
+    pub is_last: bool,
     /// The registry to name in `?ns=` when it is another host.
     pub namespace: Option<String>,
     /// Gives manifests and blobs by digest.
@@ -87,6 +89,12 @@ pub fn read_hosts(directory: &Path, registry: &str) -> Result<Option<HostsFile>,
 }
 
 impl HostsFile {
+    /// A file that names nothing but the server.
+    pub fn of_server(url: &str) -> Self {
+        let server = HostEntry { url: Some(url.to_owned()), ..HostEntry::default() };
+        HostsFile { server, ..Self::default() }
+    }
+
     /// Parses a hosts file; relative certificate paths are taken from its directory.
     ///
     /// # Errors
@@ -157,6 +165,7 @@ impl HostEntry {
         Ok(Host {
             url,
             is_own,
+            is_last: false,
             namespace: (!is_own).then(|| registry.to_owned()),
             can_pull: can("pull"),
             can_resolve: can("resolve"),
@@ -190,6 +199,9 @@ pub fn plan_hosts(registry: &str, file: Option<HostsFile>, mirror: Option<&str>)
     hosts.push(file.server.host(&server, registry).map_err(fail)?);
     let mut seen = std::collections::HashSet::new();
     hosts.retain(|host| seen.insert(host.url.clone()));
+    if let Some(last) = hosts.last_mut() {
+        last.is_last = true;
+    }
     Ok(hosts)
 }
 

@@ -79,7 +79,7 @@ impl RegistryClient {
 
     /// A mirror gets no second chance: the next host is quicker.
     pub(super) fn retries(&self, host: &Host) -> u32 {
-        if host.is_own { self.inner.config.retries } else { 0 }
+        if host.is_own || host.is_last { self.inner.config.retries } else { 0 }
     }
 
     async fn manifest_once(

@@ -22,6 +22,7 @@ pub use error::RegistryError;
 pub use hosts::{Host, HostsError, HostsFile, plan_hosts, read_hosts};
 pub use manifests::FetchedManifest;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +39,8 @@ pub struct ClientConfig {
     pub hosts_dir: Option<PathBuf>,
     /// Base URL of a mirror that is asked first for everything.
     pub mirror: Option<String>,
+    /// Base URLs of registries that are not where their name says; such a registry has no hosts file.
+    pub servers: BTreeMap<String, String>,
     /// To a TCP and TLS connection, unless a hosts file says otherwise.
     pub connect_timeout: Duration,
     /// From the request to the head of the answer.
@@ -53,6 +56,7 @@ impl Default for ClientConfig {
         Self {
             hosts_dir: None,
             mirror: None,
+            servers: BTreeMap::new(),
             connect_timeout: Duration::from_secs(10),
             first_byte_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(30),
@@ -85,9 +89,11 @@ impl RegistryClient {
     /// # Errors
     /// A hosts file that makes no sense.
     fn hosts(&self, reference: &Reference) -> Result<Vec<Host>, RegistryError> {
-        let file = match &self.inner.config.hosts_dir {
-            Some(directory) => read_hosts(directory, reference.registry())?,
-            None => None,
+        let Inner { config, .. } = &*self.inner;
+        let file = match (config.servers.get(reference.registry()), &config.hosts_dir) {
+            (Some(url), _) => Some(HostsFile::of_server(url)),
+            (None, Some(directory)) => read_hosts(directory, reference.registry())?,
+            (None, None) => None,
         };
         Ok(plan_hosts(reference.registry(), file, self.inner.config.mirror.as_deref())?)
     }
