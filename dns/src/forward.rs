@@ -1,184 +1,208 @@
-//! Names outside the cluster: asked of upstream servers, one after the other, with a small cache before them.
-//!
-//! Each question goes out from a socket of its own (a fresh random port) with a random id (RFC 5452).
+//! Asks upstream name servers, one after the other, over UDP and on truncation over TCP.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{Name, Record, RecordType};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
-use crate::config::Config;
-use crate::message::plain;
+use crate::Config;
+use crate::cache::{Cache, Question};
 use crate::metrics::Metrics;
+use crate::upstreams::Upstreams;
 
-const TRY: Duration = Duration::from_secs(2);
-const ROUNDS: usize = 2;
+/// What fits into one packet on any path (DNS flag day 2020).
 const PAYLOAD_BYTES: u16 = 1232;
-const MESSAGE_BYTES: usize = 65_535;
+/// Upstreams asked for one query.
+const ATTEMPTS: usize = 3;
 
-/// What an upstream said.
-#[derive(Clone, Debug)]
-pub(crate) struct Said {
-    pub code: ResponseCode,
-    pub answers: Vec<Record>,
-    pub authorities: Vec<Record>,
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ForwardError {
+    #[error("no upstream is configured")]
+    NoUpstream,
+    #[error("too many forwarded queries are under way")]
+    Busy,
+    #[error("upstream {upstream} did not answer in {milliseconds} ms")]
+    Timeout {
+        upstream: SocketAddr,
+        milliseconds: u128,
+    },
+    #[error("failed to ask upstream {upstream}")]
+    Io {
+        upstream: SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("failed to encode a query")]
+    Encode(#[source] hickory_proto::ProtoError),
 }
 
-/// The upstreams with their cache.
+/// Shared by all queries.
 pub(crate) struct Forwarder {
-    upstreams: Vec<SocketAddr>,
-    in_flight: Semaphore,
-    cache: Mutex<HashMap<(String, RecordType), (Instant, Instant, Said)>>,
-    cache_entries: usize,
-    cache_limit: Duration,
+    upstreams: Upstreams,
+    cache: Mutex<Cache>,
+    permits: Semaphore,
+    timeout: Duration,
+    /// Index of the upstream that answered last.
+    preferred: AtomicUsize,
     metrics: Metrics,
 }
 
 impl Forwarder {
-    pub(crate) fn new(config: &Config, metrics: Metrics) -> Self {
-        let own: Vec<IpAddr> = config.listen.iter().map(SocketAddr::ip).collect();
-        let upstreams =
-            if config.upstreams.is_empty() { nameservers(&config.resolv_conf, &own) } else { config.upstreams.clone() };
-        tracing::info!(?upstreams, "names outside the cluster are forwarded");
+    pub(crate) fn new(upstreams: Upstreams, config: &Config, metrics: Metrics) -> Self {
+        let longest = Duration::from_secs(u64::from(config.cache_seconds));
         Self {
             upstreams,
-            in_flight: Semaphore::new(config.max_forwarded),
-            cache: Mutex::default(),
-            cache_entries: config.cache_entries,
-            cache_limit: Duration::from_secs(config.cache_seconds.into()),
+            cache: Mutex::new(Cache::new(config.cache_entries, longest)),
+            permits: Semaphore::new(config.max_forwarded),
+            timeout: Duration::from_millis(u64::from(config.forward_timeout_milliseconds)),
+            preferred: AtomicUsize::new(0),
             metrics,
         }
     }
 
-    /// Asks for a name. `None`: no upstream, none answered, or too many questions are under way.
-    pub(crate) async fn ask(&self, name: &Name, kind: RecordType) -> Option<Said> {
-        let key = (plain(name), kind);
-        if let Some(said) = self.cached(&key) {
-            self.metrics.cache_hits.inc();
-            return Some(said);
+    fn cache<R>(&self, act: impl FnOnce(&mut Cache) -> R) -> R {
+        act(&mut self.cache.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The answer from the cache or from upstream; its id and question are not the client's.
+    pub(crate) async fn resolve(&self, question: &Question) -> Result<Message, ForwardError> {
+        if let Some((message, is_denial)) = self.cache(|cache| cache.get(question, Instant::now())) {
+            self.metrics.cache_hit(is_denial);
+            return Ok(message);
         }
-        self.metrics.cache_misses.inc();
-        let Ok(_permit) = self.in_flight.try_acquire() else {
-            self.metrics.forward_rejects.inc();
-            return None;
+        self.metrics.cache_miss();
+        let Ok(_permit) = self.permits.try_acquire() else {
+            self.metrics.forward_rejected();
+            return Err(ForwardError::Busy);
         };
-        for _ in 0..ROUNDS {
-            for upstream in &self.upstreams {
-                self.metrics.forward_requests.inc();
-                match tokio::time::timeout(TRY, exchange(*upstream, name, kind)).await {
-                    Ok(Ok(said)) if said.code != ResponseCode::ServFail && said.code != ResponseCode::Refused => {
-                        self.keep(key, &said);
-                        return Some(said);
+        let message = self.ask_all(question).await?;
+        let (success, denial) = self.cache(|cache| {
+            cache.put(question.clone(), &message, Instant::now());
+            cache.counts()
+        });
+        self.metrics.cache_entries(success, denial);
+        Ok(message)
+    }
+
+    async fn ask_all(&self, question: &Question) -> Result<Message, ForwardError> {
+        let upstreams: Arc<Vec<SocketAddr>> = self.upstreams.load_full();
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut last = Err(ForwardError::NoUpstream);
+        for step in 0..upstreams.len().min(ATTEMPTS) {
+            let index = (first + step) % upstreams.len();
+            let upstream = upstreams[index];
+            let started = Instant::now();
+            let result = self.ask(question, upstream).await;
+            let rcode = result
+                .as_ref()
+                .ok()
+                .map(|message| message.metadata.response_code.to_string());
+            self.metrics
+                .forwarded(upstream.to_string(), rcode, started.elapsed());
+            match result {
+                Ok(message)
+                    if !matches!(
+                        message.metadata.response_code,
+                        ResponseCode::ServFail | ResponseCode::Refused
+                    ) =>
+                {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return Ok(message);
+                }
+                // Another one may know better; if none does, this is the answer.
+                Ok(message) => last = Ok(message),
+                Err(error) => {
+                    tracing::debug!(%upstream, name = %question.name, %error, "upstream failed");
+                    if last.is_err() {
+                        last = Err(error);
                     }
-                    Ok(Ok(said)) => tracing::debug!(%upstream, code = %said.code, "upstream refused"),
-                    Ok(Err(error)) => tracing::debug!(%upstream, %error, "upstream failed"),
-                    Err(_) => tracing::debug!(%upstream, "upstream timed out"),
                 }
             }
         }
-        None
+        last
     }
 
-    fn cached(&self, key: &(String, RecordType)) -> Option<Said> {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let (stored, expires, said) = cache.get(key)?;
-        let now = Instant::now();
-        if *expires <= now {
-            cache.remove(key);
-            return None;
+    async fn ask(&self, question: &Question, upstream: SocketAddr) -> Result<Message, ForwardError> {
+        let query = build(question);
+        let bytes = query.to_vec().map_err(ForwardError::Encode)?;
+        let io = |source| ForwardError::Io { upstream, source };
+        let late = |_| ForwardError::Timeout {
+            upstream,
+            milliseconds: self.timeout.as_millis(),
+        };
+        let over_udp = tokio::time::timeout(self.timeout, ask_udp(&query, &bytes, upstream));
+        let answer = over_udp.await.map_err(late)?.map_err(io)?;
+        if !answer.metadata.truncation {
+            return Ok(answer);
         }
-        let age = u32::try_from(now.duration_since(*stored).as_secs()).unwrap_or(u32::MAX);
-        let mut said = said.clone();
-        for record in said.answers.iter_mut().chain(&mut said.authorities) {
-            record.ttl = record.ttl.saturating_sub(age);
-        }
-        Some(said)
-    }
-
-    fn keep(&self, key: (String, RecordType), said: &Said) {
-        let shortest = said.answers.iter().chain(&said.authorities).map(|record| record.ttl).min();
-        // Without any record nothing says how long it holds (RFC 2308 5): it is not kept.
-        let Some(seconds) = shortest.filter(|seconds| *seconds > 0) else { return };
-        let now = Instant::now();
-        let life = Duration::from_secs(seconds.into()).min(self.cache_limit);
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.len() >= self.cache_entries {
-            cache.retain(|_, (_, expires, _)| *expires > now);
-        }
-        if cache.len() < self.cache_entries {
-            cache.insert(key, (now, now + life, said.clone()));
-        }
-        self.metrics.cache_entries.set(i64::try_from(cache.len()).unwrap_or(i64::MAX));
+        let over_tcp = tokio::time::timeout(self.timeout, ask_tcp(&query, &bytes, upstream));
+        over_tcp.await.map_err(late)?.map_err(io)
     }
 }
 
-async fn exchange(upstream: SocketAddr, name: &Name, kind: RecordType) -> std::io::Result<Said> {
-    let id = rand::random();
-    let mut question = Message::new(id, MessageType::Query, OpCode::Query);
-    question.metadata.recursion_desired = true;
-    question.add_query(Query::query(name.clone(), kind));
+fn build(question: &Question) -> Message {
+    let mut query = Message::new(rand::random(), MessageType::Query, OpCode::Query);
+    query.metadata.recursion_desired = true;
+    query.metadata.checking_disabled = question.checking_disabled;
+    let mut asked = Query::query(question.name.clone(), question.kind);
+    asked.set_query_class(question.class);
+    query.add_query(asked);
     let mut edns = Edns::new();
-    edns.set_max_payload(PAYLOAD_BYTES);
-    question.edns = Some(edns);
-    let bytes = question.to_vec().map_err(std::io::Error::other)?;
-    let any: SocketAddr = match upstream {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    edns.set_max_payload(PAYLOAD_BYTES)
+        .set_version(0)
+        .set_dnssec_ok(question.wants_dnssec);
+    query.set_edns(edns);
+    query
+}
+
+/// Id and question must be ours (RFC 5452, 9.1); the source is checked by the connected socket.
+fn is_answer_to(query: &Message, answer: &Message) -> bool {
+    answer.metadata.message_type == MessageType::Response
+        && answer.metadata.id == query.metadata.id
+        && answer.queries == query.queries
+}
+
+/// A fresh socket for every query: the kernel draws its port.
+async fn ask_udp(query: &Message, bytes: &[u8], upstream: SocketAddr) -> std::io::Result<Message> {
+    let any: IpAddr = if upstream.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
     };
-    let socket = UdpSocket::bind(any).await?;
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
     socket.connect(upstream).await?;
-    socket.send(&bytes).await?;
-    let mut buffer = vec![0; usize::from(PAYLOAD_BYTES)];
+    socket.send(bytes).await?;
+    let mut buffer = vec![0; 4096];
+    // Bounded by the caller's timeout: what is not our answer is passed over.
     loop {
         let length = socket.recv(&mut buffer).await?;
-        // Whatever does not belong to our question is somebody else's, or a forgery: keep listening.
-        let Some(reply) = matching(&buffer[..length], &question) else { continue };
-        if !reply.metadata.truncation {
-            return Ok(said(reply));
+        match Message::from_vec(&buffer[..length]) {
+            Ok(answer) if is_answer_to(query, &answer) => return Ok(answer),
+            _ => {}
         }
-        return exchange_tcp(upstream, &bytes, &question).await;
     }
 }
 
-async fn exchange_tcp(upstream: SocketAddr, bytes: &[u8], question: &Message) -> std::io::Result<Said> {
+async fn ask_tcp(query: &Message, bytes: &[u8], upstream: SocketAddr) -> std::io::Result<Message> {
+    let invalid = |text: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, text.to_owned());
     let mut stream = TcpStream::connect(upstream).await?;
-    let length = u16::try_from(bytes.len()).map_err(std::io::Error::other)?;
-    stream.write_all(&[&length.to_be_bytes(), bytes].concat()).await?;
-    let length = usize::from(stream.read_u16().await?).min(MESSAGE_BYTES);
-    let mut buffer = vec![0; length];
+    let length = u16::try_from(bytes.len()).map_err(|_| invalid("query too long"))?;
+    let mut framed = length.to_be_bytes().to_vec();
+    framed.extend_from_slice(bytes);
+    stream.write_all(&framed).await?;
+    let length = stream.read_u16().await?;
+    let mut buffer = vec![0; usize::from(length)];
     stream.read_exact(&mut buffer).await?;
-    matching(&buffer, question).map(said).ok_or_else(|| std::io::Error::other("answer to another question"))
-}
-
-fn matching(bytes: &[u8], question: &Message) -> Option<Message> {
-    let reply = Message::from_vec(bytes).ok()?;
-    let same = reply.metadata.id == question.metadata.id
-        && reply.metadata.message_type == MessageType::Response
-        && reply.queries == question.queries;
-    same.then_some(reply)
-}
-
-fn said(reply: Message) -> Said {
-    Said { code: reply.metadata.response_code, answers: reply.answers, authorities: reply.authorities }
-}
-
-/// The name servers of a resolver file, without ourselves: a loop would eat the node.
-fn nameservers(path: &Path, own: &[IpAddr]) -> Vec<SocketAddr> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "no resolver file: names outside the cluster do not resolve");
-            return Vec::new();
-        }
-    };
-    let words = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
-    let addresses = words.filter_map(|word| word.trim().parse::<IpAddr>().ok());
-    addresses.filter(|address| !own.contains(address)).map(|address| (address, 53).into()).collect()
+    let answer = Message::from_vec(&buffer).map_err(|error| invalid(&error.to_string()))?;
+    if is_answer_to(query, &answer) {
+        Ok(answer)
+    } else {
+        Err(invalid("answer to another question"))
+    }
 }

@@ -33,7 +33,13 @@ fn serve(watches: NetworkWatches, config: Config) -> (Frame, std::thread::JoinHa
 
 fn dig(server: SocketAddr, words: &[&str]) -> String {
     let output = Command::new("dig")
-        .args([format!("@{}", server.ip()), "-p".into(), server.port().to_string(), "+tries=1".into(), "+time=5".into()])
+        .args([
+            format!("@{}", server.ip()),
+            "-p".into(),
+            server.port().to_string(),
+            "+tries=1".into(),
+            "+time=5".into(),
+        ])
         .args(words)
         .output()
         .expect("dig of dnsutils");
@@ -41,23 +47,40 @@ fn dig(server: SocketAddr, words: &[&str]) -> String {
 }
 
 fn service(address: &str) -> Service {
-    Service { cluster_ips: vec![address.parse().unwrap()], ..Service::default() }
+    Service {
+        cluster_ips: vec![address.parse().unwrap()],
+        ..Service::default()
+    }
 }
 
 fn key(name: &str) -> Key {
-    Key { namespace: "default".into(), name: name.into() }
+    Key {
+        namespace: "default".into(),
+        name: name.into(),
+    }
 }
 
 #[test]
 fn answers_follow_the_watches_and_other_names_are_forwarded() {
     let (near, far) = (free_address(), free_address());
     let upstream_watches = NetworkWatches::detached(true);
-    upstream_watches.services.set(key("far"), Some(service("192.0.2.1")));
-    let upstream_config = Config { listen: vec![far], domain: "example.org".into(), upstreams: vec![free_address()], ..Config::default() };
+    upstream_watches
+        .services
+        .set(key("far"), Some(service("192.0.2.1")));
+    let upstream_config = Config {
+        listen: vec![far],
+        domain: "example.org".into(),
+        upstreams: vec![free_address()],
+        ..Config::default()
+    };
     let (upstream, upstream_thread) = serve(upstream_watches, upstream_config);
 
     let watches = NetworkWatches::detached(false);
-    let config = Config { listen: vec![near], upstreams: vec![far], ..Config::default() };
+    let config = Config {
+        listen: vec![near],
+        upstreams: vec![far],
+        ..Config::default()
+    };
     let (frame, thread) = serve(watches.clone(), config);
     let name = "web.default.svc.cluster.local";
     assert!(dig(near, &[name]).contains("status: SERVFAIL"), "not synced");
@@ -81,10 +104,22 @@ fn answers_follow_the_watches_and_other_names_are_forwarded() {
     watches.services.set(key("web"), None);
     until(&[name], "status: NXDOMAIN");
     for _ in 0..2 {
-        assert!(dig(near, &["far.default.svc.example.org"]).contains("192.0.2.1"), "forwarded, then from the cache");
+        assert!(
+            dig(near, &["far.default.svc.example.org"]).contains("192.0.2.1"),
+            "forwarded, then from the cache"
+        );
     }
-    assert!(frame.metrics_text().contains("coredns_cache_hits_total 1"), "{}", frame.metrics_text());
-    assert!(dig(near, &["elsewhere.example.net"]).contains("status: SERVFAIL"), "no upstream knows");
+    assert!(
+        frame
+            .metrics_text()
+            .contains(r#"coredns_cache_hits_total{server="dns://:53",type="success"} 1"#),
+        "{}",
+        frame.metrics_text()
+    );
+    assert!(
+        dig(near, &["elsewhere.example.net"]).contains("status: SERVFAIL"),
+        "no upstream knows"
+    );
     frame.shutdown();
     upstream.shutdown();
     thread.join().unwrap();

@@ -1,173 +1,212 @@
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
 
-/// The data of one record; names are lower case, without a dot at the end.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Data {
-    /// A or AAAA.
-    Address(IpAddr),
-    /// SRV; priority 0.
-    Service {
-        /// Weight, the same for all records of a name.
-        weight: u16,
-        /// Port.
-        port: u16,
-        /// Target name.
-        target: String,
-    },
-    /// PTR.
-    Pointer(String),
-    /// CNAME.
-    Alias(String),
-    /// TXT.
-    Text(String),
-    /// NS.
-    NameServer(String),
-    /// SOA of the zone.
-    Authority,
-}
+use orlop_kube::Key;
+use orlop_kube::network as kube;
 
-/// What a name says to a question.
+/// An endpoint under its name in the zone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// These records, and addresses of names in them.
-    Records {
-        /// The answer section.
-        answers: Vec<(String, Data)>,
-        /// The additional section.
-        additionals: Vec<(String, Data)>,
-    },
-    /// The name is an alias to a name outside the zone.
-    Outside {
-        /// The alias record.
-        alias: (String, Data),
-        /// Where to ask on.
-        target: String,
-    },
-    /// The name exists, without this type.
-    NoData,
-    /// The name does not exist.
-    NoSuchName,
-    /// Not a name of this zone.
-    NotOurs,
+pub struct Endpoint {
+    /// Its hostname, or its address with dashes.
+    pub label: String,
+    /// Addresses.
+    pub ips: Vec<IpAddr>,
+    /// Named and unnamed ports as (name, protocol, port).
+    pub ports: Vec<(String, &'static str, u16)>,
 }
 
-/// An immutable zone.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What a Service's own name leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Its cluster addresses.
+    Cluster(Vec<IpAddr>),
+    /// Its ready endpoints.
+    Headless,
+    /// Another name, outside or inside the zone.
+    External(String),
+}
+
+/// A Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Lower-case name of its namespace.
+    pub namespace: String,
+    /// Lower-case name.
+    pub name: String,
+    /// Where it leads.
+    pub target: Target,
+    /// Its ports as (name, protocol, port).
+    pub ports: Vec<(String, &'static str, u16)>,
+    /// Ready endpoints by label; those of several slices with one label are one.
+    pub endpoints: BTreeMap<String, Endpoint>,
+}
+
+/// Who has an address, for reverse names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Holder {
+    pub(super) service: Arc<Service>,
+    /// Absent for a cluster address.
+    pub(super) endpoint: Option<String>,
+}
+
+/// One immutable state of the zone.
+#[derive(Debug, Default)]
 pub struct Zone {
-    pub(super) domain: String,
-    pub(super) names: HashMap<String, Vec<Data>>,
-    pub(super) reverse: HashMap<String, Vec<Data>>,
+    pub(super) namespaces: HashMap<String, HashMap<String, Arc<Service>>>,
+    pub(super) reverse: HashMap<IpAddr, Vec<Holder>>,
+    /// Grows with every change; the SOA's serial number.
+    pub serial: u32,
 }
-
-/// Names that follow each other by CNAME, at most: a loop must end.
-const ALIAS_LIMIT: usize = 8;
 
 impl Zone {
-    /// The domain of the zone.
-    pub fn domain(&self) -> &str {
-        &self.domain
-    }
-
-    /// Names in the zone, for the state dump.
-    pub fn len(&self) -> usize {
-        self.names.len() + self.reverse.len()
-    }
-
-    /// Whether there is no name at all.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Answers a question. `name` is lower case without a dot at the end; `wanted` picks data of the asked type.
-    pub fn answer(&self, name: &str, wanted: impl Fn(&Data) -> bool) -> Answer {
-        if let Some(data) = self.reverse.get(name) {
-            return records(name, data, &wanted, self);
+    /// Builds the zone. Cost: one pass over all Services and endpoints.
+    pub fn build<'a>(
+        services: impl IntoIterator<Item = (&'a Key, &'a kube::Service)>,
+        slices: impl IntoIterator<Item = (&'a Key, &'a kube::EndpointSlice)>,
+        serial: u32,
+    ) -> Self {
+        let mut by_service: HashMap<(&str, &str), Vec<&kube::EndpointSlice>> = HashMap::new();
+        for (key, slice) in slices {
+            by_service
+                .entry((&key.namespace, &slice.service))
+                .or_default()
+                .push(slice);
         }
-        if !self.holds(name) {
-            return Answer::NotOurs;
+        let mut zone = Self {
+            serial,
+            ..Self::default()
+        };
+        for (key, service) in services {
+            let slices = by_service.get(&(key.namespace.as_str(), key.name.as_str()));
+            if let Some(service) = build_service(key, service, slices.map(Vec::as_slice).unwrap_or_default())
+            {
+                zone.add(service);
+            }
         }
-        if let Some(address) = self.pod_address(name) {
-            let data = [Data::Address(address)];
-            return records(name, &data, &wanted, self);
-        }
-        let Some(data) = self.names.get(name) else { return self.absent(name) };
-        match data.as_slice() {
-            [alias @ Data::Alias(target)] if !wanted(alias) => self.follow(name, alias, target, &wanted),
-            data => records(name, data, &wanted, self),
-        }
+        zone
     }
 
-    fn holds(&self, name: &str) -> bool {
-        name.strip_suffix(self.domain.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-    }
-
-    /// Names of the `pod` subdomain exist for every namespace: there is no watch on pods.
-    fn absent(&self, name: &str) -> Answer {
-        let labels: Vec<&str> = self.labels(name).collect();
-        match labels.as_slice() {
-            ["pod"] | [_, "pod"] => Answer::NoData,
-            _ => Answer::NoSuchName,
-        }
-    }
-
-    fn labels<'a>(&self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        name.strip_suffix(self.domain.as_str()).unwrap_or("").trim_end_matches('.').split('.')
-    }
-
-    /// `10-1-2-3.NAMESPACE.pod.DOMAIN`: answered from the name itself, as kube-dns and CoreDNS do by default.
-    fn pod_address(&self, name: &str) -> Option<IpAddr> {
-        let labels: Vec<&str> = self.labels(name).collect();
-        let [address, _, "pod"] = labels.as_slice() else { return None };
-        let dotted = address.replace('-', ".");
-        if let Ok(address) = dotted.parse::<Ipv4Addr>() {
-            return Some(address.into());
-        }
-        address.replace('-', ":").parse().ok().map(IpAddr::V6)
-    }
-
-    fn follow(&self, name: &str, alias: &Data, target: &str, wanted: impl Fn(&Data) -> bool) -> Answer {
-        let mut answers = vec![(name.to_owned(), alias.clone())];
-        let mut target = target.to_owned();
-        for _ in 0..ALIAS_LIMIT {
-            if !self.holds(&target) {
-                return match answers.as_slice() {
-                    [alias] => Answer::Outside { alias: alias.clone(), target },
-                    _ => Answer::Records { answers, additionals: Vec::new() },
+    fn add(&mut self, service: Service) {
+        let service = Arc::new(service);
+        if let Target::Cluster(ips) = &service.target {
+            for ip in ips {
+                let holder = Holder {
+                    service: service.clone(),
+                    endpoint: None,
                 };
-            }
-            let Some(data) = self.names.get(&target) else { break };
-            match data.as_slice() {
-                [next @ Data::Alias(further)] => {
-                    answers.push((target.clone(), next.clone()));
-                    target = further.clone();
-                }
-                data => {
-                    answers.extend(data.iter().filter(|data| wanted(data)).map(|data| (target.clone(), data.clone())));
-                    break;
-                }
+                // The Service's own name comes before those of endpoints.
+                self.reverse.entry(*ip).or_default().insert(0, holder);
             }
         }
-        Answer::Records { answers, additionals: Vec::new() }
+        for endpoint in service.endpoints.values() {
+            for ip in &endpoint.ips {
+                let holder = Holder {
+                    service: service.clone(),
+                    endpoint: Some(endpoint.label.clone()),
+                };
+                self.reverse.entry(*ip).or_default().push(holder);
+            }
+        }
+        let namespace = self.namespaces.entry(service.namespace.clone()).or_default();
+        namespace.insert(service.name.clone(), service);
+    }
+
+    /// How many Services it holds.
+    pub fn len(&self) -> usize {
+        self.namespaces.values().map(HashMap::len).sum()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.namespaces.is_empty()
     }
 }
 
-fn records(name: &str, data: &[Data], wanted: impl Fn(&Data) -> bool, zone: &Zone) -> Answer {
-    let answers: Vec<(String, Data)> =
-        data.iter().filter(|data| wanted(data)).map(|data| (name.to_owned(), data.clone())).collect();
-    if answers.is_empty() {
-        return Answer::NoData;
-    }
-    let mut additionals = Vec::new();
-    for (_, data) in &answers {
-        let (Data::Service { target, .. } | Data::NameServer(target)) = data else { continue };
-        let known = zone.names.get(target).into_iter().flatten();
-        let addresses = known.filter(|data| matches!(data, Data::Address(_))).map(|data| (target.clone(), data.clone()));
-        for additional in addresses {
-            if !additionals.contains(&additional) {
-                additionals.push(additional);
-            }
+fn build_service(key: &Key, service: &kube::Service, slices: &[&kube::EndpointSlice]) -> Option<Service> {
+    let target = if service.kind == "ExternalName" {
+        Target::External(service.external_name.clone()?)
+    } else if service.headless {
+        Target::Headless
+    } else if service.cluster_ips.is_empty() {
+        return None;
+    } else {
+        Target::Cluster(service.cluster_ips.clone())
+    };
+    let ports = service
+        .ports
+        .iter()
+        .map(|port| (port.name.to_lowercase(), port.protocol.name(), port.port));
+    let mut endpoints: BTreeMap<String, Endpoint> = BTreeMap::new();
+    for slice in slices {
+        let ports: Vec<_> = slice
+            .ports
+            .iter()
+            .map(|port| (port.name.to_lowercase(), port.protocol.name(), port.port))
+            .collect();
+        let shown = slice
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.ready || service.publish_not_ready);
+        for endpoint in shown {
+            add_endpoint(&mut endpoints, endpoint, &ports);
         }
     }
-    Answer::Records { answers, additionals }
+    Some(Service {
+        namespace: key.namespace.to_lowercase(),
+        name: key.name.to_lowercase(),
+        target,
+        ports: ports.collect(),
+        endpoints,
+    })
+}
+
+fn add_endpoint(
+    endpoints: &mut BTreeMap<String, Endpoint>,
+    endpoint: &kube::Endpoint,
+    ports: &[(String, &'static str, u16)],
+) {
+    let Some(first) = endpoint.addresses.first() else {
+        return;
+    };
+    let label = match &endpoint.hostname {
+        Some(hostname) if !hostname.is_empty() => hostname.to_lowercase(),
+        _ => dashed(*first),
+    };
+    let entry = endpoints.entry(label.clone()).or_insert_with(|| Endpoint {
+        label,
+        ips: Vec::new(),
+        ports: Vec::new(),
+    });
+    for ip in &endpoint.addresses {
+        if !entry.ips.contains(ip) {
+            entry.ips.push(*ip);
+        }
+    }
+    for port in ports {
+        if !entry.ports.contains(port) {
+            entry.ports.push(port.clone());
+        }
+    }
+}
+
+/// An address as one label: dots and colons become dashes.
+pub(super) fn dashed(ip: IpAddr) -> String {
+    let text = ip.to_string().replace(['.', ':'], "-");
+    // A label may not begin or end with a dash (RFC 1123), as `::1` or `1::` would: those zeroes are written out.
+    match (text.starts_with('-'), text.ends_with('-')) {
+        (true, true) => format!("0{text}0"),
+        (true, false) => format!("0{text}"),
+        (false, true) => format!("{text}0"),
+        (false, false) => text,
+    }
+}
+
+/// The address that a dashed label stands for.
+pub(super) fn undashed(label: &str) -> Option<IpAddr> {
+    let dotted = label.replace('-', ".");
+    dotted
+        .parse()
+        .ok()
+        .or_else(|| label.replace('-', ":").parse().ok())
 }
