@@ -172,7 +172,9 @@ impl NftSocket {
         match answers {
             Ok(answers) => {
                 let sets = answers.iter().filter(|answer| answer.kind == SUBSYSTEM | NEW_SET);
-                Ok(sets.filter_map(|answer| wire::attribute(answer.payload.get(4..)?, 2).map(wire::read_str)).collect())
+                Ok(sets
+                    .filter_map(|answer| wire::attribute(answer.payload.get(4..)?, 2).map(wire::read_str))
+                    .collect())
             }
             Err(error) if error.is_missing() => Ok(Vec::new()),
             Err(error) => Err(error),
