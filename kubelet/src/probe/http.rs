@@ -149,12 +149,14 @@ where
         .header("connection", "close")
         .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;
-    // The connection lives exactly as long as the request is awaited.
-    tokio::select! {
-        answer = sender.send_request(get) => Ok(answer.map_err(|error| error.to_string())?.status().as_u16()),
-        result = connection => match result {
-            Ok(()) => Err("connection closed before an answer".to_owned()),
-            Err(error) => Err(error.to_string()),
+    // The connection lives exactly as long as the request is awaited. It may end together with the answer: then the answer counts.
+    let mut answer = std::pin::pin!(sender.send_request(get));
+    let answered = tokio::select! {
+        answered = &mut answer => answered,
+        ended = connection => match ended {
+            Ok(()) => answer.await,
+            Err(error) => return Err(error.to_string()),
         },
-    }
+    };
+    Ok(answered.map_err(|error| error.to_string())?.status().as_u16())
 }
