@@ -214,11 +214,11 @@ impl Cgroup {
     }
 
     /// Sends a signal to every process once.
-    pub fn signal(&self, signal: rustix::process::Signal) {
+    pub fn signal(&self, signal: i32) {
         for pid in self.processes() {
-            if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+            if let Ok(pid) = i32::try_from(pid) {
                 // Gone in between is fine.
-                let _ = rustix::process::kill_process(pid, signal);
+                let _ = orlop_linux::process::send_signal(pid, signal);
             }
         }
     }

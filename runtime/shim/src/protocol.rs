@@ -8,6 +8,12 @@
 //! - [`Request::Attach`] and [`Request::PortForward`]: a session. Attach carries stream frames both ways: one byte of channel
 //!   ([`channel`]), `u32` big endian length, data ([`STREAM_FRAME_LIMIT_BYTES`] at most). PortForward carries raw bytes.
 //!
+//! In `config.json`, a namespace of type network, ipc, uts or pid with `"path": "pod"` is the pod's own (the shim's; pid: the shared one).
+//! The pod's `/dev/shm` is `STATE_DIR/shm`, mounted in the shim's mount namespace: containers bind it from there. A program that cannot be
+//! executed fails [`Request::Start`] and [`Request::Exec`], not [`Request::Create`].
+//!
+//! A session of either kind ends with one frame on [`channel::EXIT`]: for an attach it is the container's exit.
+//!
 //! Versioned: [`Request::Hello`] first; a shim of an older binary answers with its own version and goes on serving.
 
 use std::collections::BTreeMap;

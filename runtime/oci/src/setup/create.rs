@@ -40,7 +40,8 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
     derived
         .save(bundle.join("config.json"))
         .context("failed to write the derived configuration")?;
-    let warning = set_oom_score_adjustment(process.oom_score_adj()).context("failed to set oom_score_adj")?;
+    let warning = set_oom_score_adjustment(process.oom_score_adj().or(request.sibling.then_some(0)))
+        .context("failed to set oom_score_adj")?;
 
     let mut builder = ContainerBuilder::new(request.id.clone(), SyscallType::default())
         .with_root_path(&state)?

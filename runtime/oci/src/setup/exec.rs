@@ -53,7 +53,8 @@ pub fn exec(request: &ExecRequest) -> anyhow::Result<Answer> {
     let process = wanted_process(request, &spec)?;
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     let mile = LastMile::prepare(&process, profile).context("failed to prepare the process")?;
-    let warning = set_oom_score_adjustment(process.oom_score_adj()).context("failed to set oom_score_adj")?;
+    let warning = set_oom_score_adjustment(process.oom_score_adj().or(Some(0)))
+        .context("failed to set oom_score_adj")?;
 
     let target =
         orlop_linux::process::open(request.target).context("the container's first process is gone")?;

@@ -1,0 +1,156 @@
+//! A container's root: an overlay, mounted in the shim's own mount namespace.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
+};
+
+use crate::protocol::RootfsMount;
+
+/// mount(2) takes one page of options.
+const OPTIONS_LIMIT_BYTES: usize = 4096;
+
+/// Mounts the overlay at `target`, which is made if missing.
+pub(crate) fn mount_overlay(rootfs: &RootfsMount, target: &Path) -> io::Result<()> {
+    if rootfs.lower.is_empty() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "a root file system needs a layer",
+        ));
+    }
+    std::fs::create_dir_all(target)?;
+    match mount_by_steps(rootfs, target) {
+        // Before Linux 6.7 there is no `lowerdir+`, and a value of fsconfig(2) is at most 255 bytes.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NAMETOOLONG | Errno::TOOBIG) => {
+            mount_at_once(rootfs, target)
+        }
+        other => other.map_err(io::Error::from),
+    }
+}
+
+/// One layer per call: no limit on the number of layers but the kernel's own (500).
+fn mount_by_steps(rootfs: &RootfsMount, target: &Path) -> Result<(), Errno> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let context = context.as_fd();
+    fsconfig_set_string(context, "source", "overlay")?;
+    for lower in &rootfs.lower {
+        fsconfig_set_string(context, "lowerdir+", lower.as_path())?;
+    }
+    fsconfig_set_string(context, "upperdir", rootfs.upper.as_path())?;
+    fsconfig_set_string(context, "workdir", rootfs.work.as_path())?;
+    fsconfig_create(context)?;
+    let overlay = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    move_mount(&overlay, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+/// All in one string; with relative names if it would be too long otherwise.
+fn mount_at_once(rootfs: &RootfsMount, target: &Path) -> io::Result<()> {
+    let full = options(&rootfs.lower, rootfs);
+    if full.len() < OPTIONS_LIMIT_BYTES {
+        return mount_with(&full, target);
+    }
+    let parent = common_parent(&rootfs.lower);
+    let relative: Vec<PathBuf> = rootfs
+        .lower
+        .iter()
+        .map(|lower| lower.strip_prefix(&parent).unwrap_or(lower).to_path_buf())
+        .collect();
+    let short = options(&relative, rootfs);
+    if short.len() >= OPTIONS_LIMIT_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{} layers do not fit into mount options", relative.len()),
+        ));
+    }
+    // The shim has one thread and everything else in it uses absolute paths.
+    std::env::set_current_dir(&parent)?;
+    let mounted = mount_with(&short, target);
+    std::env::set_current_dir("/")?;
+    mounted
+}
+
+fn mount_with(options: &[u8], target: &Path) -> io::Result<()> {
+    let options = std::ffi::CString::new(options).map_err(io::Error::other)?;
+    mount(
+        "overlay",
+        target,
+        "overlay",
+        MountFlags::empty(),
+        Some(options.as_c_str()),
+    )
+    .map_err(io::Error::from)
+}
+
+fn options(lower: &[PathBuf], rootfs: &RootfsMount) -> Vec<u8> {
+    let mut text = b"lowerdir=".to_vec();
+    for (at, layer) in lower.iter().enumerate() {
+        if at > 0 {
+            text.push(b':');
+        }
+        escape(layer, &mut text);
+    }
+    text.extend_from_slice(b",upperdir=");
+    escape(&rootfs.upper, &mut text);
+    text.extend_from_slice(b",workdir=");
+    escape(&rootfs.work, &mut text);
+    text
+}
+
+/// Colons separate layers and commas options; a backslash takes the meaning away (kernel: overlayfs.rst).
+fn escape(path: &Path, out: &mut Vec<u8>) {
+    for byte in path.as_os_str().as_bytes() {
+        if matches!(byte, b':' | b',' | b'\\') {
+            out.push(b'\\');
+        }
+        out.push(*byte);
+    }
+}
+
+fn common_parent(paths: &[PathBuf]) -> PathBuf {
+    let mut parent = paths
+        .first()
+        .and_then(|path| path.parent())
+        .unwrap_or(Path::new("/"))
+        .to_path_buf();
+    while !paths.iter().all(|path| path.starts_with(&parent)) && parent.pop() {}
+    parent
+}
+
+/// Unmounts, even while in use. Nothing mounted is fine.
+pub(crate) fn unmount_overlay(target: &Path) -> io::Result<()> {
+    match unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    match std::fs::remove_dir(target) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_escaped_and_shortened() {
+        let rootfs = RootfsMount {
+            lower: vec!["/a/x:1".into(), "/a/y".into()],
+            upper: "/u,".into(),
+            work: "/w".into(),
+        };
+        assert_eq!(
+            options(&rootfs.lower, &rootfs),
+            b"lowerdir=/a/x\\:1:/a/y,upperdir=/u\\,,workdir=/w"
+        );
+        assert_eq!(common_parent(&rootfs.lower), Path::new("/a"));
+        assert_eq!(common_parent(&["/a/b/c".into(), "/d".into()]), Path::new("/"));
+    }
+}

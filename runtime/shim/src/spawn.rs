@@ -1,0 +1,127 @@
+//! Starting `oci-setup`: this binary again, from a copy of its mount that nobody can write to.
+
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use orlop_linux::process::{CloneOptions, Side, SingleThreaded};
+use rustix::fs::{CWD, MemfdFlags, OFlags};
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::pipe::PipeFlags;
+use serde::Serialize;
+
+use crate::say;
+
+/// This binary.
+pub(crate) struct Program {
+    /// A detached read-only mount of it; a container that gets hold of `/proc/PID/exe` cannot write through it (CVE-2019-5736).
+    sealed: Option<OwnedFd>,
+    path: PathBuf,
+}
+
+impl Program {
+    /// Before the mount namespace changes.
+    pub(crate) fn seal() -> Self {
+        let sealed = (|| -> io::Result<OwnedFd> {
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            let copy = open_tree(CWD, "/proc/self/exe", flags)?;
+            orlop_linux::mount::set_read_only(&copy, false)?;
+            Ok(copy)
+        })();
+        let sealed = sealed
+            .inspect_err(|error| say(&format!("the program is not sealed: {error}")))
+            .ok();
+        Self {
+            sealed,
+            path: PathBuf::from("/proc/self/exe"),
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        match &self.sealed {
+            Some(sealed) => PathBuf::from(format!("/proc/self/fd/{}", sealed.as_raw_fd())),
+            None => self.path.clone(),
+        }
+    }
+
+    /// Starts `oci-setup VERB`; it inherits `keep` and its request, and nothing else. Returns its pid.
+    pub(crate) fn start(
+        &self,
+        verb: &str,
+        request: &impl Serialize,
+        keep: &[BorrowedFd<'_>],
+    ) -> io::Result<u32> {
+        let mut file = File::from(rustix::fs::memfd_create("request", MemfdFlags::CLOEXEC)?);
+        serde_json::to_writer(&mut file, request)?;
+        file.flush()?;
+        file.rewind()?;
+        let mut inherited: Vec<BorrowedFd<'_>> = keep.to_vec();
+        inherited.push(file.as_fd());
+        for fd in &inherited {
+            orlop_linux::fd::set_inheritable(*fd, true)?;
+        }
+        let started = Command::new(self.path())
+            .args(["oci-setup", verb, &file.as_raw_fd().to_string()])
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .spawn();
+        for fd in &inherited {
+            orlop_linux::fd::set_inheritable(*fd, false)?;
+        }
+        // Reaped by the loop, with everything else.
+        started.map(|child| child.id())
+    }
+
+    /// Starts process 1 of the pod's shared PID namespace; returns its pid as we see it.
+    pub(crate) fn start_reaper(&self, single: &SingleThreaded) -> anyhow::Result<u32> {
+        let path = std::ffi::CString::new(self.path().into_os_string().into_encoded_bytes())?;
+        let options = CloneOptions {
+            new_pid_namespace: true,
+            ..CloneOptions::default()
+        };
+        match orlop_linux::process::clone(single, options)? {
+            Side::Parent(pid) => Ok(pid),
+            Side::Child => {
+                let arguments = [c"orlop", c"oci-setup", c"reaper"];
+                let Err(errno) = nix::unistd::execve(&path, &arguments, &[] as &[&std::ffi::CStr]);
+                say(&format!("failed to start the reaper: {errno}"));
+                orlop_linux::process::exit_now(1)
+            }
+        }
+    }
+}
+
+/// A pipe; our side does not block.
+pub(crate) struct Pipe {
+    pub(crate) ours: OwnedFd,
+    pub(crate) theirs: OwnedFd,
+}
+
+impl Pipe {
+    /// We read.
+    pub(crate) fn reading() -> io::Result<Self> {
+        let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        set_nonblocking(&ours)?;
+        Ok(Self { ours, theirs })
+    }
+
+    /// We write.
+    pub(crate) fn writing() -> io::Result<Self> {
+        let (theirs, ours) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        set_nonblocking(&ours)?;
+        Ok(Self { ours, theirs })
+    }
+
+    pub(crate) fn number(&self) -> RawFd {
+        self.theirs.as_raw_fd()
+    }
+}
+
+pub(crate) fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(fd.as_fd())?;
+    Ok(rustix::fs::fcntl_setfl(fd.as_fd(), flags | OFlags::NONBLOCK)?)
+}
