@@ -46,7 +46,7 @@ pub struct Resource {
     pub(crate) fields: &'static [Field],
     pub(crate) columns: &'static [Column],
     pub(crate) cells: fn(&Value, Timestamp) -> Vec<Value>,
-    pub(crate) storage_form: Option<(fn(&mut Value), fn(&mut Value))>,
+    pub(crate) storage_form: Option<StorageForm>,
 }
 
 /// An endpoint below an object.
@@ -61,6 +61,12 @@ pub struct Subresource {
     pub kind: &'static str,
     /// Verbs on it.
     pub verbs: &'static [&'static str],
+}
+
+/// How a view's objects are stored: the way there, and the way back.
+pub(crate) struct StorageForm {
+    pub(crate) to_storage: fn(&mut Value),
+    pub(crate) from_storage: fn(&mut Value),
 }
 
 /// What happens to `status` outside of the status subresource.
@@ -238,15 +244,15 @@ impl Resource {
 
     /// From this row's form to the stored form.
     pub fn to_storage(&self, object: &mut Value) {
-        if let Some((to_storage, _)) = self.storage_form {
-            to_storage(object);
+        if let Some(form) = &self.storage_form {
+            (form.to_storage)(object);
         }
     }
 
     /// From the stored form to this row's form.
     pub fn from_storage(&self, object: &mut Value) {
-        if let Some((_, from_storage)) = self.storage_form {
-            from_storage(object);
+        if let Some(form) = &self.storage_form {
+            (form.from_storage)(object);
         }
     }
 }

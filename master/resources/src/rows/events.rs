@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::BASE;
 use super::shape::{NAME, column, human, text_or};
 use crate::fields::Errors;
-use crate::resource::{Column, Field, Resource, text};
+use crate::resource::{Column, Field, Resource, StorageForm, text};
 
 /// (core, `events.k8s.io`): the same field by two names (upstream `pkg/apis/events/v1/conversion.go`).
 static NAMES: &[(&str, &str)] = &[
@@ -163,10 +163,10 @@ pub(super) const NEW_EVENTS: Resource = Resource {
         rename(&mut core, NAMES.iter().map(|(core, new)| (*new, *core)), "v1");
         cells(&core, now)
     },
-    storage_form: Some((
-        |event| rename(event, NAMES.iter().map(|(core, new)| (*new, *core)), "v1"),
-        |event| rename(event, NAMES.iter().copied(), "events.k8s.io/v1"),
-    )),
+    storage_form: Some(StorageForm {
+        to_storage: |event| rename(event, NAMES.iter().map(|(core, new)| (*new, *core)), "v1"),
+        from_storage: |event| rename(event, NAMES.iter().copied(), "events.k8s.io/v1"),
+    }),
     ..EVENTS
 };
 

@@ -105,3 +105,6 @@ pub(crate) const BASE: Resource = Resource {
     cells: |object: &Value, _: Timestamp| vec![Value::String(text(object, "/metadata/name"))],
     storage_form: None,
 };
+
+#[cfg(test)]
+mod tests;

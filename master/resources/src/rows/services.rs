@@ -252,7 +252,7 @@ fn check_ports(service: &Value, kind: &str, errors: &mut Errors) {
         }
         let protocol = text(port, "/protocol");
         if !PROTOCOLS.contains(&protocol.as_str()) {
-            errors.not_supported(format!("{path}.protocol"), &protocol.as_str(), &PROTOCOLS);
+            errors.not_supported(format!("{path}.protocol"), protocol.as_str(), &PROTOCOLS);
         }
         if !numbers.insert((protocol, number)) {
             errors.duplicate(&path, port.clone());

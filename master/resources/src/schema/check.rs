@@ -71,11 +71,11 @@ pub(super) fn wrong(root: &Definition, value: &Value) -> Option<String> {
 fn wrong_in_object(definition: &Definition, value: &Value, path: &str) -> Option<String> {
     value.as_object()?.iter().find_map(|(key, value)| {
         let field = definition.field(key)?;
-        wrong_in(definition, field, &field.kind, value, &join(path, key))
+        wrong_in(definition, &field.kind, value, &join(path, key))
     })
 }
 
-fn wrong_in(owner: &Definition, field: &FieldType, kind: &Type, value: &Value, path: &str) -> Option<String> {
+fn wrong_in(owner: &Definition, kind: &Type, value: &Value, path: &str) -> Option<String> {
     if value.is_null() {
         return None;
     }
@@ -104,15 +104,11 @@ fn wrong_in(owner: &Definition, field: &FieldType, kind: &Type, value: &Value, p
         Type::Bytes if value.is_string() => wrong_base64(value.as_str().unwrap_or_default()),
         Type::Object(index) if value.is_object() => wrong_in_object(model().at(*index), value, path),
         Type::List(item) => match value.as_array() {
-            Some(list) => list
-                .iter()
-                .find_map(|value| wrong_in(owner, field, item, value, path)),
+            Some(list) => list.iter().find_map(|value| wrong_in(owner, item, value, path)),
             None => mismatch(),
         },
         Type::Map(item) => match value.as_object() {
-            Some(map) => map
-                .values()
-                .find_map(|value| wrong_in(owner, field, item, value, path)),
+            Some(map) => map.values().find_map(|value| wrong_in(owner, item, value, path)),
             None => mismatch(),
         },
         _ => mismatch(),

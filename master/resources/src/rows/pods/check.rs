@@ -134,7 +134,7 @@ fn check_tolerations(spec: &Value, path: &str, errors: &mut Errors) {
             errors.invalid(format!("{path}.operator"), Value::from(operator.as_str()), why);
         }
         if !operator.is_empty() && !OPERATORS.contains(&operator.as_str()) {
-            errors.not_supported(format!("{path}.operator"), &operator.as_str(), &OPERATORS);
+            errors.not_supported(format!("{path}.operator"), operator.as_str(), &OPERATORS);
         }
         if operator == "Exists" && !text(toleration, "/value").is_empty() {
             let why = "value must be empty when `operator` is 'Exists'";
