@@ -90,7 +90,7 @@ impl Context {
         let labels = LabelSelector::parse(self.query.get("labelSelector").unwrap_or_default())
             .map_err(|error| status::bad_request(format!("unable to parse requirement: {error}")))?;
         let fields = FieldSelector::parse(self.query.get("fieldSelector").unwrap_or_default())
-            .map_err(|error| status::bad_request(error))?;
+            .map_err(status::bad_request)?;
         for requirement in fields.requirements() {
             if !self.resource.supports_field(&requirement.field) {
                 return Err(status::bad_request(format!(

@@ -1,5 +1,7 @@
 //! Black box: real kubectl over real HTTPS.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod harness;
 
 use harness::{Master, text};

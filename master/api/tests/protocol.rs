@@ -1,5 +1,7 @@
 //! Black box below kubectl: what controllers and kubelets rely on, through the in-process client and curl.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod harness;
 
 use std::collections::BTreeMap;

@@ -1,12 +1,14 @@
 use http::StatusCode;
 use orlop_resources::FieldError;
 use orlop_resources::status::{self, ApiError};
+use orlop_store::Entry;
 use serde_json::{Value, json};
 
 use crate::body::Reply;
 use crate::context::Context;
 use crate::rest::{decode_options, now_text, value_reply};
 use crate::rules::encode::text;
+use crate::state::core;
 use crate::token::Claims;
 
 const DEFAULT_SECONDS: i64 = 3600;
@@ -32,14 +34,14 @@ pub(super) async fn request(context: &mut Context) -> Result<Reply, ApiError> {
     if audiences.is_empty() {
         audiences.push(context.api.tokens.issuer.clone());
     }
-    let (bound, node) = bound(context, &request)?;
+    let bound = bound(context, &request)?;
     let now = jiff::Timestamp::now().as_second();
     let claims = Claims {
         namespace: context.info.namespace.clone(),
         account: context.info.name.clone(),
         account_uid: account.meta.uid.to_string(),
-        bound,
-        node,
+        bound: bound.object,
+        node: bound.node,
         audiences: audiences.clone(),
         issued: now,
         expires: now + seconds,
@@ -81,28 +83,29 @@ fn check_seconds(seconds: i64, name: &str) -> Result<(), ApiError> {
     ))
 }
 
+/// Kind, name and uid.
 type Reference = (String, String, String);
 
-/// What the token dies with, checked to exist; and the node of a pod. A kubelet must name a pod of its own.
-fn bound(
-    context: &Context,
-    request: &Value,
-) -> Result<(Option<Reference>, Option<(String, String)>), ApiError> {
+/// What a token dies with, and where that runs.
+#[derive(Default)]
+struct Bound {
+    object: Option<Reference>,
+    /// Name and uid of a pod's node.
+    node: Option<(String, String)>,
+}
+
+/// What the token dies with, checked to exist. A kubelet must name a pod of its own.
+fn bound(context: &Context, request: &Value) -> Result<Bound, ApiError> {
     let own_node = context.identity.node();
-    let forbidden = |why: &str| {
-        Err(status::forbidden_because(
-            context.resource,
-            &context.info.name,
-            why,
-        ))
-    };
+    let unbound = || forbidden(context, "node requested token not bound to a pod");
     let Some(reference) = request
         .pointer("/spec/boundObjectRef")
         .filter(|reference| reference.is_object())
     else {
-        return match own_node {
-            Some(_) => forbidden("node requested token not bound to a pod"),
-            None => Ok((None, None)),
+        return if own_node.is_some() {
+            Err(unbound())
+        } else {
+            Ok(Bound::default())
         };
     };
     let (kind, plural, namespace) = match text(reference, "/kind") {
@@ -110,49 +113,62 @@ fn bound(
         "Secret" => ("secret", "secrets", context.info.namespace.as_str()),
         "Node" => ("node", "nodes", ""),
         other => {
-            return Err(status::bad_request(format!(
-                "cannot bind token for serviceaccount {:?} to object of kind {other:?}",
-                context.info.name
-            )));
+            let account = &context.info.name;
+            let text =
+                format!("cannot bind token for serviceaccount {account:?} to object of kind {other:?}");
+            return Err(status::bad_request(text));
         }
     };
     if own_node.is_some() && kind != "pod" {
-        return forbidden("node requested token not bound to a pod");
+        return Err(unbound());
     }
     let (name, uid) = (text(reference, "/name"), text(reference, "/uid"));
     let entry = context.api.core_entry(plural, namespace, name);
-    let Some(entry) = entry else {
-        return Err(status::not_found(crate::state::core(plural), name));
-    };
+    let entry = entry.ok_or_else(|| status::not_found(core(plural), name))?;
     if !uid.is_empty() && uid != &*entry.meta.uid {
         let why = format!(
             "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
         );
-        return Err(status::conflict(crate::state::core(plural), name, &why));
+        return Err(status::conflict(core(plural), name, &why));
     }
-    let mut node = None;
-    if kind == "pod" {
-        let account = format!("serviceaccounts/{}", context.info.name);
-        if !entry.meta.references.iter().any(|used| **used == *account) {
-            return Err(status::bad_request(format!(
-                "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
-                context.info.name
-            )));
-        }
-        let node_name = entry.meta.field("spec.nodeName").unwrap_or_default().to_owned();
-        if own_node.is_some_and(|own| own != node_name) {
-            return forbidden("node requested token bound to a pod scheduled on a different node");
-        }
-        if !node_name.is_empty() {
-            let uid = context
-                .api
-                .core_entry("nodes", "", &node_name)
-                .map(|entry| entry.meta.uid.to_string());
-            node = Some((node_name, uid.unwrap_or_default()));
-        }
-    }
-    Ok((
-        Some((kind.to_owned(), name.to_owned(), entry.meta.uid.to_string())),
+    let node = if kind == "pod" {
+        node_of(context, &entry)?
+    } else {
+        None
+    };
+    Ok(Bound {
+        object: Some((kind.to_owned(), name.to_owned(), entry.meta.uid.to_string())),
         node,
-    ))
+    })
+}
+
+fn forbidden(context: &Context, why: &str) -> ApiError {
+    status::forbidden_because(context.resource, &context.info.name, why)
+}
+
+/// The node of a pod that runs as the account: a kubelet gets tokens for its own pods only.
+fn node_of(context: &Context, pod: &Entry) -> Result<Option<(String, String)>, ApiError> {
+    let account = format!("serviceaccounts/{}", context.info.name);
+    if !pod.meta.references.iter().any(|used| **used == *account) {
+        let account = &context.info.name;
+        let text = format!(
+            "cannot bind token for serviceaccount {account:?} to pod running with different serviceaccount name."
+        );
+        return Err(status::bad_request(text));
+    }
+    let name = pod.meta.field("spec.nodeName").unwrap_or_default().to_owned();
+    if context.identity.node().is_some_and(|own| own != name) {
+        return Err(forbidden(
+            context,
+            "node requested token bound to a pod scheduled on a different node",
+        ));
+    }
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let uid = context
+        .api
+        .core_entry("nodes", "", &name)
+        .map(|entry| entry.meta.uid.to_string());
+    Ok(Some((name, uid.unwrap_or_default())))
 }

@@ -38,6 +38,9 @@ impl Master {
             tls_key_file: path("server.key"),
             client_ca_file: path("ca.crt"),
             service_account_key_file: path("sa.key"),
+            kubelet_client_cert_file: Some(path("apiserver-kubelet.crt")),
+            kubelet_client_key_file: Some(path("apiserver-kubelet.key")),
+            kubelet_ca_file: Some(path("ca.crt")),
             insecure_port: free_port(),
             ..Config::default()
         };
@@ -206,6 +209,14 @@ fn pki(directory: &Path) {
         "node",
         "system:node:n1",
         &["system:nodes"],
+        ExtendedKeyUsagePurpose::ClientAuth,
+    );
+    leaf(
+        directory,
+        &issuer,
+        "apiserver-kubelet",
+        "kube-apiserver-kubelet-client",
+        &[],
         ExtendedKeyUsagePurpose::ClientAuth,
     );
     let network = ["system:orlop:network"];
