@@ -1,5 +1,6 @@
 //! A shim for tests of the daemon: it speaks the protocol and keeps real state, and runs containers as plain processes of the
 //! host, without isolation. Started as the real one: `fake_shim --config FILE`.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,4 +1,5 @@
 //! Pods through the CRI socket: life, idempotence, restart of the daemon, death of a shim.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
 mod support;
 
@@ -321,7 +322,7 @@ async fn a_restarted_daemon_takes_over_what_runs_and_what_ended() {
         client.status(&waits).await.state(),
         v1::ContainerState::ContainerCreated
     );
-    assert_eq!(node.entries("state/sandboxes"), [sandbox.clone()]);
+    assert_eq!(node.entries("state/sandboxes"), std::slice::from_ref(&sandbox));
     // The new watcher hears the shim.
     client.start(&waits).await.unwrap();
     client.stop(&waits, 0).await.unwrap();

@@ -1,5 +1,6 @@
 //! Exec, attach and port-forward as clients speak them: raw WebSocket, and the real kubectl over WebSocket and SPDY through a
 //! server that stands in for API server and kubelet (it answers for one pod and tunnels bytes).
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
 mod support;
 

@@ -395,3 +395,234 @@ fn annotations(input: &Input<'_>) -> HashMap<String, String> {
         ("io.kubernetes.cri.container-name".to_owned(), name),
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tests::sandbox;
+
+    struct Case {
+        config: v1::ContainerConfig,
+        sandbox: Sandbox,
+        image: ImageConfiguration,
+        cgroups: CgroupFeatures,
+    }
+
+    impl Case {
+        fn new(context: v1::LinuxContainerSecurityContext) -> Self {
+            let image = r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]},
+                "config":{"Entrypoint":["/entry"],"Cmd":["default"],"Env":["PATH=/image","A=image"],"WorkingDir":"/w"}}"#;
+            let config = v1::ContainerConfig {
+                metadata: Some(v1::ContainerMetadata {
+                    name: "c".into(),
+                    attempt: 0,
+                }),
+                envs: vec![v1::KeyValue {
+                    key: "A".into(),
+                    value: b"pod=1".to_vec(),
+                }],
+                linux: Some(v1::LinuxContainerConfig {
+                    resources: Some(v1::LinuxContainerResources {
+                        oom_score_adj: 999,
+                        ..Default::default()
+                    }),
+                    security_context: Some(context),
+                }),
+                ..Default::default()
+            };
+            Self {
+                config,
+                sandbox: sandbox("s"),
+                image: serde_json::from_str(image).unwrap(),
+                cgroups: CgroupFeatures::default(),
+            }
+        }
+
+        fn plan(&self) -> Result<Spec, CriError> {
+            plan_spec(&Input {
+                config: &self.config,
+                sandbox: &self.sandbox,
+                image: &self.image,
+                user: &ContainerUser {
+                    uid: 33,
+                    gid: 34,
+                    groups: vec![34, 50],
+                },
+                home: "/srv",
+                hostname: "web",
+                mounts: &[],
+                files: &PodFiles {
+                    shm: "/s/shm".into(),
+                    resolv_conf: "/s/resolv.conf".into(),
+                    hostname: "/s/hostname".into(),
+                    hosts: "/s/hosts".into(),
+                },
+                devices: &[],
+                localhost_seccomp: None,
+                target_pid: Some(77),
+                cgroup: "/kubepods/pod1/c",
+                cgroups: self.cgroups,
+                available_capabilities: &capabilities::from_mask(u64::MAX),
+                oom_score_adj_floor: Some(-500),
+            })
+        }
+
+        fn namespaces(&self) -> Vec<(String, Option<String>)> {
+            let spec = self.plan().unwrap();
+            let namespaces = spec.linux().as_ref().unwrap().namespaces().clone().unwrap();
+            let mut listed: Vec<_> = namespaces
+                .iter()
+                .map(|one| {
+                    (
+                        one.typ().to_string(),
+                        one.path().as_ref().map(|path| path.display().to_string()),
+                    )
+                })
+                .collect();
+            listed.sort();
+            listed
+        }
+    }
+
+    fn context(
+        change: impl FnOnce(&mut v1::LinuxContainerSecurityContext),
+    ) -> v1::LinuxContainerSecurityContext {
+        let mut context = v1::LinuxContainerSecurityContext {
+            masked_paths: vec!["/proc/kcore".into()],
+            readonly_paths: vec!["/proc/sys".into()],
+            seccomp: Some(v1::SecurityProfile::default()),
+            namespace_options: Some(v1::NamespaceOption {
+                pid: v1::NamespaceMode::Container as i32,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        change(&mut context);
+        context
+    }
+
+    #[test]
+    fn an_ordinary_container() {
+        let case = Case::new(context(|_| {}));
+        let spec = case.plan().unwrap();
+        let process = spec.process().as_ref().unwrap();
+        assert_eq!(process.args().as_ref().unwrap(), &["/entry", "default"]);
+        assert_eq!(
+            process.env().as_ref().unwrap(),
+            &["PATH=/image", "HOSTNAME=web", "HOME=/srv", "A=pod=1"]
+        );
+        assert_eq!(
+            (
+                process.cwd().as_path(),
+                process.user().uid(),
+                process.oom_score_adj()
+            ),
+            (Path::new("/w"), 33, Some(999))
+        );
+        assert!(
+            process.no_new_privileges().is_none() && process.rlimits().is_none() && spec.hostname().is_none()
+        );
+        let linux = spec.linux().as_ref().unwrap();
+        assert!(linux.seccomp().is_some());
+        assert_eq!(linux.masked_paths().as_ref().unwrap(), &["/proc/kcore"]);
+        assert_eq!(
+            linux.cgroups_path().as_deref(),
+            Some(Path::new("/kubepods/pod1/c"))
+        );
+        // What the OCI side reads is what was meant.
+        let text = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_privileged_container() {
+        let case = Case::new(context(|context| {
+            context.privileged = true;
+            context.no_new_privs = true;
+        }));
+        let spec = case.plan().unwrap();
+        let linux = spec.linux().as_ref().unwrap();
+        assert!(linux.seccomp().is_none() && linux.masked_paths().as_ref().unwrap().is_empty());
+        let process = spec.process().as_ref().unwrap();
+        assert_eq!(
+            process
+                .capabilities()
+                .as_ref()
+                .unwrap()
+                .effective()
+                .as_ref()
+                .unwrap()
+                .len(),
+            capabilities::BY_BIT.len()
+        );
+        assert_eq!(process.no_new_privileges(), Some(true));
+    }
+
+    #[test]
+    fn namespaces_follow_pod_and_container() {
+        let pod = |kind: &str| (kind.to_owned(), Some("pod".to_owned()));
+        let new = |kind: &str| (kind.to_owned(), None);
+        let mut case = Case::new(context(|_| {}));
+        assert_eq!(
+            case.namespaces(),
+            [pod("ipc"), new("mnt"), pod("net"), new("pid"), pod("uts")]
+        );
+        case.cgroups.unified = true;
+        assert!(case.namespaces().contains(&new("cgroup")));
+        let set_pid = |case: &mut Case, mode: v1::NamespaceMode| {
+            let context = case
+                .config
+                .linux
+                .as_mut()
+                .unwrap()
+                .security_context
+                .as_mut()
+                .unwrap();
+            context.namespace_options.as_mut().unwrap().set_pid(mode);
+        };
+        set_pid(&mut case, v1::NamespaceMode::Pod);
+        assert!(case.namespaces().contains(&pod("pid")));
+        set_pid(&mut case, v1::NamespaceMode::Target);
+        assert!(
+            case.namespaces()
+                .contains(&("pid".to_owned(), Some("/proc/77/ns/pid".to_owned())))
+        );
+        set_pid(&mut case, v1::NamespaceMode::Node);
+        case.sandbox.config.linux = Some(v1::LinuxPodSandboxConfig {
+            security_context: Some(v1::LinuxSandboxSecurityContext {
+                namespace_options: Some(v1::NamespaceOption {
+                    network: v1::NamespaceMode::Node as i32,
+                    ipc: v1::NamespaceMode::Node as i32,
+                    pid: v1::NamespaceMode::Node as i32,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        assert_eq!(case.namespaces(), [new("cgroup"), new("mnt")]);
+    }
+
+    #[test]
+    fn commands_and_arguments_replace_the_images() {
+        let case = Case::new(context(|_| {}));
+        let plan = |command: &[&str], args: &[&str]| {
+            let strings = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+            let config = v1::ContainerConfig {
+                command: strings(command),
+                args: strings(args),
+                ..Default::default()
+            };
+            plan_arguments(&config, &case.image).unwrap()
+        };
+        assert_eq!(plan(&[], &[]), ["/entry", "default"]);
+        assert_eq!(plan(&[], &["x"]), ["/entry", "x"]);
+        assert_eq!(plan(&["/c"], &[]), ["/c"]);
+        assert_eq!(plan(&["/c"], &["x"]), ["/c", "x"]);
+        let bare = serde_json::from_str(
+            r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#,
+        );
+        let error = plan_arguments(&v1::ContainerConfig::default(), &bare.unwrap()).unwrap_err();
+        assert!(error.to_string().contains("no command"), "{error}");
+    }
+}

@@ -164,7 +164,7 @@ impl Runtime {
             available_capabilities: &self.capabilities,
             oom_score_adj_floor: self.config.oom_score_adj_floor,
         })?;
-        let log_path = if config.log_path.is_empty() {
+        let log_path = if config.log_path.is_empty() || sandbox.config.log_directory.is_empty() {
             String::new()
         } else {
             PathBuf::from(&sandbox.config.log_directory)

@@ -213,7 +213,7 @@ impl Reader {
 
     async fn open_stream(&mut self, id: u32, fin: bool, headers: Headers) -> io::Result<()> {
         // Stream numbers of a client are odd and grow (section 2.3.2).
-        if id % 2 == 0 || id <= self.last || self.open.len() >= STREAM_LIMIT {
+        if id.is_multiple_of(2) || id <= self.last || self.open.len() >= STREAM_LIMIT {
             return self
                 .send(Frame::RstStream {
                     stream: id,
