@@ -88,11 +88,7 @@ pub(crate) fn is_already_there(error: &kube::Error) -> bool {
 /// The namespace is being deleted, so nothing can be made in it.
 pub(crate) fn is_namespace_terminating(error: &kube::Error) -> bool {
     status(error).is_some_and(|status| {
-        let causes = status
-            .details
-            .as_ref()
-            .map(|details| details.causes.as_slice())
-            .unwrap_or_default();
+        let causes = status.details.as_ref().map(|details| details.causes.as_slice()).unwrap_or_default();
         status.code == 403
             && (causes.iter().any(|cause| cause.reason == "NamespaceTerminating")
                 || status.message.contains("is being terminated"))
@@ -114,10 +110,7 @@ pub(crate) fn patch() -> PatchParams {
 
 /// Deletes only the object of this uid.
 pub(crate) fn delete_uid(uid: &str) -> DeleteParams {
-    DeleteParams::default().preconditions(Preconditions {
-        uid: Some(uid.to_owned()),
-        resource_version: None,
-    })
+    DeleteParams::default().preconditions(Preconditions { uid: Some(uid.to_owned()), resource_version: None })
 }
 
 pub(crate) fn merge<T: Serialize>(value: T) -> Patch<T> {

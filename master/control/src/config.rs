@@ -35,10 +35,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            cluster_cidr: IpNet::V4(ipnet::Ipv4Net::new_assert(
-                std::net::Ipv4Addr::new(10, 244, 0, 0),
-                16,
-            )),
+            cluster_cidr: IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 16)),
             node_cidr_mask_size: 24,
             allocate_node_cidrs: true,
             root_ca_file: None,
@@ -69,10 +66,7 @@ impl Validate for Config {
             ));
         }
         for (key, value) in [
-            (
-                "nodeMonitorGracePeriodSeconds",
-                self.node_monitor_grace_period_seconds,
-            ),
+            ("nodeMonitorGracePeriodSeconds", self.node_monitor_grace_period_seconds),
             ("nodeMonitorPeriodSeconds", self.node_monitor_period_seconds),
             ("concurrency", self.concurrency),
             ("podMaxBackoffSeconds", self.pod_max_backoff_seconds),
@@ -95,11 +89,7 @@ mod tests {
     #[test]
     fn defaults_are_valid_and_bad_masks_are_named() {
         assert!(Config::default().problems().is_empty());
-        let config = Config {
-            node_cidr_mask_size: 8,
-            concurrency: 0,
-            ..Config::default()
-        };
+        let config = Config { node_cidr_mask_size: 8, concurrency: 0, ..Config::default() };
         let problems = config.problems();
         assert!(problems[0].starts_with("nodeCidrMaskSize is 8"), "{problems:?}");
         assert!(problems[1].starts_with("concurrency is 0"), "{problems:?}");

@@ -98,19 +98,11 @@ impl Recorder {
         let mut message = message;
         // The API server's limit on an event's message is 1024 bytes.
         if message.len() > 1024 {
-            let end = (0..=1021)
-                .rev()
-                .find(|end| message.is_char_boundary(*end))
-                .unwrap_or(0);
+            let end = (0..=1021).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
             message.truncate(end);
             message.push_str("...");
         }
-        let _ = self.inbox.try_send(Said {
-            about,
-            severity,
-            reason,
-            message,
-        });
+        let _ = self.inbox.try_send(Said { about, severity, reason, message });
     }
 }
 
@@ -120,11 +112,7 @@ async fn write(
     said: &Said,
     written: &mut HashMap<Said, Written>,
 ) -> Result<(), kube::Error> {
-    let namespace = if said.about.namespace.is_empty() {
-        "default"
-    } else {
-        &said.about.namespace
-    };
+    let namespace = if said.about.namespace.is_empty() { "default" } else { &said.about.namespace };
     let events: Api<Event> = Api::namespaced(client.clone(), namespace);
     let now = Timestamp::now();
     // The version of the object differs between repeats of the same event.
@@ -144,14 +132,7 @@ async fn write(
     let event = build(component, said, namespace, now);
     let name = event.metadata.name.clone().unwrap_or_default();
     events.create(&api::post(), &event).await?;
-    written.insert(
-        identity,
-        Written {
-            name,
-            count: 1,
-            at: tokio::time::Instant::now(),
-        },
-    );
+    written.insert(identity, Written { name, count: 1, at: tokio::time::Instant::now() });
     Ok(())
 }
 
@@ -172,20 +153,10 @@ fn build(component: &'static str, said: &Said, namespace: &str, now: Timestamp) 
             resource_version: Some(about.resource_version.clone()).filter(|version| !version.is_empty()),
             field_path: None,
         },
-        type_: Some(
-            if said.severity == Severity::Normal {
-                "Normal"
-            } else {
-                "Warning"
-            }
-            .to_owned(),
-        ),
+        type_: Some(if said.severity == Severity::Normal { "Normal" } else { "Warning" }.to_owned()),
         reason: Some(said.reason.to_owned()),
         message: Some(said.message.clone()),
-        source: Some(EventSource {
-            component: Some(component.to_owned()),
-            host: None,
-        }),
+        source: Some(EventSource { component: Some(component.to_owned()), host: None }),
         reporting_component: Some(component.to_owned()),
         first_timestamp: Some(Time(now)),
         last_timestamp: Some(Time(now)),

@@ -43,11 +43,7 @@ impl Metrics {
     pub(crate) fn register(frame: &Frame) -> Self {
         let metrics = Self::default();
         let mut registry = frame.metrics();
-        registry.register(
-            "workqueue_depth",
-            "Current depth of workqueue",
-            metrics.depth.clone(),
-        );
+        registry.register("workqueue_depth", "Current depth of workqueue", metrics.depth.clone());
         registry.register(
             "workqueue_adds",
             "Total number of adds handled by workqueue",
@@ -146,8 +142,7 @@ impl WorkQueue {
         let mut state = self.state();
         state.push(key);
         self.adds.inc();
-        self.depth
-            .set(i64::try_from(state.waiting.len()).unwrap_or(i64::MAX));
+        self.depth.set(i64::try_from(state.waiting.len()).unwrap_or(i64::MAX));
         drop(state);
         self.wake.notify_one();
     }
@@ -162,8 +157,7 @@ impl WorkQueue {
                 if let Some(key) = state.waiting.pop_front() {
                     state.queued.remove(&key);
                     state.running.insert(key.clone());
-                    self.depth
-                        .set(i64::try_from(state.waiting.len()).unwrap_or(i64::MAX));
+                    self.depth.set(i64::try_from(state.waiting.len()).unwrap_or(i64::MAX));
                     // Another worker may sleep although more is waiting.
                     if !state.waiting.is_empty() {
                         self.wake.notify_one();
@@ -196,9 +190,7 @@ impl WorkQueue {
             Err(Retry) => {
                 let failures = state.failures.entry(key.clone()).or_default();
                 *failures = failures.saturating_add(1);
-                let pause = FIRST_RETRY
-                    .saturating_mul(1 << (*failures - 1).min(16))
-                    .min(LAST_RETRY);
+                let pause = FIRST_RETRY.saturating_mul(1 << (*failures - 1).min(16)).min(LAST_RETRY);
                 let pause = pause.mul_f64(0.75 + rand::random::<f64>() / 2.0);
                 state.delay(key.clone(), Instant::now() + pause);
                 self.retries.inc();
@@ -268,10 +260,7 @@ mod tests {
     use super::*;
 
     fn key(name: &str) -> Key {
-        Key {
-            namespace: String::new(),
-            name: name.into(),
-        }
+        Key { namespace: String::new(), name: name.into() }
     }
 
     #[test]
@@ -307,9 +296,7 @@ mod tests {
         queue.add(key("a"));
         let taken = queue.next().now_or_never().unwrap();
         queue.finish(taken, Ok(Next::After(Duration::from_secs(3))));
-        queue
-            .state()
-            .delay(key("a"), Instant::now() + Duration::from_secs(9));
+        queue.state().delay(key("a"), Instant::now() + Duration::from_secs(9));
         assert!(pause() <= Duration::from_secs(3));
         assert!(queue.state().failures.is_empty());
     }

@@ -41,13 +41,9 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
     V: Send + Sync + 'static,
 {
-    informer(
-        frame,
-        name,
-        Api::all(client.clone()),
-        watcher::Config::default(),
-        move |object| Some(project(object)),
-    )
+    informer(frame, name, Api::all(client.clone()), watcher::Config::default(), move |object| {
+        Some(project(object))
+    })
 }
 
 impl Watches {
@@ -55,39 +51,23 @@ impl Watches {
         Self {
             pods: all(frame, client, "pods", |object: core::Pod| Pod::of(&object)),
             nodes: all(frame, client, "nodes", |object: core::Node| Node::of(&object)),
-            namespaces: all(frame, client, "namespaces", |object: core::Namespace| {
-                Namespace::of(&object)
+            namespaces: all(frame, client, "namespaces", |object: core::Namespace| Namespace::of(&object)),
+            services: all(frame, client, "services", |object: core::Service| Service::of(&object)),
+            endpoints: all(frame, client, "endpoints", |object: core::Endpoints| Endpoints::of(object)),
+            slices: all(frame, client, "endpointslices", |object: discovery::EndpointSlice| {
+                EndpointSlice::of(object)
             }),
-            services: all(frame, client, "services", |object: core::Service| {
-                Service::of(&object)
-            }),
-            endpoints: all(frame, client, "endpoints", |object: core::Endpoints| {
-                Endpoints::of(object)
-            }),
-            slices: all(
-                frame,
-                client,
-                "endpointslices",
-                |object: discovery::EndpointSlice| EndpointSlice::of(object),
-            ),
             replication: all(
                 frame,
                 client,
                 "replicationcontrollers",
                 |object: core::ReplicationController| Workload::of(object),
             ),
-            accounts: all(
-                frame,
-                client,
-                "serviceaccounts",
-                |object: core::ServiceAccount| Meta::of(&object.metadata),
-            ),
-            config_maps: all(frame, client, "configmaps", |object: core::ConfigMap| {
-                ConfigMap::of(&object)
+            accounts: all(frame, client, "serviceaccounts", |object: core::ServiceAccount| {
+                Meta::of(&object.metadata)
             }),
-            leases: all(frame, client, "leases", |object: coordination::Lease| {
-                Lease::of(&object)
-            }),
+            config_maps: all(frame, client, "configmaps", |object: core::ConfigMap| ConfigMap::of(&object)),
+            leases: all(frame, client, "leases", |object: coordination::Lease| Lease::of(&object)),
         }
     }
 }
@@ -110,14 +90,9 @@ impl Watches {
 
 /// The objects of one namespace.
 pub(crate) fn in_namespace<V>(informer: &Informer<V>, namespace: &str) -> Vec<Arc<V>> {
-    let first = Key {
-        namespace: namespace.to_owned(),
-        name: String::new(),
-    };
+    let first = Key { namespace: namespace.to_owned(), name: String::new() };
     informer.with(|objects| {
-        let range = objects
-            .range(first..)
-            .take_while(|(key, _)| key.namespace == namespace);
+        let range = objects.range(first..).take_while(|(key, _)| key.namespace == namespace);
         range.map(|(_, value)| value.clone()).collect()
     })
 }
@@ -135,11 +110,7 @@ pub(crate) struct Route<V> {
 
 impl<V: Send + Sync + 'static> Route<V> {
     pub(crate) fn new(name: &str, informer: &Informer<V>) -> Self {
-        Self {
-            informer: informer.clone(),
-            name: name.to_owned(),
-            listeners: Vec::new(),
-        }
+        Self { informer: informer.clone(), name: name.to_owned(), listeners: Vec::new() }
     }
 
     /// Adds a listener; it must be quick.

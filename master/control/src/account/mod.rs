@@ -47,10 +47,7 @@ fn add_namespace_when<V: HasMeta + Send + Sync + 'static>(
     let queue = queue.clone();
     route.on(move |key, _, _| {
         if key.name == name {
-            queue.add(Key {
-                namespace: String::new(),
-                name: key.namespace.clone(),
-            });
+            queue.add(Key { namespace: String::new(), name: key.namespace.clone() });
         }
     });
 }
@@ -79,15 +76,8 @@ fn start_accounts(context: &Context, routes: &mut Routes) {
 }
 
 fn is_active(context: &Context, namespace: &str) -> bool {
-    let key = Key {
-        namespace: String::new(),
-        name: namespace.to_owned(),
-    };
-    context
-        .watches
-        .namespaces
-        .get(&key)
-        .is_some_and(|namespace| namespace.is_active())
+    let key = Key { namespace: String::new(), name: namespace.to_owned() };
+    context.watches.namespaces.get(&key).is_some_and(|namespace| namespace.is_active())
 }
 
 /// An object that exists already or a namespace that ends meanwhile is as good as made.
@@ -100,10 +90,7 @@ fn made<T>(result: Result<T, kube::Error>, act: impl FnOnce() -> String) -> Resu
 }
 
 async fn ensure_account(context: &Context, namespace: &str) -> Result<Next, ApplyError> {
-    let key = Key {
-        namespace: namespace.to_owned(),
-        name: DEFAULT_ACCOUNT.to_owned(),
-    };
+    let key = Key { namespace: namespace.to_owned(), name: DEFAULT_ACCOUNT.to_owned() };
     if !is_active(context, namespace) || context.watches.accounts.get(&key).is_some() {
         return Ok(Next::Done);
     }
@@ -147,14 +134,9 @@ fn start_root_ca(context: &Context, routes: &mut Routes, root_ca: Arc<str>) {
 }
 
 async fn ensure_root_ca(context: &Context, namespace: &str, root_ca: &str) -> Result<Next, ApplyError> {
-    let key = Key {
-        namespace: namespace.to_owned(),
-        name: ConfigMap::ROOT_CA_NAME.to_owned(),
-    };
+    let key = Key { namespace: namespace.to_owned(), name: ConfigMap::ROOT_CA_NAME.to_owned() };
     let existing = context.watches.config_maps.get(&key);
-    let is_current = existing
-        .as_ref()
-        .is_some_and(|map| map.root_ca.as_deref() == Some(root_ca));
+    let is_current = existing.as_ref().is_some_and(|map| map.root_ca.as_deref() == Some(root_ca));
     if !is_active(context, namespace) || is_current {
         return Ok(Next::Done);
     }
@@ -185,9 +167,7 @@ async fn ensure_root_ca(context: &Context, namespace: &str, root_ca: &str) -> Re
         data: Some([("ca.crt".to_owned(), root_ca.to_owned())].into()),
         ..core::ConfigMap::default()
     };
-    if made(api.create(&api::post(), &map).await, || {
-        format!("create ConfigMap {key}")
-    })? {
+    if made(api.create(&api::post(), &map).await, || format!("create ConfigMap {key}"))? {
         tracing::info!(namespace, "root certificate published");
     }
     Ok(Next::Done)

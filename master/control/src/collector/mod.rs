@@ -105,10 +105,7 @@ fn listener(
 }
 
 fn uid_key(uid: &str) -> Key {
-    Key {
-        namespace: String::new(),
-        name: uid.to_owned(),
-    }
+    Key { namespace: String::new(), name: uid.to_owned() }
 }
 
 fn start_workers(context: &Context, graph: Arc<Mutex<Graph>>, queue: Arc<WorkQueue>, kinds: Vec<Kind>) {
@@ -145,27 +142,13 @@ fn start_workers(context: &Context, graph: Arc<Mutex<Graph>>, queue: Arc<WorkQue
             }
         }
     };
-    let kinds = kinds
-        .into_iter()
-        .map(|kind| (kind.resource.plural.clone(), kind))
-        .collect();
-    let collector = Collector {
-        context: context.clone(),
-        graph,
-        queue: queue.clone(),
-        kinds: Arc::new(kinds),
-    };
-    spawn_workers(
-        &context.frame,
-        NAME,
-        &queue,
-        context.config.concurrency,
-        ready,
-        move |key| {
-            let collector = collector.clone();
-            async move { collector.reconcile(&key.name).await }
-        },
-    );
+    let kinds = kinds.into_iter().map(|kind| (kind.resource.plural.clone(), kind)).collect();
+    let collector =
+        Collector { context: context.clone(), graph, queue: queue.clone(), kinds: Arc::new(kinds) };
+    spawn_workers(&context.frame, NAME, &queue, context.config.concurrency, ready, move |key| {
+        let collector = collector.clone();
+        async move { collector.reconcile(&key.name).await }
+    });
 }
 
 impl Collector {
@@ -174,11 +157,9 @@ impl Collector {
     }
 
     async fn reconcile(&self, uid: &str) -> Result<Next, ApplyError> {
-        let Some((object, mut owners)) = self.graph(|graph| {
-            graph
-                .get(uid)
-                .map(|object| (object.clone(), graph.owner_states(object)))
-        }) else {
+        let Some((object, mut owners)) =
+            self.graph(|graph| graph.get(uid).map(|object| (object.clone(), graph.owner_states(object))))
+        else {
             return Ok(Next::Done);
         };
         for (owner, state) in object.owners.iter().zip(&mut owners) {
@@ -220,10 +201,8 @@ impl Collector {
     /// An owner that is not in the graph may be newer than the watch, of an unwatched kind, or gone.
     async fn ask_for_owner(&self, object: &Object, owner: &Owner) -> Result<OwnerState, ApplyError> {
         let group = owner.api_version.rsplit_once('/').map_or("", |(group, _)| group);
-        let kind = self
-            .kinds
-            .values()
-            .find(|kind| kind.resource.kind == owner.kind && kind.resource.group == group);
+        let kind =
+            self.kinds.values().find(|kind| kind.resource.kind == owner.kind && kind.resource.group == group);
         let Some(kind) = kind else {
             tracing::debug!(object = %object.key, kind = %owner.kind, "owner is of an unknown kind, keeping the object");
             return Ok(OwnerState::Solid);
@@ -232,17 +211,10 @@ impl Collector {
             // A cluster-scoped object cannot have an owner with a namespace: keep it, as upstream does.
             return Ok(OwnerState::Solid);
         }
-        let found = self
-            .api_of(kind, &object.key.namespace)
-            .get_metadata_opt(&owner.name)
-            .await;
+        let found = self.api_of(kind, &object.key.namespace).get_metadata_opt(&owner.name).await;
         let found = found.act(|| format!("read {} {}", owner.kind, owner.name))?;
         let is_same = found.is_some_and(|found| found.metadata.uid.as_deref() == Some(&owner.uid));
-        Ok(if is_same {
-            OwnerState::Solid
-        } else {
-            OwnerState::Absent
-        })
+        Ok(if is_same { OwnerState::Solid } else { OwnerState::Absent })
     }
 
     async fn drop_owners(&self, object: &Object, owners: &[String]) -> Result<(), ApplyError> {
@@ -268,9 +240,7 @@ impl Collector {
             "resourceVersion": fresh.metadata.resource_version,
             "ownerReferences": if kept.is_empty() { serde_json::Value::Null } else { serde_json::json!(kept) },
         }});
-        api.patch(&object.key.name, &api::patch(), &api::merge(body))
-            .await
-            .act_or_gone(act)?;
+        api.patch(&object.key.name, &api::patch(), &api::merge(body)).await.act_or_gone(act)?;
         tracing::info!(kind = %object.plural, object = %object.key, "references to owners dropped");
         Ok(())
     }
@@ -295,9 +265,7 @@ impl Collector {
             "resourceVersion": fresh.metadata.resource_version,
             "finalizers": if kept.is_empty() { serde_json::Value::Null } else { serde_json::json!(kept) },
         }});
-        api.patch(&object.key.name, &api::patch(), &api::merge(body))
-            .await
-            .act_or_gone(act)?;
+        api.patch(&object.key.name, &api::patch(), &api::merge(body)).await.act_or_gone(act)?;
         tracing::info!(kind = %object.plural, object = %object.key, finalizer, "finalizer dropped");
         Ok(())
     }

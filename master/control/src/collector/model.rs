@@ -105,14 +105,9 @@ impl Graph {
             }
         }
         for owner in &object.owners {
-            self.dependents
-                .entry(owner.uid.clone())
-                .or_default()
-                .insert(uid.clone());
+            self.dependents.entry(owner.uid.clone()).or_default().insert(uid.clone());
         }
-        let owners_changed = before
-            .as_ref()
-            .is_none_or(|before| before.owners != object.owners);
+        let owners_changed = before.as_ref().is_none_or(|before| before.owners != object.owners);
         let ends = object.deleting && (object.foreground || object.orphan);
         if (owners_changed && !object.owners.is_empty()) || ends {
             look.push(uid);
@@ -128,11 +123,7 @@ impl Graph {
         let mut look: Vec<_> = self.dependents.get(uid).into_iter().flatten().cloned().collect();
         for owner in &object.owners {
             self.unlink(&owner.uid, uid);
-            if self
-                .objects
-                .get(&owner.uid)
-                .is_some_and(Object::waits_for_dependents)
-            {
+            if self.objects.get(&owner.uid).is_some_and(Object::waits_for_dependents) {
                 look.push(owner.uid.clone());
             }
         }
@@ -166,20 +157,12 @@ impl Graph {
     }
 
     fn dependents_of(&self, uid: &str) -> impl Iterator<Item = &Object> {
-        self.dependents
-            .get(uid)
-            .into_iter()
-            .flatten()
-            .filter_map(|dependent| self.objects.get(dependent))
+        self.dependents.get(uid).into_iter().flatten().filter_map(|dependent| self.objects.get(dependent))
     }
 
     fn is_blocked(&self, uid: &str) -> bool {
-        self.dependents_of(uid).any(|object| {
-            object
-                .owners
-                .iter()
-                .any(|owner| owner.uid == uid && owner.blocks_deletion)
-        })
+        self.dependents_of(uid)
+            .any(|object| object.owners.iter().any(|owner| owner.uid == uid && owner.blocks_deletion))
     }
 
     /// How the owners of an object stand as far as the graph knows.
@@ -210,24 +193,13 @@ impl Graph {
             return Action::Nothing;
         }
         let with = |state: OwnerState| {
-            let pairs = object
-                .owners
-                .iter()
-                .zip(owners)
-                .filter(move |(_, found)| **found == state);
+            let pairs = object.owners.iter().zip(owners).filter(move |(_, found)| **found == state);
             pairs.map(|(owner, _)| owner.uid.clone()).collect::<Vec<_>>()
         };
-        if owners
-            .iter()
-            .any(|state| matches!(state, OwnerState::Solid | OwnerState::Unknown))
-        {
+        if owners.iter().any(|state| matches!(state, OwnerState::Solid | OwnerState::Unknown)) {
             let mut drop = with(OwnerState::Absent);
             drop.extend(with(OwnerState::Waiting));
-            return if drop.is_empty() {
-                Action::Nothing
-            } else {
-                Action::DropOwners(drop)
-            };
+            return if drop.is_empty() { Action::Nothing } else { Action::DropOwners(drop) };
         }
         if !with(OwnerState::Waiting).is_empty() && self.dependents_of(&object.uid).next().is_some() {
             return Action::Delete(Propagation::Foreground);
@@ -240,11 +212,7 @@ impl Graph {
     }
 
     fn plan_deleted(&self, object: &Object) -> Action {
-        let dependents = || {
-            self.dependents_of(&object.uid)
-                .map(|dependent| dependent.uid.clone())
-                .collect()
-        };
+        let dependents = || self.dependents_of(&object.uid).map(|dependent| dependent.uid.clone()).collect();
         if object.orphan {
             Action::ReleaseDependents(dependents())
         } else if !object.foreground {
@@ -285,14 +253,7 @@ mod tests {
     }
 
     fn put(graph: &mut Graph, meta: &Meta) -> Vec<String> {
-        graph.put(
-            "things",
-            &Key {
-                namespace: "d".into(),
-                name: meta.name.clone(),
-            },
-            meta,
-        )
+        graph.put("things", &Key { namespace: "d".into(), name: meta.name.clone() }, meta)
     }
 
     fn plan(graph: &Graph, uid: &str) -> Action {
@@ -300,13 +261,7 @@ mod tests {
         let states: Vec<_> = graph
             .owner_states(object)
             .into_iter()
-            .map(|state| {
-                if state == OwnerState::Unknown {
-                    OwnerState::Absent
-                } else {
-                    state
-                }
-            })
+            .map(|state| if state == OwnerState::Unknown { OwnerState::Absent } else { state })
             .collect();
         graph.plan(object, &states)
     }
@@ -315,15 +270,9 @@ mod tests {
     fn background_deletes_dependents_whose_owners_are_all_gone() {
         let mut graph = Graph::default();
         put(&mut graph, &meta("rc", &[], &[], false));
-        assert_eq!(
-            put(&mut graph, &meta("pod", &[owner("rc", true)], &[], false)),
-            ["pod"]
-        );
+        assert_eq!(put(&mut graph, &meta("pod", &[owner("rc", true)], &[], false)), ["pod"]);
         put(&mut graph, &meta("other", &[], &[], false));
-        put(
-            &mut graph,
-            &meta("shared", &[owner("rc", true), owner("other", false)], &[], false),
-        );
+        put(&mut graph, &meta("shared", &[owner("rc", true), owner("other", false)], &[], false));
         assert_eq!(plan(&graph, "pod"), Action::Nothing);
         assert_eq!(graph.remove("rc"), ["pod", "shared"]);
         assert_eq!(plan(&graph, "pod"), Action::Delete(Propagation::Background));
@@ -337,10 +286,7 @@ mod tests {
         put(&mut graph, &meta("pod", &[owner("rc", true)], &[], false));
         put(&mut graph, &meta("loose", &[owner("rc", false)], &[], false));
         assert_eq!(put(&mut graph, &meta("rc", &[], &[FOREGROUND], true)), ["rc"]);
-        assert_eq!(
-            plan(&graph, "rc"),
-            Action::Look(vec!["loose".into(), "pod".into()])
-        );
+        assert_eq!(plan(&graph, "rc"), Action::Look(vec!["loose".into(), "pod".into()]));
         assert_eq!(plan(&graph, "pod"), Action::Delete(Propagation::Background));
         assert_eq!(plan(&graph, "loose"), Action::Nothing);
         assert_eq!(graph.remove("pod"), ["rc"]);

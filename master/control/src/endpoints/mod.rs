@@ -46,10 +46,7 @@ pub(crate) fn start(context: &Context, routes: &mut Routes) {
     let queue = WorkQueue::new("endpoint_slice", &context.queues);
     let unseen = Unseen::default();
     add_routes(context, routes, &queue, &unseen);
-    let controller = Arc::new(Controller {
-        context: context.clone(),
-        unseen,
-    });
+    let controller = Arc::new(Controller { context: context.clone(), unseen });
     let watches = context.watches.clone();
     let ready = move || {
         let watches = watches.clone();
@@ -60,17 +57,10 @@ pub(crate) fn start(context: &Context, routes: &mut Routes) {
             watches.slices.synced().await;
         }
     };
-    spawn_workers(
-        &context.frame,
-        NAME,
-        &queue,
-        context.config.concurrency,
-        ready,
-        move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        },
-    );
+    spawn_workers(&context.frame, NAME, &queue, context.config.concurrency, ready, move |key| {
+        let controller = controller.clone();
+        async move { controller.reconcile(key).await }
+    });
 }
 
 fn add_routes(context: &Context, routes: &mut Routes, queue: &Arc<WorkQueue>, unseen: &Unseen) {
@@ -88,10 +78,7 @@ fn add_routes(context: &Context, routes: &mut Routes, queue: &Arc<WorkQueue>, un
             unseen.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
             for slice in old.into_iter().chain(new) {
                 if let Some(name) = slice.meta.labels.get(SERVICE_NAME_LABEL) {
-                    queue.add(Key {
-                        namespace: key.namespace.clone(),
-                        name: name.clone(),
-                    });
+                    queue.add(Key { namespace: key.namespace.clone(), name: name.clone() });
                 }
             }
         }
@@ -108,10 +95,7 @@ fn add_routes(context: &Context, routes: &mut Routes, queue: &Arc<WorkQueue>, un
                 let selected =
                     |pod: Option<&Pod>| pod.is_some_and(|pod| selects(&service.selector, &pod.meta.labels));
                 if selected(old) || selected(new) {
-                    queue.add(Key {
-                        namespace: key.namespace.clone(),
-                        name: service.meta.name.clone(),
-                    });
+                    queue.add(Key { namespace: key.namespace.clone(), name: service.meta.name.clone() });
                 }
             }
         }
@@ -133,14 +117,8 @@ fn matters(old: &Pod, new: &Pod) -> bool {
 impl Controller {
     async fn reconcile(&self, key: Key) -> Result<Next, ApplyError> {
         let watches = &self.context.watches;
-        let service = watches
-            .services
-            .get(&key)
-            .filter(|service| service.meta.deleting.is_none());
-        let endpoints = watches
-            .endpoints
-            .get(&key)
-            .filter(|endpoints| endpoints.meta.deleting.is_none());
+        let service = watches.services.get(&key).filter(|service| service.meta.deleting.is_none());
+        let endpoints = watches.endpoints.get(&key).filter(|endpoints| endpoints.meta.deleting.is_none());
         let Some(service) = service else {
             // Slices go by their owner reference; an Endpoints object has none and goes here.
             if let Some(endpoints) = endpoints.filter(|endpoints| is_ours(endpoints)) {
@@ -160,14 +138,8 @@ impl Controller {
             let families = families
                 .map(|family| (family.clone(), plan::addresses(&service, &pods, family)))
                 .collect::<Vec<_>>();
-            self.write_slices(
-                &service.meta,
-                service_owner(&service),
-                &service,
-                SLICE_MANAGER,
-                &families,
-            )
-            .await
+            self.write_slices(&service.meta, service_owner(&service), &service, SLICE_MANAGER, &families)
+                .await
         };
         match result {
             // Nothing can be made in a namespace that ends.
@@ -182,9 +154,7 @@ impl Controller {
 
     async fn delete_endpoints(&self, endpoints: &Endpoints) -> Result<(), ApplyError> {
         let api = self.endpoints_api(&endpoints.meta.namespace);
-        let deleted = api
-            .delete(&endpoints.meta.name, &api::delete_uid(&endpoints.meta.uid))
-            .await;
+        let deleted = api.delete(&endpoints.meta.name, &api::delete_uid(&endpoints.meta.uid)).await;
         deleted.act_or_gone(|| format!("delete Endpoints {}", endpoints.meta.name))?;
         tracing::info!(service = %endpoints.meta.name, namespace = %endpoints.meta.namespace, "Endpoints deleted");
         Ok(())
@@ -219,9 +189,7 @@ impl Controller {
         match existing {
             Some(existing) => {
                 object.metadata.resource_version = Some(existing.meta.resource_version.clone());
-                api.replace(&service.meta.name, &api::post(), &object)
-                    .await
-                    .act_or_gone(act)?;
+                api.replace(&service.meta.name, &api::post(), &object).await.act_or_gone(act)?;
             }
             None => match api.create(&api::post(), &object).await {
                 // Written before and not yet watched: its own event brings the key back.
@@ -255,8 +223,7 @@ impl Controller {
             controller: Some(true),
             block_owner_deletion: Some(true),
         };
-        self.write_slices(&endpoints.meta, owner, service, MIRROR_MANAGER, &families)
-            .await
+        self.write_slices(&endpoints.meta, owner, service, MIRROR_MANAGER, &families).await
     }
 
     async fn write_slices(
@@ -284,10 +251,7 @@ impl Controller {
             object.metadata.resource_version = Some(old.meta.resource_version.clone());
             let name = &old.meta.name;
             let replaced = api.replace(name, &api::post(), &object).await;
-            if replaced
-                .act_or_gone(|| format!("write EndpointSlice {name}"))?
-                .is_some()
-            {
+            if replaced.act_or_gone(|| format!("write EndpointSlice {name}"))?.is_some() {
                 self.expect(&service.meta, name, &old.meta.resource_version);
             }
         }
@@ -295,19 +259,12 @@ impl Controller {
             let object = slice_object(&service.meta, &owner, &labels, content);
             let created = api.create(&api::post(), &object).await;
             let created = created.act(|| format!("create an EndpointSlice of {}", service.meta.name))?;
-            self.expect(
-                &service.meta,
-                created.metadata.name.as_deref().unwrap_or_default(),
-                "",
-            );
+            self.expect(&service.meta, created.metadata.name.as_deref().unwrap_or_default(), "");
         }
         for slice in plan.delete {
             let name = &slice.meta.name;
             let gone = api.delete(name, &api::delete_uid(&slice.meta.uid)).await;
-            if gone
-                .act_or_gone(|| format!("delete EndpointSlice {name}"))?
-                .is_some()
-            {
+            if gone.act_or_gone(|| format!("delete EndpointSlice {name}"))?.is_some() {
                 self.expect(&service.meta, name, &slice.meta.resource_version);
             }
         }
@@ -329,36 +286,21 @@ impl Controller {
             })
             .collect();
         let unseen = self.unseen.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiting = unseen
-            .values()
-            .any(|(key, _)| key.namespace == namespace && key.name == service);
+        let waiting = unseen.values().any(|(key, _)| key.namespace == namespace && key.name == service);
         (waiting, slices)
     }
 
     /// Remembers a write until the watch shows it; an echo that was skipped is forgotten after a while.
     fn expect(&self, service: &Meta, name: &str, version_before: &str) {
-        let service = Key {
-            namespace: service.namespace.clone(),
-            name: service.name.clone(),
-        };
-        let key = Key {
-            namespace: service.namespace.clone(),
-            name: name.to_owned(),
-        };
+        let service = Key { namespace: service.namespace.clone(), name: service.name.clone() };
+        let key = Key { namespace: service.namespace.clone(), name: name.to_owned() };
         let ticket = rand::random::<u64>();
         let lock = |unseen: &Unseen, act: &dyn Fn(&mut HashMap<Key, (Key, u64)>)| {
             act(&mut unseen.lock().unwrap_or_else(PoisonError::into_inner));
         };
-        lock(&self.unseen, &|unseen| {
-            drop(unseen.insert(key.clone(), (service.clone(), ticket)))
-        });
+        lock(&self.unseen, &|unseen| drop(unseen.insert(key.clone(), (service.clone(), ticket))));
         // The watch may have been quicker than the answer. Asked after the insertion, so that one of both sees the other.
-        let watched = self
-            .context
-            .watches
-            .slices
-            .get(&key)
-            .map(|slice| slice.meta.resource_version.clone());
+        let watched = self.context.watches.slices.get(&key).map(|slice| slice.meta.resource_version.clone());
         if watched.unwrap_or_default() != version_before {
             lock(&self.unseen, &|unseen| drop(unseen.remove(&key)));
             return;
@@ -378,11 +320,7 @@ impl Controller {
 
 /// Endpoints objects made by this controller carry its label since Kubernetes 1.33.
 fn is_ours(endpoints: &Endpoints) -> bool {
-    endpoints
-        .meta
-        .labels
-        .get(ENDPOINTS_MANAGED_BY)
-        .is_some_and(|manager| manager == "endpoint-controller")
+    endpoints.meta.labels.get(ENDPOINTS_MANAGED_BY).is_some_and(|manager| manager == "endpoint-controller")
 }
 
 fn endpoints_labels(service: &Service) -> crate::model::Labels {

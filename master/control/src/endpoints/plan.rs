@@ -53,11 +53,7 @@ fn address(service: &Service, pod: &Pod, family: &str) -> Option<Address> {
     let ip = *pod.ips.iter().find(|ip| ip.is_ipv6() == (family == "IPv6"))?;
     let terminating = pod.meta.deleting.is_some();
     let publish = service.publish_not_ready;
-    let ports = service
-        .ports
-        .iter()
-        .filter_map(|port| resolve(port, pod))
-        .collect::<Vec<_>>();
+    let ports = service.ports.iter().filter_map(|port| resolve(port, pod)).collect::<Vec<_>>();
     let by_name = !pod.hostname.is_empty() && pod.subdomain == service.meta.name;
     Some(Address {
         ip,
@@ -101,12 +97,9 @@ fn resolve(port: &ServicePort, pod: &Pod) -> Option<Port> {
 /// Terminating pods are in no subset unless the Service publishes not-ready addresses, as upstream.
 pub(crate) fn subsets(service: &Service, addresses: &[Address]) -> (Vec<EndpointSubset>, bool) {
     let mut groups: BTreeMap<Vec<Port>, (Vec<EndpointAddress>, Vec<EndpointAddress>)> = BTreeMap::new();
-    let shown = addresses
-        .iter()
-        .filter(|address| !address.terminating || service.publish_not_ready);
-    let mut taken: Vec<&Address> = shown
-        .filter(|address| !address.ports.is_empty() || service.headless)
-        .collect();
+    let shown = addresses.iter().filter(|address| !address.terminating || service.publish_not_ready);
+    let mut taken: Vec<&Address> =
+        shown.filter(|address| !address.ports.is_empty() || service.headless).collect();
     let over = taken.len() > ENDPOINTS_ADDRESSES;
     // Ready addresses first when not all fit.
     taken.sort_by_key(|address| (!address.ready, address.ip));
@@ -120,20 +113,14 @@ pub(crate) fn subsets(service: &Service, addresses: &[Address]) -> (Vec<Endpoint
             node_name: address.node.clone(),
             target_ref: address.target.clone(),
         };
-        if address.ready {
-            ready.push(entry)
-        } else {
-            not_ready.push(entry)
-        }
+        if address.ready { ready.push(entry) } else { not_ready.push(entry) }
     }
     let some = |list: Vec<EndpointAddress>| (!list.is_empty()).then_some(list);
-    let subsets = groups
-        .into_iter()
-        .map(|(ports, (ready, not_ready))| EndpointSubset {
-            addresses: some(ready),
-            not_ready_addresses: some(not_ready),
-            ports: (!ports.is_empty()).then(|| ports.into_iter().map(subset_port).collect()),
-        });
+    let subsets = groups.into_iter().map(|(ports, (ready, not_ready))| EndpointSubset {
+        addresses: some(ready),
+        not_ready_addresses: some(not_ready),
+        ports: (!ports.is_empty()).then(|| ports.into_iter().map(subset_port).collect()),
+    });
     (subsets.collect(), over)
 }
 
@@ -180,9 +167,7 @@ pub(crate) fn plan_slices(existing: &[Arc<EndpointSlice>], families: &[(String, 
         for (ports, members) in groups {
             let ports: Vec<EndpointPort> = ports.into_iter().map(slice_port).collect();
             let same: Vec<_> = left
-                .extract_if(.., |slice| {
-                    slice.address_type == *family && (same_ports(&slice.ports, &ports))
-                })
+                .extract_if(.., |slice| slice.address_type == *family && (same_ports(&slice.ports, &ports)))
                 .collect();
             plan_group(&mut plan, family, &ports, &members, same);
         }
@@ -194,12 +179,8 @@ pub(crate) fn plan_slices(existing: &[Arc<EndpointSlice>], families: &[(String, 
 /// Adds an update for every slice that would stay as it is but carries other labels than its Service asks for.
 pub(crate) fn relabel(plan: &mut SlicePlan, existing: &[Arc<EndpointSlice>], labels: &Labels) {
     for slice in existing.iter().filter(|slice| slice.meta.labels != *labels) {
-        let touched = plan
-            .update
-            .iter()
-            .map(|(old, _)| old)
-            .chain(&plan.delete)
-            .any(|old| Arc::ptr_eq(old, slice));
+        let touched =
+            plan.update.iter().map(|(old, _)| old).chain(&plan.delete).any(|old| Arc::ptr_eq(old, slice));
         if !touched {
             let content = SliceContent {
                 address_type: slice.address_type.clone(),
@@ -214,12 +195,7 @@ pub(crate) fn relabel(plan: &mut SlicePlan, existing: &[Arc<EndpointSlice>], lab
 fn same_ports(left: &[EndpointPort], right: &[EndpointPort]) -> bool {
     let key = |port: &EndpointPort| {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
-        (
-            text(&port.name),
-            text(&port.protocol),
-            port.port,
-            port.app_protocol.clone(),
-        )
+        (text(&port.name), text(&port.protocol), port.port, port.app_protocol.clone())
     };
     let set = |ports: &[EndpointPort]| ports.iter().map(key).collect::<BTreeSet<_>>();
     set(left) == set(right)
@@ -232,10 +208,8 @@ fn plan_group(
     members: &[&Address],
     existing: Vec<Arc<EndpointSlice>>,
 ) {
-    let mut wanted: BTreeMap<String, Endpoint> = members
-        .iter()
-        .map(|address| (address.ip.to_string(), slice_endpoint(address)))
-        .collect();
+    let mut wanted: BTreeMap<String, Endpoint> =
+        members.iter().map(|address| (address.ip.to_string(), slice_endpoint(address))).collect();
     let mut kept: Vec<(Arc<EndpointSlice>, Vec<Endpoint>)> = Vec::new();
     for slice in existing {
         let stay = slice
@@ -258,8 +232,7 @@ fn plan_group(
         endpoints,
     };
     let rest: Vec<_> = fresh.collect();
-    plan.create
-        .extend(rest.chunks(SLICE_ENDPOINTS).map(|chunk| content(chunk.to_vec())));
+    plan.create.extend(rest.chunks(SLICE_ENDPOINTS).map(|chunk| content(chunk.to_vec())));
     let is_only = rest.is_empty() && kept.iter().all(|(_, stay)| stay.is_empty());
     let mut kept = kept.into_iter();
     if is_only {
@@ -308,11 +281,7 @@ pub(crate) fn mirrored(subsets: &[EndpointSubset], family: &str) -> Vec<Address>
     for subset in subsets {
         let ports: Vec<Port> = subset.ports.iter().flatten().filter_map(mirrored_port).collect();
         let ready = subset.addresses.iter().flatten().map(|address| (address, true));
-        let not_ready = subset
-            .not_ready_addresses
-            .iter()
-            .flatten()
-            .map(|address| (address, false));
+        let not_ready = subset.not_ready_addresses.iter().flatten().map(|address| (address, false));
         for (address, ready) in ready.chain(not_ready) {
             let Ok(ip) = address.ip.parse::<IpAddr>() else {
                 continue;
@@ -353,10 +322,7 @@ mod tests {
 
     fn service(ports: Vec<ServicePort>) -> Service {
         Service {
-            meta: Meta {
-                name: "web".into(),
-                ..Meta::default()
-            },
+            meta: Meta { name: "web".into(), ..Meta::default() },
             selector: Labels::from([("app".into(), "web".into())]),
             ports,
             families: vec!["IPv4".into()],
@@ -365,12 +331,7 @@ mod tests {
     }
 
     fn port(name: &str, target: TargetPort) -> ServicePort {
-        ServicePort {
-            name: name.into(),
-            protocol: "TCP".into(),
-            app_protocol: None,
-            target,
-        }
+        ServicePort { name: name.into(), protocol: "TCP".into(), app_protocol: None, target }
     }
 
     fn pod(number: u8, change: impl FnOnce(&mut Pod)) -> Arc<Pod> {
@@ -407,10 +368,8 @@ mod tests {
         ];
         let mut service = service(vec![port("http", TargetPort::Number(80))]);
         let found = addresses(&service, &pods, "IPv4");
-        let states: Vec<_> = found
-            .iter()
-            .map(|a| (a.ip.to_string(), a.ready, a.serving, a.terminating))
-            .collect();
+        let states: Vec<_> =
+            found.iter().map(|a| (a.ip.to_string(), a.ready, a.serving, a.terminating)).collect();
         assert_eq!(
             states,
             [
@@ -426,11 +385,7 @@ mod tests {
         assert_eq!(subsets[0].addresses.as_ref().unwrap().len(), 1);
         assert_eq!(subsets[0].not_ready_addresses.as_ref().unwrap().len(), 1);
         service.publish_not_ready = true;
-        assert!(
-            addresses(&service, &pods, "IPv4")
-                .iter()
-                .all(|address| address.ready)
-        );
+        assert!(addresses(&service, &pods, "IPv4").iter().all(|address| address.ready));
         assert!(addresses(&service, &pods, "IPv6").is_empty());
     }
 
@@ -438,11 +393,7 @@ mod tests {
     fn named_ports_split_pods_into_groups() {
         let named = |number: u16| {
             move |pod: &mut Pod| {
-                pod.ports = vec![ContainerPort {
-                    name: "web".into(),
-                    port: number,
-                    protocol: "TCP".into(),
-                }];
+                pod.ports = vec![ContainerPort { name: "web".into(), port: number, protocol: "TCP".into() }];
             }
         };
         let pods = [pod(1, named(80)), pod(2, named(8080)), pod(3, named(80))];
@@ -451,11 +402,8 @@ mod tests {
         let (subsets, _) = subsets(&service, &found);
         assert_eq!(subsets.len(), 2);
         let plan = plan_slices(&[], &[("IPv4".into(), found)]);
-        let sizes: Vec<_> = plan
-            .create
-            .iter()
-            .map(|slice| (slice.ports[0].port.unwrap(), slice.endpoints.len()))
-            .collect();
+        let sizes: Vec<_> =
+            plan.create.iter().map(|slice| (slice.ports[0].port.unwrap(), slice.endpoints.len())).collect();
         assert_eq!(sizes, [(80, 2), (8080, 1)]);
     }
 
@@ -466,37 +414,21 @@ mod tests {
         let found = addresses(&headless, &[pod(1, |_| {})], "IPv4");
         let (subsets, _) = subsets(&headless, &found);
         assert_eq!((subsets.len(), subsets[0].ports.clone()), (1, None));
-        assert_eq!(
-            plan_slices(&[], &[("IPv4".into(), found)]).create[0]
-                .endpoints
-                .len(),
-            1
-        );
+        assert_eq!(plan_slices(&[], &[("IPv4".into(), found)]).create[0].endpoints.len(), 1);
     }
 
     fn apply(existing: &[Arc<EndpointSlice>], plan: SlicePlan, next: &mut u32) -> Vec<Arc<EndpointSlice>> {
-        let gone: Vec<_> = plan
-            .delete
-            .iter()
-            .chain(plan.update.iter().map(|(old, _)| old))
-            .cloned()
-            .collect();
+        let gone: Vec<_> =
+            plan.delete.iter().chain(plan.update.iter().map(|(old, _)| old)).cloned().collect();
         let mut slices: Vec<_> = existing
             .iter()
             .filter(|slice| !gone.iter().any(|old| Arc::ptr_eq(old, slice)))
             .cloned()
             .collect();
-        for content in plan
-            .create
-            .into_iter()
-            .chain(plan.update.into_iter().map(|(_, content)| content))
-        {
+        for content in plan.create.into_iter().chain(plan.update.into_iter().map(|(_, content)| content)) {
             *next += 1;
             slices.push(Arc::new(EndpointSlice {
-                meta: Meta {
-                    name: format!("s{next}"),
-                    ..Meta::default()
-                },
+                meta: Meta { name: format!("s{next}"), ..Meta::default() },
                 address_type: content.address_type,
                 endpoints: content.endpoints,
                 ports: content.ports,
@@ -517,24 +449,12 @@ mod tests {
         };
         let mut next = 0;
         let slices = apply(&[], plan_slices(&[], &many(230)), &mut next);
-        assert_eq!(
-            slices
-                .iter()
-                .map(|slice| slice.endpoints.len())
-                .collect::<Vec<_>>(),
-            [100, 100, 30]
-        );
+        assert_eq!(slices.iter().map(|slice| slice.endpoints.len()).collect::<Vec<_>>(), [100, 100, 30]);
         assert_eq!(plan_slices(&slices, &many(230)), SlicePlan::default());
         let plan = plan_slices(&slices, &many(231));
-        assert_eq!(
-            (plan.create.len(), plan.update.len(), plan.delete.len()),
-            (0, 1, 0)
-        );
+        assert_eq!((plan.create.len(), plan.update.len(), plan.delete.len()), (0, 1, 0));
         let plan = plan_slices(&slices, &many(0));
-        assert_eq!(
-            (plan.create.len(), plan.update.len(), plan.delete.len()),
-            (1, 0, 3)
-        );
+        assert_eq!((plan.create.len(), plan.update.len(), plan.delete.len()), (1, 0, 3));
         let empty = apply(&slices, plan, &mut next);
         assert_eq!(plan_slices(&empty, &many(0)), SlicePlan::default());
     }

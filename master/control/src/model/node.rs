@@ -59,25 +59,14 @@ impl Node {
         let spec = object.spec.as_ref();
         let status = object.status.as_ref();
         let allocatable = status.and_then(|status| status.allocatable.as_ref().or(status.capacity.as_ref()));
-        let single = spec
-            .and_then(|spec| spec.pod_cidr.clone())
-            .filter(|cidr| !cidr.is_empty());
+        let single = spec.and_then(|spec| spec.pod_cidr.clone()).filter(|cidr| !cidr.is_empty());
         let list = spec.and_then(|spec| spec.pod_cidrs.clone()).unwrap_or_default();
         Self {
             meta: Meta::of(&object.metadata),
             unschedulable: spec.and_then(|spec| spec.unschedulable).unwrap_or(false),
-            taints: spec
-                .and_then(|spec| spec.taints.as_ref())
-                .into_iter()
-                .flatten()
-                .map(taint)
-                .collect(),
+            taints: spec.and_then(|spec| spec.taints.as_ref()).into_iter().flatten().map(taint).collect(),
             allocatable: allocatable.map(Resources::of).unwrap_or_default(),
-            pod_cidrs: if list.is_empty() {
-                single.into_iter().collect()
-            } else {
-                list
-            },
+            pod_cidrs: if list.is_empty() { single.into_iter().collect() } else { list },
             conditions: status
                 .and_then(|status| status.conditions.as_ref())
                 .into_iter()
@@ -129,15 +118,8 @@ impl HasMeta for Lease {
 impl Lease {
     /// Projects a Lease.
     pub fn of(object: &coordination::Lease) -> Self {
-        let renewed = object
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.renew_time.as_ref())
-            .map(|time| time.0);
-        Self {
-            meta: Meta::of(&object.metadata),
-            renewed,
-        }
+        let renewed = object.spec.as_ref().and_then(|spec| spec.renew_time.as_ref()).map(|time| time.0);
+        Self { meta: Meta::of(&object.metadata), renewed }
     }
 }
 
@@ -161,19 +143,11 @@ impl HasMeta for Namespace {
 impl Namespace {
     /// Projects a Namespace.
     pub fn of(object: &core::Namespace) -> Self {
-        let conditions = object
-            .status
-            .as_ref()
-            .and_then(|status| status.conditions.as_ref())
-            .into_iter()
-            .flatten();
+        let conditions =
+            object.status.as_ref().and_then(|status| status.conditions.as_ref()).into_iter().flatten();
         Self {
             meta: Meta::of(&object.metadata),
-            finalizers: object
-                .spec
-                .as_ref()
-                .and_then(|spec| spec.finalizers.clone())
-                .unwrap_or_default(),
+            finalizers: object.spec.as_ref().and_then(|spec| spec.finalizers.clone()).unwrap_or_default(),
             conditions: conditions
                 .map(|condition| {
                     (

@@ -125,9 +125,7 @@ impl Pod {
     pub fn of(object: &core::Pod) -> Self {
         let spec = object.spec.as_ref();
         let status = object.status.as_ref();
-        let node = spec
-            .and_then(|spec| spec.node_name.clone())
-            .filter(|name| !name.is_empty());
+        let node = spec.and_then(|spec| spec.node_name.clone()).filter(|name| !name.is_empty());
         let ready = condition(status, "Ready");
         let annotations = object.metadata.annotations.as_ref();
         let cost = annotations.and_then(|all| all.get("controller.kubernetes.io/pod-deletion-cost"));
@@ -156,10 +154,7 @@ impl Pod {
                 .collect(),
             requests: spec.map(resource_requests).unwrap_or_default(),
             deletion_cost: cost.and_then(|text| text.parse().ok()).unwrap_or(0),
-            scheduling: node
-                .is_none()
-                .then(|| spec.map(|spec| Box::new(scheduling(spec, status))))
-                .flatten(),
+            scheduling: node.is_none().then(|| spec.map(|spec| Box::new(scheduling(spec, status)))).flatten(),
             node,
         }
     }
@@ -186,41 +181,19 @@ fn phase(text: Option<&str>) -> Phase {
 }
 
 fn condition<'a>(status: Option<&'a core::PodStatus>, kind: &str) -> Option<&'a core::PodCondition> {
-    status?
-        .conditions
-        .as_ref()?
-        .iter()
-        .find(|condition| condition.type_ == kind)
+    status?.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
 }
 
 fn addresses(status: Option<&core::PodStatus>) -> Vec<IpAddr> {
     let Some(status) = status else { return Vec::new() };
-    let all: Vec<IpAddr> = status
-        .pod_ips
-        .iter()
-        .flatten()
-        .filter_map(|address| address.ip.parse().ok())
-        .collect();
-    if all.is_empty() {
-        status
-            .pod_ip
-            .iter()
-            .filter_map(|text| text.parse().ok())
-            .collect()
-    } else {
-        all
-    }
+    let all: Vec<IpAddr> =
+        status.pod_ips.iter().flatten().filter_map(|address| address.ip.parse().ok()).collect();
+    if all.is_empty() { status.pod_ip.iter().filter_map(|text| text.parse().ok()).collect() } else { all }
 }
 
 fn restarts(status: Option<&core::PodStatus>) -> i32 {
-    let containers = status
-        .and_then(|status| status.container_statuses.as_ref())
-        .into_iter()
-        .flatten();
-    containers
-        .map(|container| container.restart_count)
-        .max()
-        .unwrap_or(0)
+    let containers = status.and_then(|status| status.container_statuses.as_ref()).into_iter().flatten();
+    containers.map(|container| container.restart_count).max().unwrap_or(0)
 }
 
 fn is_sidecar(container: &core::Container) -> bool {
@@ -228,11 +201,7 @@ fn is_sidecar(container: &core::Container) -> bool {
 }
 
 fn serving_containers(spec: &core::PodSpec) -> impl Iterator<Item = &core::Container> {
-    let sidecars = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .filter(|container| is_sidecar(container));
+    let sidecars = spec.init_containers.iter().flatten().filter(|container| is_sidecar(container));
     spec.containers.iter().chain(sidecars)
 }
 
@@ -254,16 +223,10 @@ fn host_ports(spec: &core::PodSpec) -> Vec<HostPort> {
     let ports = serving_containers(spec).flat_map(|container| container.ports.iter().flatten());
     ports
         .filter_map(|port| {
-            let number = port
-                .host_port
-                .or(host_network.then_some(port.container_port))
-                .filter(|port| *port > 0)?;
+            let number =
+                port.host_port.or(host_network.then_some(port.container_port)).filter(|port| *port > 0)?;
             Some(HostPort {
-                ip: port
-                    .host_ip
-                    .clone()
-                    .filter(|ip| !ip.is_empty())
-                    .unwrap_or_else(|| "0.0.0.0".to_owned()),
+                ip: port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".to_owned()),
                 protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
                 port: u16::try_from(number).ok()?,
             })
@@ -298,12 +261,7 @@ fn scheduling(spec: &core::PodSpec, status: Option<&core::PodStatus>) -> Schedul
         node_affinity: affinity.and_then(|affinity| affinity.node_affinity.clone()),
         requires_pod_affinity: terms(pod_affinity) || anti_terms(anti_affinity),
         spread: spec.topology_spread_constraints.clone().unwrap_or_default(),
-        gates: spec
-            .scheduling_gates
-            .iter()
-            .flatten()
-            .map(|gate| gate.name.clone())
-            .collect(),
+        gates: spec.scheduling_gates.iter().flatten().map(|gate| gate.name.clone()).collect(),
         refusal: refusal.and_then(|condition| condition.message.clone()),
     }
 }
@@ -338,11 +296,7 @@ pub fn resource_requests(spec: &core::PodSpec) -> Resources {
     }
     total.add(&sidecars);
     total.max(&peak);
-    if let Some(pod_level) = spec
-        .resources
-        .as_ref()
-        .and_then(|resources| resources.requests.as_ref())
-    {
+    if let Some(pod_level) = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()) {
         let wanted = Resources::of(pod_level);
         if pod_level.contains_key("cpu") {
             total.milli_cpu = wanted.milli_cpu;
@@ -392,9 +346,6 @@ mod tests {
         let ports = Pod::of(&object).host_ports;
         assert_eq!(ports.len(), 2);
         assert_eq!((ports[0].ip.as_str(), ports[0].port), ("0.0.0.0", 80));
-        assert_eq!(
-            (ports[1].ip.as_str(), ports[1].protocol.as_str()),
-            ("127.0.0.1", "UDP")
-        );
+        assert_eq!((ports[1].ip.as_str(), ports[1].protocol.as_str()), ("127.0.0.1", "UDP"));
     }
 }

@@ -69,25 +69,12 @@ mod tests {
 
     #[test]
     fn lists_round_up() {
-        let list = [
-            ("cpu", "250m"),
-            ("memory", "1500m"),
-            ("pods", "110"),
-            ("example.com/gpu", "2"),
-            ("bad", "x"),
-        ];
-        let list = list
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), Quantity(value.to_owned())))
-            .collect();
+        let list =
+            [("cpu", "250m"), ("memory", "1500m"), ("pods", "110"), ("example.com/gpu", "2"), ("bad", "x")];
+        let list =
+            list.into_iter().map(|(name, value)| (name.to_owned(), Quantity(value.to_owned()))).collect();
         let resources = Resources::of(&list);
-        assert_eq!(
-            (resources.milli_cpu, resources.memory_bytes, resources.pods),
-            (250, 2, 110)
-        );
-        assert_eq!(
-            resources.other,
-            BTreeMap::from([("example.com/gpu".to_owned(), 2)])
-        );
+        assert_eq!((resources.milli_cpu, resources.memory_bytes, resources.pods), (250, 2, 110));
+        assert_eq!(resources.other, BTreeMap::from([("example.com/gpu".to_owned(), 2)]));
     }
 }

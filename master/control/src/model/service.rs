@@ -116,10 +116,8 @@ impl EndpointSlice {
         let annotations = object.metadata.annotations.as_ref();
         Self {
             meta: Meta::of(&object.metadata),
-            trigger_time: annotations.and_then(|all| {
-                all.get("endpoints.kubernetes.io/last-change-trigger-time")
-                    .cloned()
-            }),
+            trigger_time: annotations
+                .and_then(|all| all.get("endpoints.kubernetes.io/last-change-trigger-time").cloned()),
             address_type: object.address_type,
             endpoints: object.endpoints.unwrap_or_default(),
             ports: object.ports.unwrap_or_default(),

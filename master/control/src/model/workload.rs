@@ -32,11 +32,7 @@ impl Workload {
     pub fn of(object: core::ReplicationController) -> Self {
         let spec = object.spec.unwrap_or_default();
         let template = spec.template.unwrap_or_default();
-        let labels = template
-            .metadata
-            .as_ref()
-            .and_then(|meta| meta.labels.clone())
-            .unwrap_or_default();
+        let labels = template.metadata.as_ref().and_then(|meta| meta.labels.clone()).unwrap_or_default();
         let selector = spec.selector.filter(|selector| !selector.is_empty());
         Self {
             meta: Meta::of(&object.metadata),
@@ -74,11 +70,6 @@ impl ConfigMap {
         let meta = Meta::of(&object.metadata);
         let wanted = meta.name == Self::ROOT_CA_NAME;
         let data = object.data.as_ref().filter(|_| wanted);
-        Self {
-            root_ca: data
-                .and_then(|data| data.get("ca.crt"))
-                .map(|text| text.as_str().into()),
-            meta,
-        }
+        Self { root_ca: data.and_then(|data| data.get("ca.crt")).map(|text| text.as_str().into()), meta }
     }
 }

@@ -47,14 +47,8 @@ pub(crate) fn start(context: &Context, routes: &mut Routes) {
         let (queue, namespaces) = (queue.clone(), context.watches.namespaces.clone());
         move |_, key, old, new| {
             if old.is_some() && new.is_none() && !key.namespace.is_empty() {
-                let key = Key {
-                    namespace: String::new(),
-                    name: key.namespace.clone(),
-                };
-                if namespaces
-                    .get(&key)
-                    .is_some_and(|namespace| !namespace.is_active())
-                {
+                let key = Key { namespace: String::new(), name: key.namespace.clone() };
+                if namespaces.get(&key).is_some_and(|namespace| !namespace.is_active()) {
                     queue.add(key);
                 }
             }
@@ -74,24 +68,14 @@ pub(crate) fn start(context: &Context, routes: &mut Routes) {
 }
 
 async fn reconcile(context: &Context, key: &Key) -> Result<Next, ApplyError> {
-    let Some(namespace) = context
-        .watches
-        .namespaces
-        .get(key)
-        .filter(|namespace| !namespace.is_active())
+    let Some(namespace) = context.watches.namespaces.get(key).filter(|namespace| !namespace.is_active())
     else {
         return Ok(Next::Done);
     };
-    if !namespace
-        .finalizers
-        .iter()
-        .any(|finalizer| finalizer == FINALIZER)
-    {
+    if !namespace.finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
         return Ok(Next::Done);
     }
-    let kinds = resources::discover(&context.client)
-        .await
-        .act(|| "discover resources".to_owned())?;
+    let kinds = resources::discover(&context.client).await.act(|| "discover resources".to_owned())?;
     let remains = empty(context, &key.name, &kinds).await;
     if remains.is_empty() {
         finalize(context, &namespace).await?;
@@ -114,11 +98,7 @@ async fn empty(context: &Context, namespace: &str, kinds: &[Kind]) -> Remains {
     if !remains.is_empty() {
         return remains;
     }
-    let rest: Vec<_> = kinds
-        .iter()
-        .filter(deletable)
-        .filter(|kind| !is_pods(kind))
-        .collect();
+    let rest: Vec<_> = kinds.iter().filter(deletable).filter(|kind| !is_pods(kind)).collect();
     for kind in rest {
         delete_all(context, namespace, &kind.resource, &mut remains).await;
     }
@@ -148,10 +128,7 @@ async fn try_delete_all(
     if found.is_empty() {
         return Ok(());
     }
-    for object in found
-        .iter()
-        .filter(|object| object.metadata.deletion_timestamp.is_none())
-    {
+    for object in found.iter().filter(|object| object.metadata.deletion_timestamp.is_none()) {
         let name = object.metadata.name.as_deref().unwrap_or_default();
         match api.delete(name, &DeleteParams::background()).await {
             Err(error) if !api::is_not_found(&error) && !api::is_conflict(&error) => return Err(error),
@@ -162,10 +139,7 @@ async fn try_delete_all(
     if !left.is_empty() {
         remains.objects.insert(name.to_owned(), left.len());
     }
-    for finalizer in left
-        .iter()
-        .flat_map(|object| object.metadata.finalizers.iter().flatten())
-    {
+    for finalizer in left.iter().flat_map(|object| object.metadata.finalizers.iter().flatten()) {
         *remains.finalizers.entry(finalizer.clone()).or_default() += 1;
     }
     Ok(())
@@ -182,9 +156,7 @@ async fn write_conditions(
     remains: &Remains,
 ) -> Result<(), ApplyError> {
     let wanted = remains.conditions();
-    let is_same = wanted
-        .iter()
-        .all(|condition| namespace.conditions.contains(condition));
+    let is_same = wanted.iter().all(|condition| namespace.conditions.contains(condition));
     if is_same {
         return Ok(());
     }
@@ -198,9 +170,7 @@ async fn write_conditions(
         .collect();
     let api: Api<core::Namespace> = Api::all(context.client.clone());
     let body = serde_json::json!({"status": {"conditions": rows}});
-    let patched = api
-        .patch_status(&namespace.meta.name, &api::patch(), &api::strategic(body))
-        .await;
+    let patched = api.patch_status(&namespace.meta.name, &api::patch(), &api::strategic(body)).await;
     patched.act_or_gone(|| format!("write the status of namespace {}", namespace.meta.name))?;
     Ok(())
 }
@@ -218,9 +188,7 @@ async fn finalize(context: &Context, namespace: &Namespace) -> Result<(), ApplyE
     if let Some(finalizers) = fresh.spec.as_mut().and_then(|spec| spec.finalizers.as_mut()) {
         finalizers.retain(|finalizer| finalizer != FINALIZER);
     }
-    let answer = api
-        .replace_subresource("finalize", name, &api::post(), &fresh)
-        .await;
+    let answer = api.replace_subresource("finalize", name, &api::post(), &fresh).await;
     answer.act_or_gone(act)?;
     Ok(())
 }

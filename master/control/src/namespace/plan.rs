@@ -47,10 +47,7 @@ impl Remains {
                 "NamespaceDeletionGroupVersionParsingFailure",
                 false,
                 ["ParsedGroupVersions", ""],
-                [
-                    "All legacy kube types successfully parsed".to_owned(),
-                    String::new(),
-                ],
+                ["All legacy kube types successfully parsed".to_owned(), String::new()],
             ),
             row(
                 "NamespaceDeletionContentFailure",
@@ -104,19 +101,11 @@ mod tests {
         let conditions = remains.conditions();
         assert_eq!(conditions[2].2, "ContentDeleted");
         assert_eq!(conditions[3].1, "True");
-        assert_eq!(
-            conditions[3].3,
-            "Some resources are remaining: pods has 2 resource instances"
-        );
+        assert_eq!(conditions[3].3, "Some resources are remaining: pods has 2 resource instances");
         assert_eq!(
             conditions[4].3,
             "Some content in the namespace has finalizers remaining: example.com/hold in 1 resource instances"
         );
-        assert!(
-            Remains::default()
-                .conditions()
-                .iter()
-                .all(|condition| condition.1 == "False")
-        );
+        assert!(Remains::default().conditions().iter().all(|condition| condition.1 == "False"));
     }
 }

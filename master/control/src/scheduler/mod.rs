@@ -133,14 +133,8 @@ impl Scheduler {
 
     fn take_node(&mut self, key: &Key) {
         let node = self.context.watches.nodes.get(key);
-        let before = self
-            .cluster
-            .places
-            .get(&key.name)
-            .and_then(|place| place.node.clone());
-        if node
-            .as_deref()
-            .is_some_and(|node| before.as_deref().is_none_or(|before| makes_room(before, node)))
+        let before = self.cluster.places.get(&key.name).and_then(|place| place.node.clone());
+        if node.as_deref().is_some_and(|node| before.as_deref().is_none_or(|before| makes_room(before, node)))
         {
             self.pending.wake();
         }
@@ -161,16 +155,8 @@ impl Scheduler {
             Some(_) if self.cluster.is_assumed(&key) => {}
             Some(pod) => {
                 // Our own note of refusal is no change that could help; a lifted gate is.
-                let gated = pod
-                    .scheduling
-                    .as_ref()
-                    .is_some_and(|wants| !wants.gates.is_empty());
-                self.pending.add(
-                    key,
-                    &pod.meta.uid,
-                    pod.meta.created,
-                    !gated && self.is_ungated(pod),
-                );
+                let gated = pod.scheduling.as_ref().is_some_and(|wants| !wants.gates.is_empty());
+                self.pending.add(key, &pod.meta.uid, pod.meta.created, !gated && self.is_ungated(pod));
             }
             None => self.pending.remove(&key),
         }
@@ -178,9 +164,7 @@ impl Scheduler {
 
     /// Whether the pod carries the note that a gate held it back although none does any more.
     fn is_ungated(&self, pod: &Pod) -> bool {
-        pod.scheduling
-            .as_ref()
-            .is_some_and(|wants| wants.refusal.as_deref() == Some(GATED))
+        pod.scheduling.as_ref().is_some_and(|wants| wants.refusal.as_deref() == Some(GATED))
     }
 
     fn schedule_due(&mut self) {
@@ -189,13 +173,7 @@ impl Scheduler {
             if self.bindings.len() >= BINDINGS {
                 break;
             }
-            let Some(pod) = self
-                .context
-                .watches
-                .pods
-                .get(&key)
-                .filter(|pod| pod.node.is_none())
-            else {
+            let Some(pod) = self.context.watches.pods.get(&key).filter(|pod| pod.node.is_none()) else {
                 self.pending.remove(&key);
                 continue;
             };
@@ -217,9 +195,7 @@ impl Scheduler {
 
     fn companions(&self, pod: &Pod) -> Vec<Labels> {
         let services = watch::in_namespace(&self.context.watches.services, &pod.meta.namespace);
-        let selecting = services
-            .into_iter()
-            .filter(|service| selects(&service.selector, &pod.meta.labels));
+        let selecting = services.into_iter().filter(|service| selects(&service.selector, &pod.meta.labels));
         selecting.map(|service| service.selector.clone()).collect()
     }
 
@@ -248,12 +224,7 @@ impl Scheduler {
             let result = answer.await.map(drop);
             if result.is_ok() {
                 let message = format!("Successfully assigned {}/{} to {node}", key.namespace, key.name);
-                recorder.say(
-                    Subject::new("Pod", &pod.meta),
-                    Severity::Normal,
-                    "Scheduled",
-                    message,
-                );
+                recorder.say(Subject::new("Pod", &pod.meta), Severity::Normal, "Scheduled", message);
                 tracing::info!(pod = %key, %node, microseconds = started.elapsed().as_micros(), "scheduled");
             }
             (key, pod.meta.uid.clone(), result)
@@ -289,17 +260,12 @@ impl Scheduler {
         reason: &'static str,
         started: std::time::Instant,
     ) {
-        if pod
-            .scheduling
-            .as_ref()
-            .is_some_and(|wants| wants.refusal.as_deref() == Some(&message))
-        {
+        if pod.scheduling.as_ref().is_some_and(|wants| wants.refusal.as_deref() == Some(&message)) {
             return;
         }
         if reason == "Unschedulable" {
             let about = Subject::new("Pod", &pod.meta);
-            self.recorder
-                .say(about, Severity::Warning, "FailedScheduling", message.clone());
+            self.recorder.say(about, Severity::Warning, "FailedScheduling", message.clone());
         }
         tracing::info!(pod = %key, %message, microseconds = started.elapsed().as_micros(), "not scheduled");
         if self.notes.len() >= BINDINGS {
@@ -313,29 +279,19 @@ impl Scheduler {
                 "type": "PodScheduled", "status": "False", "reason": reason, "message": message,
                 "lastTransitionTime": Time(Timestamp::now()),
             }]}});
-            if let Err(error) = api
-                .patch_status(&name, &api::patch(), &api::strategic(body))
-                .await
-            {
+            if let Err(error) = api.patch_status(&name, &api::patch(), &api::strategic(body)).await {
                 tracing::debug!(pod = %name, error = %api::message(&error), "refusal not written");
             }
         }));
     }
 
     fn count(&self, result: &'static str) {
-        self.metrics
-            .attempts
-            .get_or_create(&ResultLabels { result })
-            .inc();
+        self.metrics.attempts.get_or_create(&ResultLabels { result }).inc();
     }
 
     fn publish_counts(&self) {
         let (active, backoff, parked) = self.pending.counts();
-        for (queue, count) in [
-            ("active", active),
-            ("backoff", backoff),
-            ("unschedulable", parked),
-        ] {
+        for (queue, count) in [("active", active), ("backoff", backoff), ("unschedulable", parked)] {
             let gauge = self.metrics.pending.get_or_create(&QueueLabels { queue });
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }

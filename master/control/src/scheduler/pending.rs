@@ -46,21 +46,12 @@ pub(super) struct Pending {
 
 impl Pending {
     pub(super) fn new(last_backoff: Duration) -> Self {
-        Self {
-            entries: HashMap::new(),
-            last_backoff,
-        }
+        Self { entries: HashMap::new(), last_backoff }
     }
 
     /// A pod without a node was seen; one that changed is tried again at once.
     pub(super) fn add(&mut self, key: Key, uid: &str, created: Option<Timestamp>, has_changed: bool) {
-        let fresh = Entry {
-            uid: uid.to_owned(),
-            created,
-            attempts: 0,
-            tried: None,
-            wait: Wait::Active,
-        };
+        let fresh = Entry { uid: uid.to_owned(), created, attempts: 0, tried: None, wait: Wait::Active };
         let entry = self.entries.entry(key).or_insert_with(|| fresh.clone());
         if entry.uid != uid {
             *entry = fresh;
@@ -144,9 +135,7 @@ fn at(wait: Wait) -> Option<Instant> {
 }
 
 fn backoff(attempts: u32, last: Duration) -> Duration {
-    FIRST_BACKOFF
-        .saturating_mul(1 << attempts.saturating_sub(1).min(10))
-        .min(last)
+    FIRST_BACKOFF.saturating_mul(1 << attempts.saturating_sub(1).min(10)).min(last)
 }
 
 #[cfg(test)]
@@ -155,10 +144,7 @@ mod tests {
 
     #[test]
     fn a_parked_pod_wakes_by_a_change_after_its_backoff() {
-        let key = |name: &str| Key {
-            namespace: "d".into(),
-            name: name.into(),
-        };
+        let key = |name: &str| Key { namespace: "d".into(), name: name.into() };
         let mut pending = Pending::new(Duration::from_secs(10));
         let start = Instant::now();
         pending.add(key("a"), "1", None, false);

@@ -38,19 +38,13 @@ impl InFlight {
     pub(super) fn created(&self, workload: &Key, pod: Pod) {
         let uid = pod.meta.uid.clone();
         let mut entries = self.entries();
-        entries
-            .entry(workload.clone())
-            .or_default()
-            .created
-            .insert(uid, (Arc::new(pod), Instant::now()));
+        entries.entry(workload.clone()).or_default().created.insert(uid, (Arc::new(pod), Instant::now()));
     }
 
     pub(super) fn doomed(&self, workload: &Key, pod: &Pod) {
         let mut entries = self.entries();
         let entry = entries.entry(workload.clone()).or_default();
-        entry
-            .doomed
-            .insert(pod.meta.uid.clone(), (pod.meta.name.clone(), Instant::now()));
+        entry.doomed.insert(pod.meta.uid.clone(), (pod.meta.name.clone(), Instant::now()));
     }
 
     /// The watch has shown a pod (alive: `deleted` false).
@@ -102,20 +96,11 @@ impl InFlight {
         let Some(entry) = entries.get(workload) else {
             return Doubts::default();
         };
-        let created = entry
-            .created
-            .iter()
-            .map(|(uid, (pod, since))| (pod.meta.name.clone(), uid.clone(), *since));
-        let doomed = entry
-            .doomed
-            .iter()
-            .map(|(uid, (name, since))| (name.clone(), uid.clone(), *since));
-        let overdue = created
-            .chain(doomed)
-            .filter(|(_, _, since)| since.elapsed() >= DOUBT_AFTER);
-        Doubts {
-            pods: overdue.map(|(name, uid, _)| (name, uid)).collect(),
-        }
+        let created =
+            entry.created.iter().map(|(uid, (pod, since))| (pod.meta.name.clone(), uid.clone(), *since));
+        let doomed = entry.doomed.iter().map(|(uid, (name, since))| (name.clone(), uid.clone(), *since));
+        let overdue = created.chain(doomed).filter(|(_, _, since)| since.elapsed() >= DOUBT_AFTER);
+        Doubts { pods: overdue.map(|(name, uid, _)| (name, uid)).collect() }
     }
 }
 
@@ -125,23 +110,13 @@ mod tests {
     use crate::model::Meta;
 
     fn pod(uid: &str) -> Pod {
-        Pod {
-            meta: Meta {
-                uid: uid.into(),
-                name: uid.into(),
-                ..Meta::default()
-            },
-            ..Pod::default()
-        }
+        Pod { meta: Meta { uid: uid.into(), name: uid.into(), ..Meta::default() }, ..Pod::default() }
     }
 
     #[tokio::test]
     async fn a_created_pod_counts_once_before_and_after_its_echo() {
         let in_flight = InFlight::default();
-        let key = Key {
-            namespace: "d".into(),
-            name: "rc".into(),
-        };
+        let key = Key { namespace: "d".into(), name: "rc".into() };
         in_flight.created(&key, pod("a"));
         assert_eq!(in_flight.overlay(&key, Vec::new).0.len(), 1);
         assert_eq!(in_flight.overlay(&key, || vec![Arc::new(pod("a"))]).0.len(), 1);

@@ -55,17 +55,10 @@ pub(crate) fn start(context: &Context, routes: &mut Routes) {
             watches.pods.synced().await;
         }
     };
-    spawn_workers(
-        &context.frame,
-        NAME,
-        &queue,
-        context.config.concurrency,
-        ready,
-        move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(key).await }
-        },
-    );
+    spawn_workers(&context.frame, NAME, &queue, context.config.concurrency, ready, move |key| {
+        let controller = controller.clone();
+        async move { controller.reconcile(key).await }
+    });
 }
 
 fn pod_route(
@@ -73,25 +66,17 @@ fn pod_route(
     queue: &Arc<WorkQueue>,
     in_flight: &Arc<InFlight>,
 ) -> impl Fn(&Key, Option<&Pod>, Option<&Pod>) + Send + Sync + 'static {
-    let (queue, in_flight, workloads) = (
-        queue.clone(),
-        in_flight.clone(),
-        context.watches.replication.clone(),
-    );
+    let (queue, in_flight, workloads) =
+        (queue.clone(), in_flight.clone(), context.watches.replication.clone());
     move |_, old, new| {
         // A pod that was replaced under the same name is two pods.
         let replaced = old.filter(|old| new.is_none_or(|new| new.meta.uid != old.meta.uid));
-        for (pod, deleted) in replaced
-            .map(|pod| (pod, true))
-            .into_iter()
-            .chain(new.map(|pod| (pod, !pod.is_active())))
+        for (pod, deleted) in
+            replaced.map(|pod| (pod, true)).into_iter().chain(new.map(|pod| (pod, !pod.is_active())))
         {
             if let Some(owner) = pod.meta.controller() {
                 if owner.kind == KIND {
-                    let key = Key {
-                        namespace: pod.meta.namespace.clone(),
-                        name: owner.name.clone(),
-                    };
+                    let key = Key { namespace: pod.meta.namespace.clone(), name: owner.name.clone() };
                     in_flight.seen(&key, &pod.meta.uid, deleted);
                     queue.add(key);
                 }
@@ -107,19 +92,10 @@ fn pod_route(
             }
         }
         // A pod that was released or taken over concerns its former controller too.
-        let former = old
-            .and_then(|old| old.meta.controller())
-            .filter(|owner| owner.kind == KIND);
+        let former = old.and_then(|old| old.meta.controller()).filter(|owner| owner.kind == KIND);
         if let (Some(owner), Some(new)) = (former, new) {
-            if new
-                .meta
-                .controller()
-                .is_none_or(|controller| controller.uid != owner.uid)
-            {
-                queue.add(Key {
-                    namespace: new.meta.namespace.clone(),
-                    name: owner.name.clone(),
-                });
+            if new.meta.controller().is_none_or(|controller| controller.uid != owner.uid) {
+                queue.add(Key { namespace: new.meta.namespace.clone(), name: owner.name.clone() });
             }
         }
     }
@@ -138,12 +114,11 @@ impl Controller {
         self.claim(&workload, &plan).await?;
         let deletions = self.delete(&key, &workload, &plan.delete).await;
         let creations = self.create(&key, &workload, plan.create).await;
-        let refusal = creations.as_ref().err().map(|error| Refusal {
-            reason: "FailedCreate",
-            message: api::message(error.cause()),
-        });
-        self.write_status(&workload, &plan.owned, refusal.as_ref())
-            .await?;
+        let refusal = creations
+            .as_ref()
+            .err()
+            .map(|error| Refusal { reason: "FailedCreate", message: api::message(error.cause()) });
+        self.write_status(&workload, &plan.owned, refusal.as_ref()).await?;
         if plan.create > 0 || !plan.delete.is_empty() {
             tracing::info!(
                 controller = %key, wanted = workload.replicas, had = plan.owned.len(), created = creations.as_ref().ok(),
@@ -153,11 +128,7 @@ impl Controller {
         deletions?;
         if let Err(error) = creations {
             // Nothing can be made in a namespace that ends; its deletion removes this controller too.
-            return if api::is_namespace_terminating(error.cause()) {
-                Ok(Next::Done)
-            } else {
-                Err(error)
-            };
+            return if api::is_namespace_terminating(error.cause()) { Ok(Next::Done) } else { Err(error) };
         }
         let doubt = self.in_flight.is_waiting(&key).then_some(DOUBT_AFTER);
         let again = [plan.look_again, doubt].into_iter().flatten().min();
@@ -171,11 +142,7 @@ impl Controller {
     /// An echo that does not come (the pod came and went between two looks at the watch) is settled by asking the API.
     async fn settle_doubts(&self, key: &Key) -> Result<(), ApplyError> {
         for (name, uid) in self.in_flight.doubts(key).pods {
-            let found = self
-                .pods(&key.namespace)
-                .get_opt(&name)
-                .await
-                .act(|| format!("read pod {name}"))?;
+            let found = self.pods(&key.namespace).get_opt(&name).await.act(|| format!("read pod {name}"))?;
             let found = found.filter(|pod| pod.metadata.uid.as_deref() == Some(&uid));
             let active = found.is_some_and(|pod| Pod::of(&pod).is_active());
             if !active {
@@ -201,18 +168,14 @@ impl Controller {
         let pods = self.pods(&workload.meta.namespace);
         for pod in plan.adopt.iter().filter(|_| alive) {
             let body = serde_json::json!({"metadata": {"uid": pod.meta.uid, "ownerReferences": [owner_reference(workload)]}});
-            let patched = pods
-                .patch(&pod.meta.name, &api::patch(), &api::strategic(body))
-                .await;
+            let patched = pods.patch(&pod.meta.name, &api::patch(), &api::strategic(body)).await;
             patched.act_or_gone(|| format!("adopt pod {}", pod.meta.name))?;
             tracing::info!(controller = %name, pod = %pod.meta.name, "adopted");
         }
         for pod in &plan.release {
             let reference = serde_json::json!({"$patch": "delete", "uid": workload.meta.uid});
             let body = serde_json::json!({"metadata": {"uid": pod.meta.uid, "ownerReferences": [reference]}});
-            let patched = pods
-                .patch(&pod.meta.name, &api::patch(), &api::strategic(body))
-                .await;
+            let patched = pods.patch(&pod.meta.name, &api::patch(), &api::strategic(body)).await;
             patched.act_or_gone(|| format!("release pod {}", pod.meta.name))?;
             tracing::info!(controller = %name, pod = %pod.meta.name, "released");
         }
@@ -229,15 +192,13 @@ impl Controller {
             match result {
                 Ok(Some(_)) => {
                     let message = format!("Deleted pod: {}", pod.meta.name);
-                    self.recorder
-                        .say(about, Severity::Normal, "SuccessfulDelete", message);
+                    self.recorder.say(about, Severity::Normal, "SuccessfulDelete", message);
                 }
                 Ok(None) => self.in_flight.seen(key, &pod.meta.uid, true),
                 Err(error) => {
                     self.in_flight.seen(key, &pod.meta.uid, true);
                     let message = format!("Error deleting: {}", api::message(error.cause()));
-                    self.recorder
-                        .say(about, Severity::Warning, "FailedDelete", message);
+                    self.recorder.say(about, Severity::Warning, "FailedDelete", message);
                     return Err(error);
                 }
             }
@@ -266,20 +227,10 @@ impl Controller {
             Ok(created) => {
                 let created = Pod::of(&created);
                 let message = format!("Created pod: {}", created.meta.name);
-                self.recorder
-                    .say(about, Severity::Normal, "SuccessfulCreate", message);
+                self.recorder.say(about, Severity::Normal, "SuccessfulCreate", message);
                 // The watch may have been quicker than the answer.
-                let own = Key {
-                    namespace: key.namespace.clone(),
-                    name: created.meta.name.clone(),
-                };
-                if self
-                    .context
-                    .watches
-                    .pods
-                    .get(&own)
-                    .is_none_or(|seen| seen.meta.uid != created.meta.uid)
-                {
+                let own = Key { namespace: key.namespace.clone(), name: created.meta.name.clone() };
+                if self.context.watches.pods.get(&own).is_none_or(|seen| seen.meta.uid != created.meta.uid) {
                     self.in_flight.created(key, created);
                 }
                 Ok(())
@@ -287,8 +238,7 @@ impl Controller {
             Err(error) => {
                 if !api::is_namespace_terminating(&error) {
                     let message = format!("Error creating: {}", api::message(&error));
-                    self.recorder
-                        .say(about, Severity::Warning, "FailedCreate", message);
+                    self.recorder.say(about, Severity::Warning, "FailedCreate", message);
                 }
                 Err(error).act(act)
             }
@@ -316,9 +266,7 @@ impl Controller {
         }});
         let api: Api<core::ReplicationController> =
             Api::namespaced(self.context.client.clone(), &workload.meta.namespace);
-        let patched = api
-            .patch_status(&workload.meta.name, &api::patch(), &api::merge(body))
-            .await;
+        let patched = api.patch_status(&workload.meta.name, &api::patch(), &api::merge(body)).await;
         patched.act_or_gone(|| format!("write the status of {KIND} {}", workload.meta.name))?;
         Ok(())
     }

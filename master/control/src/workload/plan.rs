@@ -48,10 +48,7 @@ pub(crate) fn plan(
 ) -> Plan {
     let mut plan = Plan::default();
     let deleting = workload.meta.deleting.is_some();
-    for pod in pods
-        .iter()
-        .filter(|pod| pod.is_active() && !doomed.contains(&pod.meta.uid))
-    {
+    for pod in pods.iter().filter(|pod| pod.is_active() && !doomed.contains(&pod.meta.uid)) {
         let matches = selects(&workload.selector, &pod.meta.labels);
         match pod.meta.controller() {
             Some(owner) if owner.uid == workload.meta.uid && matches => plan.owned.push(pod.clone()),
@@ -84,13 +81,7 @@ fn victims(pods: &[Arc<Pod>], count: usize, now: Timestamp) -> Vec<Arc<Pod>> {
             *per_node.entry(node).or_default() += 1;
         }
     }
-    let rank = |pod: &Pod| {
-        pod.node
-            .as_deref()
-            .and_then(|node| per_node.get(node))
-            .copied()
-            .unwrap_or(0)
-    };
+    let rank = |pod: &Pod| pod.node.as_deref().and_then(|node| per_node.get(node)).copied().unwrap_or(0);
     let mut ranked: Vec<_> = pods.iter().collect();
     ranked.sort_by(|left, right| compare(left, right, &rank, now));
     ranked.into_iter().take(count).cloned().collect()
@@ -136,9 +127,7 @@ fn available_in(pod: &Pod, min_ready_seconds: i64, now: Timestamp) -> Option<Dur
         return None;
     }
     let since = pod.ready_changed?.as_second();
-    let left = since
-        .saturating_add(min_ready_seconds)
-        .saturating_sub(now.as_second());
+    let left = since.saturating_add(min_ready_seconds).saturating_sub(now.as_second());
     Some(Duration::from_secs(u64::try_from(left.max(0)).unwrap_or(0)))
 }
 
@@ -146,9 +135,7 @@ fn next_available(workload: &Workload, pods: &[Arc<Pod>], now: Timestamp) -> Opt
     if workload.min_ready_seconds <= 0 {
         return None;
     }
-    let waits = pods
-        .iter()
-        .filter_map(|pod| available_in(pod, workload.min_ready_seconds, now));
+    let waits = pods.iter().filter_map(|pod| available_in(pod, workload.min_ready_seconds, now));
     waits.filter(|wait| !wait.is_zero()).min()
 }
 
@@ -170,10 +157,7 @@ pub(crate) fn status(
                 || available_in(pod, workload.min_ready_seconds, now).is_some_and(|wait| wait.is_zero()))
     };
     let is_labeled = |pod: &Pod| {
-        workload
-            .template_labels
-            .iter()
-            .all(|(key, value)| pod.meta.labels.get(key) == Some(value))
+        workload.template_labels.iter().all(|(key, value)| pod.meta.labels.get(key) == Some(value))
     };
     ReplicationControllerStatus {
         replicas: count(&|_| true),
@@ -181,10 +165,7 @@ pub(crate) fn status(
         ready_replicas: some(count(&|pod| pod.ready)),
         available_replicas: some(count(&is_available)),
         observed_generation: Some(
-            workload
-                .meta
-                .generation
-                .max(workload.status.observed_generation.unwrap_or(0)),
+            workload.meta.generation.max(workload.status.observed_generation.unwrap_or(0)),
         ),
         conditions: conditions(workload, refusal, now),
     }
@@ -197,17 +178,9 @@ fn conditions(
 ) -> Option<Vec<ReplicationControllerCondition>> {
     const FAILURE: &str = "ReplicaFailure";
     let existing = workload.status.conditions.iter().flatten();
-    let mut conditions: Vec<_> = existing
-        .filter(|condition| condition.type_ != FAILURE)
-        .cloned()
-        .collect();
+    let mut conditions: Vec<_> = existing.filter(|condition| condition.type_ != FAILURE).cloned().collect();
     if let Some(refusal) = refusal {
-        let before = workload
-            .status
-            .conditions
-            .iter()
-            .flatten()
-            .find(|condition| condition.type_ == FAILURE);
+        let before = workload.status.conditions.iter().flatten().find(|condition| condition.type_ == FAILURE);
         let since = before.filter(|condition| condition.reason.as_deref() == Some(refusal.reason));
         conditions.push(ReplicationControllerCondition {
             type_: FAILURE.to_owned(),
@@ -251,11 +224,7 @@ mod tests {
 
     fn workload(replicas: i64) -> Workload {
         Workload {
-            meta: Meta {
-                uid: "rc".into(),
-                generation: 2,
-                ..Meta::default()
-            },
+            meta: Meta { uid: "rc".into(), generation: 2, ..Meta::default() },
             replicas,
             selector: labels("web"),
             template_labels: labels("web"),
@@ -319,20 +288,10 @@ mod tests {
     fn a_deleted_controller_does_nothing() {
         let mut gone = workload(3);
         gone.meta.deleting = Some(now());
-        let pods = [
-            pod("orphan", |pod| pod.meta.owners.clear()),
-            pod("r", |pod| pod.meta.labels = labels("old")),
-        ];
+        let pods =
+            [pod("orphan", |pod| pod.meta.owners.clear()), pod("r", |pod| pod.meta.labels = labels("old"))];
         let plan = plan(&gone, &pods, &BTreeSet::new(), now());
-        assert_eq!(
-            (
-                plan.create,
-                plan.delete.len(),
-                plan.adopt.len(),
-                plan.release.len()
-            ),
-            (0, 0, 0, 0)
-        );
+        assert_eq!((plan.create, plan.delete.len(), plan.adopt.len(), plan.release.len()), (0, 0, 0, 0));
     }
 
     #[test]
@@ -364,16 +323,7 @@ mod tests {
         let plan = plan(&workload(0), &pods, &BTreeSet::new(), now());
         assert_eq!(
             uids(&plan.delete),
-            [
-                "unassigned",
-                "pending",
-                "not-ready",
-                "cheap",
-                "crowded",
-                "young",
-                "restarted",
-                "old-and-good"
-            ]
+            ["unassigned", "pending", "not-ready", "cheap", "crowded", "young", "restarted", "old-and-good"]
         );
     }
 
@@ -389,28 +339,16 @@ mod tests {
         let plan = plan(&slow, &pods, &BTreeSet::new(), now());
         assert_eq!(plan.look_again, Some(Duration::from_secs(5)));
         let status = status(&slow, &plan.owned, None, now());
-        assert_eq!(
-            (status.replicas, status.ready_replicas, status.available_replicas),
-            (3, Some(2), None)
-        );
-        assert_eq!(
-            (status.fully_labeled_replicas, status.observed_generation),
-            (Some(3), Some(2))
-        );
+        assert_eq!((status.replicas, status.ready_replicas, status.available_replicas), (3, Some(2), None));
+        assert_eq!((status.fully_labeled_replicas, status.observed_generation), (Some(3), Some(2)));
         slow.min_ready_seconds = 600;
-        assert_eq!(
-            super::status(&slow, &plan.owned, None, now()).available_replicas,
-            Some(2)
-        );
+        assert_eq!(super::status(&slow, &plan.owned, None, now()).available_replicas, Some(2));
     }
 
     #[test]
     fn a_refused_create_is_a_condition_until_it_works() {
         let mut workload = workload(1);
-        let refusal = Refusal {
-            reason: "FailedCreate",
-            message: "quota".into(),
-        };
+        let refusal = Refusal { reason: "FailedCreate", message: "quota".into() };
         let failed = status(&workload, &[], Some(&refusal), now());
         assert_eq!(failed.conditions.as_ref().unwrap()[0].type_, "ReplicaFailure");
         workload.status = failed;

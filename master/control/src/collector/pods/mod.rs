@@ -36,17 +36,9 @@ pub(crate) fn start(context: &Context) {
 }
 
 async fn collect(context: &Context, missing_since: &mut BTreeMap<String, Instant>) -> Result<(), ApplyError> {
-    let pods: Vec<Arc<Pod>> = context
-        .watches
-        .pods
-        .all()
-        .into_iter()
-        .map(|(_, pod)| pod)
-        .collect();
-    let nodes: BTreeSet<String> = context
-        .watches
-        .nodes
-        .with(|nodes| nodes.keys().map(|key| key.name.clone()).collect());
+    let pods: Vec<Arc<Pod>> = context.watches.pods.all().into_iter().map(|(_, pod)| pod).collect();
+    let nodes: BTreeSet<String> =
+        context.watches.nodes.with(|nodes| nodes.keys().map(|key| key.name.clone()).collect());
     let grace = Duration::from_secs(u64::from(context.config.orphan_pod_grace_seconds));
     let due = missing_since
         .iter()
@@ -61,10 +53,7 @@ async fn collect(context: &Context, missing_since: &mut BTreeMap<String, Instant
     }
     let node_api: Api<core::Node> = Api::all(context.client.clone());
     for (node, pods) in plan.orphaned {
-        let found = node_api
-            .get_metadata_opt(&node)
-            .await
-            .act(|| format!("read node {node}"))?;
+        let found = node_api.get_metadata_opt(&node).await.act(|| format!("read node {node}"))?;
         if found.is_some() {
             continue;
         }
@@ -93,9 +82,7 @@ async fn remove(context: &Context, pod: &Pod, why: &str, is_orphan: bool) -> Res
         let patched = api.patch_status(name, &api::patch(), &api::strategic(body)).await;
         patched.act_or_gone(|| format!("mark pod {name} failed"))?;
     }
-    let deleted = api
-        .delete(name, &api::delete_uid(&pod.meta.uid).grace_period(0))
-        .await;
+    let deleted = api.delete(name, &api::delete_uid(&pod.meta.uid).grace_period(0)).await;
     deleted.act_or_gone(|| format!("delete pod {name}"))?;
     tracing::info!(pod = %name, namespace = %pod.meta.namespace, why, "pod removed");
     Ok(())

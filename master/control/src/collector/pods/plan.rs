@@ -75,22 +75,11 @@ mod tests {
             pod("done-1", Some("n1"), Phase::Succeeded, false),
             pod("done-2", Some("n1"), Phase::Failed, false),
         ];
-        let set = |names: &[&str]| {
-            names
-                .iter()
-                .map(|name| (*name).to_owned())
-                .collect::<BTreeSet<_>>()
-        };
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
         let plan = plan(&pods, &set(&["n1"]), &set(&["gone"]), 1);
         assert_eq!(plan.missing, set(&["gone", "gone-lately"]));
         assert_eq!(plan.orphaned["gone"][0].meta.name, "orphan");
         assert_eq!(plan.unbound[0].meta.name, "unbound");
-        assert_eq!(
-            plan.finished
-                .iter()
-                .map(|pod| pod.meta.name.as_str())
-                .collect::<Vec<_>>(),
-            ["done-1"]
-        );
+        assert_eq!(plan.finished.iter().map(|pod| pod.meta.name.as_str()).collect::<Vec<_>>(), ["done-1"]);
     }
 }

@@ -39,10 +39,7 @@ pub(super) fn start(context: &Context, routes: &mut Routes) {
                 old.node.as_deref() != Some(&name)
                     || old.tolerations != new.map(|pod| pod.tolerations.clone()).unwrap_or_default()
             });
-            let key = Key {
-                namespace: String::new(),
-                name,
-            };
+            let key = Key { namespace: String::new(), name };
             if changed && nodes.get(&key).is_some_and(|node| is_executing(&node)) {
                 queue.add(key);
             }
@@ -74,9 +71,7 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
         return Ok(Next::Done);
     };
     let pods: Vec<Arc<Pod>> = context.watches.pods.with(|pods| {
-        let here = pods
-            .values()
-            .filter(|pod| pod.node.as_deref() == Some(&key.name) && pod.is_active());
+        let here = pods.values().filter(|pod| pod.node.as_deref() == Some(&key.name) && pod.is_active());
         here.cloned().collect()
     });
     let now = Timestamp::now();
@@ -98,12 +93,7 @@ async fn evict(context: &Context, recorder: &Recorder, pod: &Pod, node: &str) ->
     let api: Api<core::Pod> = Api::namespaced(context.client.clone(), &pod.meta.namespace);
     let name = &pod.meta.name;
     let message = format!("Marking for deletion Pod {}/{name}", pod.meta.namespace);
-    recorder.say(
-        Subject::new("Pod", &pod.meta),
-        Severity::Normal,
-        "TaintManagerEviction",
-        message,
-    );
+    recorder.say(Subject::new("Pod", &pod.meta), Severity::Normal, "TaintManagerEviction", message);
     let body = serde_json::json!({"metadata": {"uid": pod.meta.uid}, "status": {"conditions": [{
         "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
         "message": "Taint manager: deleting due to NoExecute taint", "lastTransitionTime": Time(Timestamp::now()),

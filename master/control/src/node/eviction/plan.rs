@@ -26,11 +26,7 @@ pub(crate) enum Stay {
 pub(crate) fn stay(pod: &Pod, taints: &[Taint], now: Timestamp) -> Stay {
     let mut end: Option<Timestamp> = None;
     for taint in taints.iter().filter(|taint| taint.effect == "NoExecute") {
-        let bearing: Vec<_> = pod
-            .tolerations
-            .iter()
-            .filter(|toleration| bears(toleration, taint))
-            .collect();
+        let bearing: Vec<_> = pod.tolerations.iter().filter(|toleration| bears(toleration, taint)).collect();
         let until = if bearing.is_empty() {
             now
         } else {
@@ -39,9 +35,7 @@ pub(crate) fn stay(pod: &Pod, taints: &[Taint], now: Timestamp) -> Stay {
                 continue;
             };
             let since = taint.added.unwrap_or(now);
-            since
-                .checked_add(SignedDuration::from_secs(seconds.max(0)))
-                .unwrap_or(Timestamp::MAX)
+            since.checked_add(SignedDuration::from_secs(seconds.max(0))).unwrap_or(Timestamp::MAX)
         };
         end = Some(end.map_or(until, |end| end.min(until)));
     }
@@ -68,51 +62,20 @@ mod tests {
             effect: "NoExecute".into(),
             seconds,
         };
-        let pod = |tolerations: &[Toleration]| Pod {
-            tolerations: tolerations.to_vec(),
-            ..Pod::default()
-        };
+        let pod = |tolerations: &[Toleration]| Pod { tolerations: tolerations.to_vec(), ..Pod::default() };
         let after = |seconds: i64| Stay::Until(now + SignedDuration::from_secs(seconds));
         let unreachable = [taint("u", "NoExecute")];
         for (name, tolerations, taints, expected) in [
             ("no taint", vec![], vec![taint("u", "NoSchedule")], Stay::ForEver),
             ("not borne", vec![], unreachable.to_vec(), after(0)),
-            (
-                "for ever",
-                vec![toleration("u", "Exists", None)],
-                unreachable.to_vec(),
-                Stay::ForEver,
-            ),
-            (
-                "a while",
-                vec![toleration("u", "Exists", Some(300))],
-                unreachable.to_vec(),
-                after(300),
-            ),
-            (
-                "by value",
-                vec![toleration("u", "Equal", Some(9))],
-                unreachable.to_vec(),
-                after(9),
-            ),
-            (
-                "another key",
-                vec![toleration("x", "Exists", None)],
-                unreachable.to_vec(),
-                after(0),
-            ),
-            (
-                "all keys",
-                vec![toleration("", "Exists", None)],
-                unreachable.to_vec(),
-                Stay::ForEver,
-            ),
+            ("for ever", vec![toleration("u", "Exists", None)], unreachable.to_vec(), Stay::ForEver),
+            ("a while", vec![toleration("u", "Exists", Some(300))], unreachable.to_vec(), after(300)),
+            ("by value", vec![toleration("u", "Equal", Some(9))], unreachable.to_vec(), after(9)),
+            ("another key", vec![toleration("x", "Exists", None)], unreachable.to_vec(), after(0)),
+            ("all keys", vec![toleration("", "Exists", None)], unreachable.to_vec(), Stay::ForEver),
             (
                 "two taints",
-                vec![
-                    toleration("u", "Exists", Some(300)),
-                    toleration("n", "Exists", Some(30)),
-                ],
+                vec![toleration("u", "Exists", Some(300)), toleration("n", "Exists", Some(30))],
                 vec![taint("u", "NoExecute"), taint("n", "NoExecute")],
                 after(30),
             ),

@@ -51,12 +51,7 @@ pub(super) fn start(context: &Context, routes: &mut Routes) {
         move |key, old, new| {
             let heartbeat = |node: &Node| node.condition("Ready").and_then(|condition| condition.heartbeat);
             match (old, new) {
-                (_, None) => drop(
-                    signs
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .remove(&key.name),
-                ),
+                (_, None) => drop(signs.lock().unwrap_or_else(PoisonError::into_inner).remove(&key.name)),
                 // Our own conditions change no heartbeat.
                 (old, Some(new)) if old.is_none_or(|old| heartbeat(old) != heartbeat(new)) => {
                     sign(&signs, &key.name)
@@ -73,10 +68,7 @@ pub(super) fn start(context: &Context, routes: &mut Routes) {
             let ready = |pod: Option<&Pod>| pod.is_some_and(|pod| pod.ready);
             if let (false, true, Some(node)) = (ready(old), ready(new), new.and_then(|pod| pod.node.clone()))
             {
-                queue.add(Key {
-                    namespace: String::new(),
-                    name: node,
-                });
+                queue.add(Key { namespace: String::new(), name: node });
             }
         }
     });
@@ -91,29 +83,15 @@ pub(super) fn start(context: &Context, routes: &mut Routes) {
     };
     spawn_monitor(context, &queue);
     let recorder = Recorder::start(&context.frame, &context.client, "node-controller");
-    let controller = Controller {
-        context: context.clone(),
-        recorder,
-        signs,
-    };
-    spawn_workers(
-        &context.frame,
-        "node-lifecycle",
-        &queue,
-        context.config.concurrency,
-        ready,
-        move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        },
-    );
+    let controller = Controller { context: context.clone(), recorder, signs };
+    spawn_workers(&context.frame, "node-lifecycle", &queue, context.config.concurrency, ready, move |key| {
+        let controller = controller.clone();
+        async move { controller.reconcile(&key).await }
+    });
 }
 
 fn sign(signs: &Signs, node: &str) {
-    signs
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .insert(node.to_owned(), Instant::now());
+    signs.lock().unwrap_or_else(PoisonError::into_inner).insert(node.to_owned(), Instant::now());
 }
 
 fn spawn_monitor(context: &Context, queue: &Arc<WorkQueue>) {
@@ -153,18 +131,13 @@ impl Controller {
                     time_added: taint.added.map(Time),
                 })
                 .collect();
-            let names: Vec<_> = taints
-                .iter()
-                .map(|taint| format!("{}:{}", taint.key, taint.effect))
-                .collect();
+            let names: Vec<_> =
+                taints.iter().map(|taint| format!("{}:{}", taint.key, taint.effect)).collect();
             let body = serde_json::json!({
                 "metadata": {"resourceVersion": node.meta.resource_version},
                 "spec": {"taints": if list.is_empty() { serde_json::Value::Null } else { serde_json::json!(list) }},
             });
-            let patched = self
-                .nodes()
-                .patch(&key.name, &api::patch(), &api::merge(body))
-                .await;
+            let patched = self.nodes().patch(&key.name, &api::patch(), &api::merge(body)).await;
             match patched {
                 // A newer version of the node is on its way here, and with it the key.
                 Err(error) if api::is_conflict(&error) => {}
@@ -182,11 +155,7 @@ impl Controller {
     fn is_silent(&self, node: &str) -> bool {
         let grace = Duration::from_secs(u64::from(self.context.config.node_monitor_grace_period_seconds));
         let mut signs = self.signs.lock().unwrap_or_else(PoisonError::into_inner);
-        signs
-            .entry(node.to_owned())
-            .or_insert_with(Instant::now)
-            .elapsed()
-            > grace
+        signs.entry(node.to_owned()).or_insert_with(Instant::now).elapsed() > grace
     }
 
     async fn write_silence(&self, node: &Node) -> Result<(), ApplyError> {
@@ -194,9 +163,7 @@ impl Controller {
         if silence.is_empty() {
             return Ok(());
         }
-        let was_ready = node
-            .condition("Ready")
-            .is_some_and(|condition| condition.status == "True");
+        let was_ready = node.condition("Ready").is_some_and(|condition| condition.status == "True");
         let now = Time(Timestamp::now());
         let rows: Vec<_> = silence
             .iter()
@@ -211,20 +178,12 @@ impl Controller {
             })
             .collect();
         let body = serde_json::json!({"status": {"conditions": rows}});
-        let patched = self
-            .nodes()
-            .patch_status(&node.meta.name, &api::patch(), &api::strategic(body))
-            .await;
+        let patched = self.nodes().patch_status(&node.meta.name, &api::patch(), &api::strategic(body)).await;
         patched.act_or_gone(|| format!("write the status of node {}", node.meta.name))?;
         tracing::warn!(node = %node.meta.name, "node is silent, its status is unknown");
         if was_ready {
             let message = format!("Node {} status is now: NodeNotReady", node.meta.name);
-            self.recorder.say(
-                Subject::new("Node", &node.meta),
-                Severity::Normal,
-                "NodeNotReady",
-                message,
-            );
+            self.recorder.say(Subject::new("Node", &node.meta), Severity::Normal, "NodeNotReady", message);
         }
         Ok(())
     }
@@ -232,9 +191,7 @@ impl Controller {
     /// Endpoints leave at once, long before the pods are evicted.
     async fn take_pods_out(&self, node: &Node) -> Result<(), ApplyError> {
         let pods: Vec<Arc<Pod>> = self.context.watches.pods.with(|pods| {
-            let here = pods
-                .values()
-                .filter(|pod| pod.node.as_deref() == Some(&node.meta.name) && pod.ready);
+            let here = pods.values().filter(|pod| pod.node.as_deref() == Some(&node.meta.name) && pod.ready);
             here.cloned().collect()
         });
         for pod in pods {
@@ -242,17 +199,10 @@ impl Controller {
                 "type": "Ready", "status": "False", "lastTransitionTime": Time(Timestamp::now()),
             }]}});
             let api: Api<core::Pod> = Api::namespaced(self.context.client.clone(), &pod.meta.namespace);
-            let patched = api
-                .patch_status(&pod.meta.name, &api::patch(), &api::strategic(body))
-                .await;
+            let patched = api.patch_status(&pod.meta.name, &api::patch(), &api::strategic(body)).await;
             patched.act_or_gone(|| format!("mark pod {} not ready", pod.meta.name))?;
             let about = Subject::new("Pod", &pod.meta);
-            self.recorder.say(
-                about,
-                Severity::Warning,
-                "NodeNotReady",
-                "Node is not ready".to_owned(),
-            );
+            self.recorder.say(about, Severity::Warning, "NodeNotReady", "Node is not ready".to_owned());
             tracing::info!(pod = %pod.meta.name, node = %node.meta.name, "pod of a silent node marked not ready");
         }
         Ok(())

@@ -33,23 +33,21 @@ pub(crate) struct Silence {
 
 /// The conditions of a node whose kubelet is silent; empty when they are written already.
 pub(crate) fn silence(node: &Node) -> Vec<Silence> {
-    let wanted = KUBELET_CONDITIONS
-        .into_iter()
-        .filter_map(|kind| match node.condition(kind) {
-            Some(condition) if condition.status == "Unknown" => None,
-            Some(_) => Some(Silence {
-                kind,
-                reason: "NodeStatusUnknown",
-                message: "Kubelet stopped posting node status.",
-                is_transition: true,
-            }),
-            None => Some(Silence {
-                kind,
-                reason: "NodeStatusNeverUpdated",
-                message: "Kubelet never posted node status.",
-                is_transition: true,
-            }),
-        });
+    let wanted = KUBELET_CONDITIONS.into_iter().filter_map(|kind| match node.condition(kind) {
+        Some(condition) if condition.status == "Unknown" => None,
+        Some(_) => Some(Silence {
+            kind,
+            reason: "NodeStatusUnknown",
+            message: "Kubelet stopped posting node status.",
+            is_transition: true,
+        }),
+        None => Some(Silence {
+            kind,
+            reason: "NodeStatusNeverUpdated",
+            message: "Kubelet never posted node status.",
+            is_transition: true,
+        }),
+    });
     wanted.collect()
 }
 
@@ -71,10 +69,7 @@ pub(crate) fn taints(node: &Node, is_silent: bool, now: Timestamp) -> Option<Vec
         }
     }
     for (kind, status, name) in BY_CONDITION {
-        if node
-            .condition(kind)
-            .is_some_and(|condition| condition.status == status)
-        {
+        if node.condition(kind).is_some_and(|condition| condition.status == status) {
             wanted.push((format!("{PREFIX}{name}"), NO_SCHEDULE));
         }
     }
@@ -83,9 +78,7 @@ pub(crate) fn taints(node: &Node, is_silent: bool, now: Timestamp) -> Option<Vec
     }
     let mut taints: Vec<Taint> = Vec::new();
     for taint in &node.taints {
-        let position = wanted
-            .iter()
-            .position(|(key, effect)| *key == taint.key && *effect == taint.effect);
+        let position = wanted.iter().position(|(key, effect)| *key == taint.key && *effect == taint.effect);
         match position {
             Some(position) => {
                 wanted.remove(position);
@@ -158,36 +151,19 @@ mod tests {
         let some = |list: &[&str]| Some(list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
         let healthy = node(&[("Ready", "True")], &[("mine", "NoExecute")]);
         assert_eq!(taints(&healthy, false, now), None);
-        let tainted = node(
-            &[("Ready", "True")],
-            &[(NOT_READY, NO_SCHEDULE), ("mine", "NoSchedule")],
-        );
+        let tainted = node(&[("Ready", "True")], &[(NOT_READY, NO_SCHEDULE), ("mine", "NoSchedule")]);
         assert_eq!(keys(taints(&tainted, false, now)), some(&["mine:NoSchedule"]));
-        assert_eq!(
-            keys(taints(&node(&[], &[]), false, now)),
-            some(&["not-ready:NoSchedule"])
-        );
+        assert_eq!(keys(taints(&node(&[], &[]), false, now)), some(&["not-ready:NoSchedule"]));
         let failing = node(&[("Ready", "False"), ("DiskPressure", "True")], &[]);
         assert_eq!(
             keys(taints(&failing, false, now)),
-            some(&[
-                "not-ready:NoSchedule",
-                "not-ready:NoExecute",
-                "disk-pressure:NoSchedule"
-            ])
+            some(&["not-ready:NoSchedule", "not-ready:NoExecute", "disk-pressure:NoSchedule"])
         );
         assert_eq!(
             keys(taints(&healthy, true, now)),
-            some(&[
-                "mine:NoExecute",
-                "unreachable:NoSchedule",
-                "unreachable:NoExecute"
-            ])
+            some(&["mine:NoExecute", "unreachable:NoSchedule", "unreachable:NoExecute"])
         );
-        let silent = node(
-            &[("Ready", "Unknown")],
-            &[(UNREACHABLE, NO_SCHEDULE), (UNREACHABLE, NO_EXECUTE)],
-        );
+        let silent = node(&[("Ready", "Unknown")], &[(UNREACHABLE, NO_SCHEDULE), (UNREACHABLE, NO_EXECUTE)]);
         assert_eq!(taints(&silent, false, now), None);
         let mut cordoned = healthy;
         cordoned.unschedulable = true;
@@ -201,10 +177,7 @@ mod tests {
     fn silence_is_said_once() {
         let first = silence(&node(&[("Ready", "True"), ("MemoryPressure", "False")], &[]));
         assert_eq!(first.len(), 4);
-        assert_eq!(
-            (first[0].reason, first[2].reason),
-            ("NodeStatusUnknown", "NodeStatusNeverUpdated")
-        );
+        assert_eq!((first[0].reason, first[2].reason), ("NodeStatusUnknown", "NodeStatusNeverUpdated"));
         let all: Vec<_> = KUBELET_CONDITIONS.iter().map(|kind| (*kind, "Unknown")).collect();
         assert!(silence(&node(&all, &[])).is_empty());
     }

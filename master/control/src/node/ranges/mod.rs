@@ -43,10 +43,7 @@ pub(super) fn start(context: &Context, routes: &mut Routes) {
             }
             // A range came free: nodes that found none look again.
             if old.is_some() && new.is_none() {
-                let waiting = nodes
-                    .all()
-                    .into_iter()
-                    .filter(|(_, node)| node.pod_cidrs.is_empty());
+                let waiting = nodes.all().into_iter().filter(|(_, node)| node.pod_cidrs.is_empty());
                 waiting.for_each(|(key, _)| queue.add(key));
             }
         }
@@ -57,11 +54,7 @@ pub(super) fn start(context: &Context, routes: &mut Routes) {
         async move { nodes.synced().await }
     };
     let recorder = Recorder::start(&context.frame, &context.client, "cidrAllocator");
-    let controller = Controller {
-        context: context.clone(),
-        recorder,
-        given: Arc::default(),
-    };
+    let controller = Controller { context: context.clone(), recorder, given: Arc::default() };
     spawn_workers(&context.frame, "node-ipam", &queue, 1, ready, move |key| {
         let controller = controller.clone();
         async move { controller.reconcile(&key).await }
@@ -79,29 +72,19 @@ impl Controller {
         }
         // Only this worker takes the lock; it is async because a range stays taken while it is written.
         let mut given = self.given.lock().await;
-        let is_unseen = |uid: &str| {
-            nodes
-                .iter()
-                .any(|(_, node)| node.meta.uid == uid && node.pod_cidrs.is_empty())
-        };
+        let is_unseen =
+            |uid: &str| nodes.iter().any(|(_, node)| node.meta.uid == uid && node.pod_cidrs.is_empty());
         given.unseen.retain(|uid, _| is_unseen(uid));
         if given.unseen.contains_key(&node.meta.uid) {
             return Ok(Next::Done);
         }
         let mut taken: BTreeSet<IpNet> = given.unseen.values().copied().collect();
         taken.extend(
-            nodes
-                .iter()
-                .flat_map(|(_, node)| &node.pod_cidrs)
-                .filter_map(|cidr| cidr.parse::<IpNet>().ok()),
+            nodes.iter().flat_map(|(_, node)| &node.pod_cidrs).filter_map(|cidr| cidr.parse::<IpNet>().ok()),
         );
         let config = &self.context.config;
-        let Some(range) = plan::allocate(
-            config.cluster_cidr,
-            config.node_cidr_mask_size,
-            &taken,
-            given.last,
-        ) else {
+        let Some(range) = plan::allocate(config.cluster_cidr, config.node_cidr_mask_size, &taken, given.last)
+        else {
             let message = format!("Node {key} status is now: CIDRNotAvailable");
             self.recorder.say(
                 Subject::new("Node", &node.meta),
@@ -119,10 +102,7 @@ impl Controller {
         });
         let api: Api<core::Node> = Api::all(self.context.client.clone());
         let patched = api.patch(&key.name, &api::patch(), &api::merge(body)).await;
-        if patched
-            .act_or_gone(|| format!("give node {key} its pod range"))?
-            .is_some()
-        {
+        if patched.act_or_gone(|| format!("give node {key} its pod range"))?.is_some() {
             given.unseen.insert(node.meta.uid.clone(), range);
             given.last = Some(range);
             tracing::info!(node = %key, range = %text, "pod range given");

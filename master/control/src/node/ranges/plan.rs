@@ -14,9 +14,8 @@ pub(crate) fn allocate(
     last: Option<IpNet>,
 ) -> Option<IpNet> {
     let parts: Vec<IpNet> = cluster.subnets(mask).ok()?.collect();
-    let start = last
-        .and_then(|last| parts.iter().position(|part| *part == last))
-        .map_or(0, |position| position + 1);
+    let start =
+        last.and_then(|last| parts.iter().position(|part| *part == last)).map_or(0, |position| position + 1);
     let overlaps = |left: &IpNet, right: &IpNet| left.contains(right) || right.contains(left);
     parts
         .iter()
@@ -49,14 +48,8 @@ mod tests {
         assert_eq!(allocate(cluster, 24, &taken, None), None);
         taken.remove(&net("10.244.0.0/24"));
         taken.remove(&net("10.244.2.0/24"));
-        assert_eq!(
-            allocate(cluster, 24, &taken, Some(net("10.244.1.0/24"))),
-            Some(net("10.244.2.0/24"))
-        );
-        assert_eq!(
-            allocate(cluster, 24, &taken, Some(net("10.244.3.0/24"))),
-            Some(net("10.244.0.0/24"))
-        );
+        assert_eq!(allocate(cluster, 24, &taken, Some(net("10.244.1.0/24"))), Some(net("10.244.2.0/24")));
+        assert_eq!(allocate(cluster, 24, &taken, Some(net("10.244.3.0/24"))), Some(net("10.244.0.0/24")));
         let by_hand = BTreeSet::from([net("10.244.0.0/23")]);
         assert_eq!(allocate(cluster, 24, &by_hand, None), Some(net("10.244.2.0/24")));
     }

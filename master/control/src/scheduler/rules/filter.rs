@@ -13,10 +13,7 @@ pub(super) struct Misfit {
 }
 
 fn never(reason: impl Into<String>) -> Option<Misfit> {
-    Some(Misfit {
-        reasons: vec![reason.into()],
-        is_resolvable: false,
-    })
+    Some(Misfit { reasons: vec![reason.into()], is_resolvable: false })
 }
 
 /// Upstream's filters in upstream's order; the first that refuses gives its reasons.
@@ -28,25 +25,15 @@ pub(super) fn misfit(pod: &Pod, wants: &Scheduling, place: &Place) -> Option<Mis
         effect: "NoSchedule".to_owned(),
         added: None,
     };
-    if node.unschedulable
-        && !pod
-            .tolerations
-            .iter()
-            .any(|toleration| bears(toleration, &unschedulable))
-    {
+    if node.unschedulable && !pod.tolerations.iter().any(|toleration| bears(toleration, &unschedulable)) {
         return never("node(s) were unschedulable");
     }
-    let mut repelling = node
-        .taints
-        .iter()
-        .filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"));
+    let mut repelling =
+        node.taints.iter().filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"));
     if let Some(taint) =
         repelling.find(|taint| !pod.tolerations.iter().any(|toleration| bears(toleration, taint)))
     {
-        return never(format!(
-            "node(s) had untolerated taint {{{}: {}}}",
-            taint.key, taint.value
-        ));
+        return never(format!("node(s) had untolerated taint {{{}: {}}}", taint.key, taint.value));
     }
     if !affinity::is_required_met(wants, node) {
         return never("node(s) didn't match Pod's node affinity/selector");
@@ -56,10 +43,7 @@ pub(super) fn misfit(pod: &Pod, wants: &Scheduling, place: &Place) -> Option<Mis
     }
     if has_port_conflict(pod, place) {
         let reason = "node(s) didn't have free ports for the requested pod ports".to_owned();
-        return Some(Misfit {
-            reasons: vec![reason],
-            is_resolvable: true,
-        });
+        return Some(Misfit { reasons: vec![reason], is_resolvable: true });
     }
     shortage(&pod.requests, place)
 }
@@ -71,11 +55,7 @@ fn has_port_conflict(pod: &Pod, place: &Place) -> bool {
             && (left.ip == right.ip || left.ip == "0.0.0.0" || right.ip == "0.0.0.0")
     };
     pod.host_ports.iter().any(|wanted| {
-        place
-            .pods
-            .values()
-            .flat_map(|other| &other.host_ports)
-            .any(|taken| overlaps(wanted, taken))
+        place.pods.values().flat_map(|other| &other.host_ports).any(|taken| overlaps(wanted, taken))
     })
 }
 
@@ -84,11 +64,7 @@ fn shortage(wanted: &Resources, place: &Place) -> Option<Misfit> {
     let (total, used) = (&node.allocatable, &place.requested);
     let mut reasons = Vec::new();
     let mut is_resolvable = true;
-    if i64::try_from(place.pods.len())
-        .unwrap_or(i64::MAX)
-        .saturating_add(1)
-        > total.pods
-    {
+    if i64::try_from(place.pods.len()).unwrap_or(i64::MAX).saturating_add(1) > total.pods {
         reasons.push("Too many pods".to_owned());
     }
     let mut check = |name: &str, wanted: i64, used: i64, total: i64| {
@@ -98,24 +74,11 @@ fn shortage(wanted: &Resources, place: &Place) -> Option<Misfit> {
         }
     };
     check("cpu", wanted.milli_cpu, used.milli_cpu, total.milli_cpu);
-    check(
-        "memory",
-        wanted.memory_bytes,
-        used.memory_bytes,
-        total.memory_bytes,
-    );
-    check(
-        "ephemeral-storage",
-        wanted.ephemeral_bytes,
-        used.ephemeral_bytes,
-        total.ephemeral_bytes,
-    );
+    check("memory", wanted.memory_bytes, used.memory_bytes, total.memory_bytes);
+    check("ephemeral-storage", wanted.ephemeral_bytes, used.ephemeral_bytes, total.ephemeral_bytes);
     for (name, amount) in &wanted.other {
         let of = |resources: &Resources| resources.other.get(name).copied().unwrap_or(0);
         check(name, *amount, of(used), of(total));
     }
-    (!reasons.is_empty()).then_some(Misfit {
-        reasons,
-        is_resolvable,
-    })
+    (!reasons.is_empty()).then_some(Misfit { reasons, is_resolvable })
 }

@@ -106,9 +106,7 @@ impl Cluster {
 
     /// Nodes that exist.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = (&Arc<Node>, &Place)> {
-        self.places
-            .values()
-            .filter_map(|place| place.node.as_ref().map(|node| (node, place)))
+        self.places.values().filter_map(|place| place.node.as_ref().map(|node| (node, place)))
     }
 
     fn locate(&mut self, key: &Key, node: &str, pod: Arc<Pod>) {
@@ -135,11 +133,7 @@ impl Cluster {
     }
 
     fn drop_if_empty(&mut self, name: &str) {
-        if self
-            .places
-            .get(name)
-            .is_some_and(|place| place.node.is_none() && place.pods.is_empty())
-        {
+        if self.places.get(name).is_some_and(|place| place.node.is_none() && place.pods.is_empty()) {
             self.places.remove(name);
         }
     }

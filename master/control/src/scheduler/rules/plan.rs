@@ -64,24 +64,16 @@ impl Refusals {
         if self.nodes == 0 {
             return "no nodes available to schedule pods".to_owned();
         }
-        let mut reasons: Vec<_> = self
-            .reasons
-            .iter()
-            .map(|(reason, count)| format!("{count} {reason}"))
-            .collect();
+        let mut reasons: Vec<_> =
+            self.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
         reasons.sort();
         let mut preemption = Vec::new();
         if self.resolvable > 0 {
-            preemption.push(format!(
-                "{} No preemption victims found for incoming pod",
-                self.resolvable
-            ));
+            preemption.push(format!("{} No preemption victims found for incoming pod", self.resolvable));
         }
         if self.nodes > self.resolvable {
-            preemption.push(format!(
-                "{} Preemption is not helpful for scheduling",
-                self.nodes - self.resolvable
-            ));
+            preemption
+                .push(format!("{} Preemption is not helpful for scheduling", self.nodes - self.resolvable));
         }
         preemption.sort();
         format!(
@@ -131,10 +123,7 @@ mod tests {
     }
 
     fn key(name: &str) -> Key {
-        Key {
-            namespace: "d".into(),
-            name: name.into(),
-        }
+        Key { namespace: "d".into(), name: name.into() }
     }
 
     fn cluster(nodes: &[Arc<Node>], pods: &[Arc<Pod>]) -> Cluster {
@@ -233,11 +222,8 @@ mod tests {
                 .enumerate()
                 .map(|(index, change)| node(&format!("n{index}"), change))
                 .collect();
-            let pods: Vec<_> = pods
-                .into_iter()
-                .enumerate()
-                .map(|(index, spec)| pod(&format!("p{index}"), spec))
-                .collect();
+            let pods: Vec<_> =
+                pods.into_iter().enumerate().map(|(index, spec)| pod(&format!("p{index}"), spec)).collect();
             let message = refused(plan(&cluster(&nodes, &pods), &pod("new", spec), &[]));
             let count = nodes.len();
             let expected = format!(
@@ -259,9 +245,7 @@ mod tests {
         for index in 0..4 {
             let name = format!("p{index}");
             let pod = pod(&name, json!({}));
-            let Verdict::Bind(node) = plan(&cluster, &pod, &companions) else {
-                panic!("does not fit")
-            };
+            let Verdict::Bind(node) = plan(&cluster, &pod, &companions) else { panic!("does not fit") };
             cluster.assume(&key(&name), pod, &node);
             placed.push(node);
         }
@@ -272,22 +256,13 @@ mod tests {
     fn preferences_and_mild_taints_decide() {
         let mild = json!({"spec": {"taints": [{"key": "k", "effect": "PreferNoSchedule"}]}});
         let nodes = [node("a", mild), node("b", json!({}))];
-        assert_eq!(
-            plan(&cluster(&nodes, &[]), &pod("p", json!({})), &[]),
-            Verdict::Bind("b".into())
-        );
+        assert_eq!(plan(&cluster(&nodes, &[]), &pod("p", json!({})), &[]), Verdict::Bind("b".into()));
         let preference = json!({"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
             {"weight": 100, "preference": {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["b"]}]}},
         ]}}});
         let nodes = [node("a", json!({})), node("b", json!({}))];
-        assert_eq!(
-            plan(&cluster(&nodes, &[]), &pod("p", preference), &[]),
-            Verdict::Bind("b".into())
-        );
-        assert_eq!(
-            plan(&cluster(&nodes, &[]), &pod("p", json!({})), &[]),
-            Verdict::Bind("a".into())
-        );
+        assert_eq!(plan(&cluster(&nodes, &[]), &pod("p", preference), &[]), Verdict::Bind("b".into()));
+        assert_eq!(plan(&cluster(&nodes, &[]), &pod("p", json!({})), &[]), Verdict::Bind("a".into()));
     }
 
     #[test]
@@ -296,22 +271,12 @@ mod tests {
             "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
             "labelSelector": {"matchLabels": {"app": "web"}},
         }]});
-        let nodes = [
-            node("a", json!({})),
-            node("b", json!({"spec": {"unschedulable": true}})),
-        ];
+        let nodes = [node("a", json!({})), node("b", json!({"spec": {"unschedulable": true}}))];
         let cluster = cluster(&nodes, &[pod("p0", json!({"nodeName": "a"}))]);
         let message = refused(plan(&cluster, &pod("p1", spread), &[]));
-        assert!(
-            message.contains("1 node(s) didn't match pod topology spread constraints"),
-            "{message}"
-        );
+        assert!(message.contains("1 node(s) didn't match pod topology spread constraints"), "{message}");
         assert_eq!(
-            plan(
-                &cluster,
-                &pod("p1", json!({"schedulingGates": [{"name": "g"}]})),
-                &[]
-            ),
+            plan(&cluster, &pod("p1", json!({"schedulingGates": [{"name": "g"}]})), &[]),
             Verdict::Gated
         );
     }
@@ -324,21 +289,12 @@ mod tests {
         cluster.assume(&key("p0"), first.clone(), "a");
         // The stale watch still shows it without a node.
         cluster.set_pod(&key("p0"), Some(first));
-        assert!(matches!(
-            plan(&cluster, &pod("p1", json!({})), &[]),
-            Verdict::Unschedulable(_)
-        ));
+        assert!(matches!(plan(&cluster, &pod("p1", json!({})), &[]), Verdict::Unschedulable(_)));
         cluster.forget(&key("p0"), "p0");
-        assert_eq!(
-            plan(&cluster, &pod("p1", json!({})), &[]),
-            Verdict::Bind("a".into())
-        );
+        assert_eq!(plan(&cluster, &pod("p1", json!({})), &[]), Verdict::Bind("a".into()));
         cluster.assume(&key("p0"), pod("p0", json!({})), "a");
         cluster.set_pod(&key("p0"), None);
-        assert_eq!(
-            plan(&cluster, &pod("p1", json!({})), &[]),
-            Verdict::Bind("a".into())
-        );
+        assert_eq!(plan(&cluster, &pod("p1", json!({})), &[]), Verdict::Bind("a".into()));
         cluster.set_node("a", None);
         assert!(cluster.places.is_empty());
     }

@@ -17,16 +17,10 @@ pub(super) fn best<'a>(
     fitting: &[(&'a Arc<Node>, &Place)],
 ) -> Option<&'a Arc<Node>> {
     let raw = |measure: &dyn Fn(&Node, &Place) -> i64| {
-        fitting
-            .iter()
-            .map(|(node, place)| measure(node, place))
-            .collect::<Vec<_>>()
+        fitting.iter().map(|(node, place)| measure(node, place)).collect::<Vec<_>>()
     };
     let repelled = raw(&|node, _| {
-        let mild = node
-            .taints
-            .iter()
-            .filter(|taint| taint.effect == "PreferNoSchedule");
+        let mild = node.taints.iter().filter(|taint| taint.effect == "PreferNoSchedule");
         let borne =
             |taint: &&crate::model::Taint| pod.tolerations.iter().any(|toleration| bears(toleration, taint));
         i64::try_from(mild.filter(|taint| !borne(taint)).count()).unwrap_or(i64::MAX)
@@ -39,12 +33,7 @@ pub(super) fn best<'a>(
             + 2 * reversed(&crowded, index)
             + least_allocated(pod, node, place)
             + balance(pod, node, place);
-        (
-            score,
-            std::cmp::Reverse(place.pods.len()),
-            std::cmp::Reverse(node.meta.name.as_str()),
-            *node,
-        )
+        (score, std::cmp::Reverse(place.pods.len()), std::cmp::Reverse(node.meta.name.as_str()), *node)
     });
     scores
         .max_by(|left, right| (left.0, left.1, left.2).cmp(&(right.0, right.1, right.2)))
@@ -68,14 +57,9 @@ fn companions_on(pod: &Pod, companions: &[Labels], place: &Place) -> i64 {
     let is_companion = |other: &Pod| {
         other.meta.namespace == pod.meta.namespace
             && other.meta.deleting.is_none()
-            && (controller.is_some_and(|owner| {
-                other
-                    .meta
-                    .controller()
-                    .is_some_and(|theirs| theirs.uid == owner.uid)
-            }) || companions
-                .iter()
-                .any(|selector| selects(selector, &other.meta.labels)))
+            && (controller
+                .is_some_and(|owner| other.meta.controller().is_some_and(|theirs| theirs.uid == owner.uid))
+                || companions.iter().any(|selector| selects(selector, &other.meta.labels)))
     };
     i64::try_from(place.pods.values().filter(|other| is_companion(other)).count()).unwrap_or(i64::MAX)
 }
@@ -83,37 +67,24 @@ fn companions_on(pod: &Pod, companions: &[Labels], place: &Place) -> i64 {
 fn shares(pod: &Pod, node: &Node, place: &Place) -> [(i64, i64); 2] {
     let wanted = weight(pod);
     [
-        (
-            place.weighed.milli_cpu.saturating_add(wanted.milli_cpu),
-            node.allocatable.milli_cpu,
-        ),
-        (
-            place.weighed.memory_bytes.saturating_add(wanted.memory_bytes),
-            node.allocatable.memory_bytes,
-        ),
+        (place.weighed.milli_cpu.saturating_add(wanted.milli_cpu), node.allocatable.milli_cpu),
+        (place.weighed.memory_bytes.saturating_add(wanted.memory_bytes), node.allocatable.memory_bytes),
     ]
 }
 
 fn least_allocated(pod: &Pod, node: &Node, place: &Place) -> i64 {
-    let free = shares(pod, node, place).map(|(used, total)| {
-        if total <= 0 || used > total {
-            0
-        } else {
-            share(total - used, total)
-        }
-    });
+    let free = shares(pod, node, place)
+        .map(|(used, total)| if total <= 0 || used > total { 0 } else { share(total - used, total) });
     i64::midpoint(free[0], free[1])
 }
 
 /// 100 when CPU and memory are used to the same degree.
 fn balance(pod: &Pod, node: &Node, place: &Place) -> i64 {
-    let used = shares(pod, node, place).map(|(used, total)| {
-        if total <= 0 {
-            FULL
-        } else {
-            share(used, total).min(FULL)
-        }
-    });
+    let used = shares(pod, node, place).map(
+        |(used, total)| {
+            if total <= 0 { FULL } else { share(used, total).min(FULL) }
+        },
+    );
     FULL - (used[0] - used[1]).abs() / 2
 }
 

@@ -17,13 +17,9 @@ pub(super) struct Spread<'a> {
 
 /// The constraints of a pod that must hold.
 pub(super) fn hard<'a>(cluster: &'a Cluster, pod: &Pod, wants: &'a Scheduling) -> Vec<Spread<'a>> {
-    let constraints = wants
-        .spread
-        .iter()
-        .filter(|constraint| constraint.when_unsatisfiable == "DoNotSchedule");
-    constraints
-        .map(|constraint| count(cluster, pod, wants, constraint))
-        .collect()
+    let constraints =
+        wants.spread.iter().filter(|constraint| constraint.when_unsatisfiable == "DoNotSchedule");
+    constraints.map(|constraint| count(cluster, pod, wants, constraint)).collect()
 }
 
 fn count<'a>(
@@ -69,17 +65,11 @@ fn selector(constraint: &TopologySpreadConstraint, labels: &Labels) -> LabelSele
             operator: "In".to_owned(),
             values: None,
         };
-        return LabelSelector {
-            match_expressions: Some(vec![nothing]),
-            match_labels: None,
-        };
+        return LabelSelector { match_expressions: Some(vec![nothing]), match_labels: None };
     };
     for key in constraint.match_label_keys.iter().flatten() {
         if let Some(value) = labels.get(key) {
-            selector
-                .match_labels
-                .get_or_insert_default()
-                .insert(key.clone(), value.clone());
+            selector.match_labels.get_or_insert_default().insert(key.clone(), value.clone());
         }
     }
     selector
@@ -92,15 +82,8 @@ impl Spread<'_> {
             return Some("node(s) didn't match pod topology spread constraints (missing required label)");
         };
         let domains = i64::try_from(self.per_domain.len()).unwrap_or(i64::MAX);
-        let is_short = self
-            .constraint
-            .min_domains
-            .is_some_and(|minimum| domains < i64::from(minimum));
-        let least = if is_short {
-            0
-        } else {
-            self.per_domain.values().min().copied().unwrap_or(0)
-        };
+        let is_short = self.constraint.min_domains.is_some_and(|minimum| domains < i64::from(minimum));
+        let least = if is_short { 0 } else { self.per_domain.values().min().copied().unwrap_or(0) };
         let here = self.per_domain.get(domain.as_str()).copied().unwrap_or(0) + i64::from(self.counts_itself);
         (here - least > i64::from(self.constraint.max_skew))
             .then_some("node(s) didn't match pod topology spread constraints")
