@@ -36,11 +36,7 @@ fn sets(version: IpVersion) -> Sets {
     let target = [address, DataType::Port];
     Sets {
         everywhere: Set::map("hostports", &[DataType::Protocol, DataType::Port], &target),
-        particular: Set::map(
-            "hostports-at",
-            &[address, DataType::Protocol, DataType::Port],
-            &target,
-        ),
+        particular: Set::map("hostports-at", &[address, DataType::Protocol, DataType::Port], &target),
         hairpin: Set::plain("hairpin", &[address, address]),
     }
 }
@@ -48,11 +44,7 @@ fn sets(version: IpVersion) -> Sets {
 /// The table with its rules and empty maps.
 fn skeleton(version: IpVersion) -> Vec<Command> {
     let table = table(version);
-    let Sets {
-        everywhere,
-        particular,
-        hairpin,
-    } = sets(version);
+    let Sets { everywhere, particular, hairpin } = sets(version);
     let loopback = match version {
         IpVersion::V4 => IpNet::new([127, 0, 0, 0].into(), 8),
         IpVersion::V6 => IpNet::new([0, 0, 0, 0, 0, 0, 0, 1].into(), 128),
@@ -62,40 +54,17 @@ fn skeleton(version: IpVersion) -> Vec<Command> {
     let mut at = vec![Selector::DestinationAddress(version)];
     at.extend(&port);
     let rules = vec![
-        Rule::from([Statement::DnatByMap {
-            version,
-            key: at,
-            map: particular.name.clone(),
-        }]),
+        Rule::from([Statement::DnatByMap { version, key: at, map: particular.name.clone() }]),
         Rule::from([
-            Statement::DestinationIn {
-                network: loopback,
-                negated: true,
-            },
+            Statement::DestinationIn { network: loopback, negated: true },
             Statement::DestinationLocal,
-            Statement::DnatByMap {
-                version,
-                key: port,
-                map: everywhere.name.clone(),
-            },
+            Statement::DnatByMap { version, key: port, map: everywhere.name.clone() },
         ]),
     ];
-    let to_rules = || {
-        vec![Rule::from([Statement::Verdict(Verdict::Goto(
-            "hostports".to_owned(),
-        ))])]
-    };
-    let pair = vec![
-        Selector::SourceAddress(version),
-        Selector::DestinationAddress(version),
-    ];
-    let masquerade = vec![Rule::from([
-        Statement::InSet {
-            key: pair,
-            set: hairpin.name.clone(),
-        },
-        Statement::Masquerade,
-    ])];
+    let to_rules = || vec![Rule::from([Statement::Verdict(Verdict::Goto("hostports".to_owned()))])];
+    let pair = vec![Selector::SourceAddress(version), Selector::DestinationAddress(version)];
+    let masquerade =
+        vec![Rule::from([Statement::InSet { key: pair, set: hairpin.name.clone() }, Statement::Masquerade])];
     let nat = |name, hook, priority, rules| Chain::base(name, ChainKind::Nat, hook, priority, rules);
     let chains = [
         Chain::regular("hostports", rules),
@@ -133,10 +102,7 @@ pub fn open(mappings: &[PortMapping], addresses: &[(IpNet, IpAddr)]) -> Result<(
                     .iter()
                     .map(|mapping| format!("{}/{}", mapping.host_port, mapping.protocol))
                     .collect();
-                let text = format!(
-                    "a host port is taken by another pod (wanted: {})",
-                    ports.join(", ")
-                );
+                let text = format!("a host port is taken by another pod (wanted: {})", ports.join(", "));
                 CniError::new(code::NETWORK_FAILURE, text)
             } else {
                 error.into()
@@ -171,15 +137,9 @@ fn plan_open(version: IpVersion, mappings: &[&PortMapping], pod: IpAddr) -> Resu
     }
     let table = table(version);
     let hairpin = vec![Element::key([Value::from(pod), Value::from(pod)])];
-    let lists = [
-        (sets.everywhere, everywhere),
-        (sets.particular, particular),
-        (sets.hairpin, hairpin),
-    ];
+    let lists = [(sets.everywhere, everywhere), (sets.particular, particular), (sets.hairpin, hairpin)];
     let filled = lists.into_iter().filter(|(_, elements)| !elements.is_empty());
-    Ok(filled
-        .map(|(set, elements)| Command::AddElements(table.clone(), set, elements))
-        .collect())
+    Ok(filled.map(|(set, elements)| Command::AddElements(table.clone(), set, elements)).collect())
 }
 
 /// Closes the host ports that lead to these addresses; none is fine.
@@ -198,11 +158,7 @@ pub fn close(addresses: &[IpAddr]) -> Result<(), CniError> {
         }
         let mut nft = NftSocket::open()?;
         let table = table(version);
-        let Sets {
-            everywhere,
-            particular,
-            hairpin,
-        } = sets(version);
+        let Sets { everywhere, particular, hairpin } = sets(version);
         let mut commands = Vec::new();
         for set in [everywhere, particular, hairpin] {
             let Some(elements) = nft.elements(&table, &set)? else {
@@ -211,17 +167,10 @@ pub fn close(addresses: &[IpAddr]) -> Result<(), CniError> {
             let leads_there = |element: &Element| match &element.datum {
                 Some(Datum::Values(target)) => target.0.first().is_some_and(|address| pods.contains(address)),
                 Some(Datum::Verdict(_)) => false,
-                None => element
-                    .key
-                    .0
-                    .first()
-                    .is_some_and(|address| pods.contains(address)),
+                None => element.key.0.first().is_some_and(|address| pods.contains(address)),
             };
-            let gone: Vec<Element> = elements
-                .into_iter()
-                .filter(leads_there)
-                .map(|element| Element::key(element.key))
-                .collect();
+            let gone: Vec<Element> =
+                elements.into_iter().filter(leads_there).map(|element| Element::key(element.key)).collect();
             if !gone.is_empty() {
                 commands.push(Command::DeleteElements(table.clone(), set, gone));
             }

@@ -67,9 +67,7 @@ pub struct Leases {
 impl Leases {
     /// The leases of `network` under `data_dir`. Nothing is touched yet.
     pub fn new(data_dir: &Path, network: &str) -> Self {
-        Self {
-            folder: data_dir.join(network),
-        }
+        Self { folder: data_dir.join(network) }
     }
 
     /// The folder, for messages.
@@ -95,9 +93,7 @@ impl Leases {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(source) => return Err(self.store("list", &self.folder, source)),
         };
-        Ok(entries
-            .filter_map(|entry| self.read(&entry.ok()?.file_name().to_string_lossy()))
-            .collect())
+        Ok(entries.filter_map(|entry| self.read(&entry.ok()?.file_name().to_string_lossy())).collect())
     }
 
     fn read(&self, name: &str) -> Option<Lease> {
@@ -109,14 +105,9 @@ impl Leases {
             container_id: lines.next().unwrap_or_default().to_owned(),
             interface: lines.next().unwrap_or_default().to_owned(),
         };
-        let since = fs::metadata(&path)
-            .and_then(|metadata| metadata.modified())
-            .unwrap_or(SystemTime::UNIX_EPOCH);
-        Some(Lease {
-            address,
-            owner,
-            since,
-        })
+        let since =
+            fs::metadata(&path).and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+        Some(Lease { address, owner, since })
     }
 
     /// The address of `subnet` that the owner holds already, or the next free one after the last that was given out.
@@ -128,10 +119,7 @@ impl Leases {
     pub fn acquire(&self, subnet: IpNet, owner: &Owner) -> Result<IpAddr, LeaseError> {
         self.prepare()?;
         let taken = self.all()?;
-        let inside: Vec<&Lease> = taken
-            .iter()
-            .filter(|lease| subnet.contains(&lease.address))
-            .collect();
+        let inside: Vec<&Lease> = taken.iter().filter(|lease| subnet.contains(&lease.address)).collect();
         if let Some(mine) = inside.iter().find(|lease| &lease.owner == owner) {
             return Ok(mine.address);
         }
@@ -158,10 +146,7 @@ impl Leases {
             }
         }
         let _ = fs::remove_file(&finished);
-        let address = claimed.ok_or(LeaseError::Exhausted {
-            subnet,
-            used: inside.len(),
-        })?;
+        let address = claimed.ok_or(LeaseError::Exhausted { subnet, used: inside.len() })?;
         self.remember(address);
         Ok(address)
     }
@@ -207,9 +192,7 @@ impl Leases {
     }
 
     fn write_unnamed(&self, owner: &Owner) -> Result<PathBuf, LeaseError> {
-        let path = self
-            .folder
-            .join(format!(".new-{}-{}", owner.container_id, std::process::id()));
+        let path = self.folder.join(format!(".new-{}-{}", owner.container_id, std::process::id()));
         let write = || {
             let mut file = fs::File::create(&path)?;
             write!(file, "{}\r\n{}", owner.container_id, owner.interface)
@@ -227,11 +210,7 @@ impl Leases {
     }
 
     fn store(&self, act: &'static str, path: &Path, source: io::Error) -> LeaseError {
-        LeaseError::Store {
-            act,
-            path: path.to_owned(),
-            source,
-        }
+        LeaseError::Store { act, path: path.to_owned(), source }
     }
 }
 
@@ -283,10 +262,7 @@ mod tests {
     use super::*;
 
     fn owner(name: &str) -> Owner {
-        Owner {
-            container_id: name.to_owned(),
-            interface: "eth0".to_owned(),
-        }
+        Owner { container_id: name.to_owned(), interface: "eth0".to_owned() }
     }
 
     fn leases() -> (tempfile::TempDir, Leases) {
@@ -312,10 +288,8 @@ mod tests {
         let error = leases.acquire(subnet, &owner("g")).unwrap_err().to_string();
         assert_eq!(error, "no free address in 10.0.0.0/29 (5 in use)");
         assert!(leases.release(&owner("nobody")).unwrap().is_empty());
-        let left: Vec<_> = fs::read_dir(leases.folder())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
+        let left: Vec<_> =
+            fs::read_dir(leases.folder()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left.len(), 6, "{left:?}");
     }
 
@@ -334,10 +308,7 @@ mod tests {
                     })
                 })
                 .collect();
-            threads
-                .into_iter()
-                .flat_map(|thread| thread.join().unwrap())
-                .collect()
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
         });
         given.sort();
         given.dedup();
@@ -353,15 +324,8 @@ mod tests {
         }
         let is_gone = |owner: &Owner| owner.container_id == "dead";
         let now = SystemTime::now();
-        assert!(
-            leases
-                .collect(Duration::from_secs(60), now, is_gone)
-                .unwrap()
-                .is_empty()
-        );
-        let freed = leases
-            .collect(Duration::from_secs(60), now + Duration::from_secs(61), is_gone)
-            .unwrap();
+        assert!(leases.collect(Duration::from_secs(60), now, is_gone).unwrap().is_empty());
+        let freed = leases.collect(Duration::from_secs(60), now + Duration::from_secs(61), is_gone).unwrap();
         assert_eq!(freed.len(), 1);
         assert_eq!(leases.all().unwrap().len(), 1);
     }
@@ -369,14 +333,9 @@ mod tests {
     #[test]
     fn six_has_no_broadcast_and_large_ranges_are_bounded() {
         let subnet: IpNet = "fd00::/126".parse().unwrap();
-        let all: Vec<String> = plan_candidates(subnet, None)
-            .map(|address| address.to_string())
-            .collect();
+        let all: Vec<String> = plan_candidates(subnet, None).map(|address| address.to_string()).collect();
         assert_eq!(all, ["fd00::2", "fd00::3"]);
-        assert_eq!(
-            plan_candidates("fd00::/64".parse().unwrap(), None).count(),
-            65_534
-        );
+        assert_eq!(plan_candidates("fd00::/64".parse().unwrap(), None).count(), 65_534);
         assert_eq!(gateway(subnet).unwrap().to_string(), "fd00::1");
         assert_eq!(plan_candidates("10.0.0.0/31".parse().unwrap(), None).count(), 0);
     }

@@ -17,10 +17,7 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
-        Self {
-            namespace: Namespace::create().unwrap(),
-            data: tempfile::tempdir().unwrap(),
-        }
+        Self { namespace: Namespace::create().unwrap(), data: tempfile::tempdir().unwrap() }
     }
 
     fn configuration(&self, version: &str) -> Value {
@@ -59,27 +56,14 @@ impl Host {
             return 0;
         };
         entries
-            .filter(|entry| {
-                entry
-                    .as_ref()
-                    .unwrap()
-                    .file_name()
-                    .to_string_lossy()
-                    .starts_with("10.")
-            })
+            .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("10."))
             .count()
     }
 }
 
 fn output(namespace: &Namespace, program: &str, arguments: &[&str]) -> (bool, String) {
-    let done = inside(namespace, || {
-        Command::new(program).args(arguments).output().unwrap()
-    })
-    .unwrap();
-    (
-        done.status.success(),
-        String::from_utf8_lossy(&done.stdout).into_owned(),
-    )
+    let done = inside(namespace, || Command::new(program).args(arguments).output().unwrap()).unwrap();
+    (done.status.success(), String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
 fn path(namespace: &Namespace) -> String {
@@ -89,24 +73,13 @@ fn path(namespace: &Namespace) -> String {
 #[test]
 fn versions_and_verbs() {
     let host = Host::new();
-    let version = host
-        .call("VERSION", "", "", &json!({"cniVersion": "1.0.0"}))
-        .unwrap()
-        .unwrap();
+    let version = host.call("VERSION", "", "", &json!({"cniVersion": "1.0.0"})).unwrap().unwrap();
     assert_eq!(version["cniVersion"], "1.0.0");
-    assert!(
-        version["supportedVersions"]
-            .as_array()
-            .unwrap()
-            .contains(&json!("0.3.1"))
-    );
+    assert!(version["supportedVersions"].as_array().unwrap().contains(&json!("0.3.1")));
     for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let pod = Namespace::create().unwrap();
         let mut configuration = host.configuration(version);
-        let result = host
-            .call("ADD", "pod", &path(&pod), &configuration)
-            .unwrap()
-            .unwrap();
+        let result = host.call("ADD", "pod", &path(&pod), &configuration).unwrap().unwrap();
         assert_eq!(result["cniVersion"], version);
         assert_eq!(result["ips"][0].get("version").is_some(), version < "1.0.0");
         assert_eq!(result["interfaces"][2].get("mtu").is_some(), version == "1.1.0");
@@ -152,16 +125,11 @@ fn refusals_have_the_codes_of_the_specification() {
         let error = host.call(command, id, &netns, &configuration).unwrap_err();
         assert_eq!(error.code, code, "{command} {id}: {error:?}");
     }
-    let environment = Environment {
-        command: "ADD".into(),
-        ..Environment::default()
-    };
+    let environment = Environment { command: "ADD".into(), ..Environment::default() };
     assert_eq!(run(&environment, "{").unwrap_err().code, 6);
     assert_eq!(host.leases(), 0);
     assert_eq!(host.links(), BTreeSet::from(["lo".to_owned()]));
-    let status = host
-        .call("STATUS", "", "", &host.configuration("1.1.0"))
-        .unwrap_err();
+    let status = host.call("STATUS", "", "", &host.configuration("1.1.0")).unwrap_err();
     assert_eq!(status.code, 50);
 }
 
@@ -177,21 +145,15 @@ fn pods_reach_each_other_and_the_host_also_without_bridge_netfilter() {
             let _ = orlop_netlink::sysctl::write("net/bridge/bridge-nf-call-iptables", bridged);
         })
         .unwrap();
-        for (from, to) in [
-            (&left, "10.244.3.3"),
-            (&right, "10.244.3.2"),
-            (&left, "10.244.3.1"),
-            (&left, "10.244.3.2"),
-        ] {
+        for (from, to) in
+            [(&left, "10.244.3.3"), (&right, "10.244.3.2"), (&left, "10.244.3.1"), (&left, "10.244.3.2")]
+        {
             assert!(ping(from, to), "{to}, bridge-nf {bridged}");
         }
     }
     assert!(ping(&host.namespace, "10.244.3.2"));
     // A retry of ADD gives the same address.
-    let again = host
-        .call("ADD", "left", &path(&left), &configuration)
-        .unwrap()
-        .unwrap();
+    let again = host.call("ADD", "left", &path(&left), &configuration).unwrap().unwrap();
     assert_eq!(again["ips"][0]["address"], "10.244.3.2/32");
     assert!(ping(&left, "10.244.3.3"));
 }
@@ -199,10 +161,8 @@ fn pods_reach_each_other_and_the_host_also_without_bridge_netfilter() {
 /// A TCP connection that is refused has reached the other side.
 fn ping(from: &Namespace, to: &str) -> bool {
     let address = format!("{to}:9").parse().unwrap();
-    let result = inside(from, || {
-        std::net::TcpStream::connect_timeout(&address, Duration::from_secs(3))
-    })
-    .unwrap();
+    let result =
+        inside(from, || std::net::TcpStream::connect_timeout(&address, Duration::from_secs(3))).unwrap();
     result.unwrap_err().kind() == std::io::ErrorKind::ConnectionRefused
 }
 
@@ -227,10 +187,7 @@ fn a_hundred_attachments_leave_nothing() {
     }
     adds.sort();
     deletes.sort();
-    println!(
-        "ADD p50 {:?} p90 {:?}, DEL p50 {:?} p90 {:?}",
-        adds[50], adds[90], deletes[50], deletes[90]
-    );
+    println!("ADD p50 {:?} p90 {:?}, DEL p50 {:?} p90 {:?}", adds[50], adds[90], deletes[50], deletes[90]);
     assert_eq!(host.leases(), 0);
     assert_eq!(host.links(), BTreeSet::from(["cni0".to_owned(), "lo".to_owned()]));
 }
@@ -241,19 +198,14 @@ fn garbage_collection_keeps_what_is_named() {
     let mut configuration = host.configuration("1.1.0");
     let pods: Vec<Namespace> = (0..3).map(|_| Namespace::create().unwrap()).collect();
     for (number, pod) in pods.iter().enumerate() {
-        host.call("ADD", &format!("pod{number}"), &path(pod), &configuration)
-            .unwrap();
+        host.call("ADD", &format!("pod{number}"), &path(pod), &configuration).unwrap();
     }
     assert_eq!(host.call("GC", "", "", &configuration).unwrap_err().code, 7);
     configuration["cni.dev/valid-attachments"] = json!([{"containerID": "pod1", "ifname": "eth0"}]);
     host.call("GC", "", "", &configuration).unwrap();
     assert_eq!(host.leases(), 1);
     assert_eq!(host.links().len(), 3);
-    assert!(
-        output(&pods[1], "ip", &["-4", "address", "show", "eth0"])
-            .1
-            .contains("10.244.3.3/32")
-    );
+    assert!(output(&pods[1], "ip", &["-4", "address", "show", "eth0"]).1.contains("10.244.3.3/32"));
 }
 
 #[test]
@@ -265,23 +217,13 @@ fn host_ports_lead_to_the_pod_until_it_is_gone() {
         configuration["runtimeConfig"] = json!({"portMappings": [{"hostPort": host_port, "containerPort": 80, "protocol": "tcp", "hostIP": host_ip}]});
         configuration
     };
-    host.call("ADD", "first", &path(&pods[0]), &with(8080, ""))
-        .unwrap();
-    host.call("ADD", "first", &path(&pods[0]), &with(8080, ""))
-        .unwrap();
-    let taken = host
-        .call("ADD", "second", &path(&pods[1]), &with(8080, "0.0.0.0"))
-        .unwrap_err();
+    host.call("ADD", "first", &path(&pods[0]), &with(8080, "")).unwrap();
+    host.call("ADD", "first", &path(&pods[0]), &with(8080, "")).unwrap();
+    let taken = host.call("ADD", "second", &path(&pods[1]), &with(8080, "0.0.0.0")).unwrap_err();
     assert!(taken.message.contains("8080/tcp"), "{taken:?}");
-    assert_eq!(
-        (host.leases(), host.links().len()),
-        (1, 3),
-        "nothing is left of a refused ADD"
-    );
-    host.call("ADD", "second", &path(&pods[1]), &with(8080, "10.244.3.1"))
-        .unwrap();
-    host.call("ADD", "third", &path(&pods[2]), &host.configuration("1.0.0"))
-        .unwrap();
+    assert_eq!((host.leases(), host.links().len()), (1, 3), "nothing is left of a refused ADD");
+    host.call("ADD", "second", &path(&pods[1]), &with(8080, "10.244.3.1")).unwrap();
+    host.call("ADD", "third", &path(&pods[2]), &host.configuration("1.0.0")).unwrap();
     for (pod, answer) in [(0, "first"), (1, "second")] {
         let listener = inside(&pods[pod], || std::net::TcpListener::bind("0.0.0.0:80").unwrap()).unwrap();
         std::thread::spawn(move || {
@@ -290,21 +232,13 @@ fn host_ports_lead_to_the_pod_until_it_is_gone() {
             }
         });
     }
-    let (set, _) = output(
-        &host.namespace,
-        "ip",
-        &["address", "add", "192.168.9.1/24", "dev", "cni0"],
-    );
+    let (set, _) = output(&host.namespace, "ip", &["address", "add", "192.168.9.1/24", "dev", "cni0"]);
     assert!(set);
     let ask = |from: &Namespace, address: &str| {
         let target = address.parse().unwrap();
-        let stream = inside(from, || {
-            std::net::TcpStream::connect_timeout(&target, Duration::from_secs(3))
-        })
-        .unwrap();
-        stream
-            .and_then(std::io::read_to_string)
-            .map_err(|error| error.kind())
+        let stream =
+            inside(from, || std::net::TcpStream::connect_timeout(&target, Duration::from_secs(3))).unwrap();
+        stream.and_then(std::io::read_to_string).map_err(|error| error.kind())
     };
     for from in [&host.namespace, &pods[0], &pods[2]] {
         assert_eq!(ask(from, "192.168.9.1:8080").unwrap(), "first");
@@ -312,19 +246,10 @@ fn host_ports_lead_to_the_pod_until_it_is_gone() {
     }
     let listed = output(&host.namespace, "nft", &["list", "ruleset"]);
     assert!(listed.0 && listed.1.contains("hostports-at"), "{listed:?}");
-    host.call("DEL", "first", "", &host.configuration("1.0.0"))
-        .unwrap();
-    assert_eq!(
-        ask(&pods[2], "192.168.9.1:8080"),
-        Err(std::io::ErrorKind::ConnectionRefused)
-    );
+    host.call("DEL", "first", "", &host.configuration("1.0.0")).unwrap();
+    assert_eq!(ask(&pods[2], "192.168.9.1:8080"), Err(std::io::ErrorKind::ConnectionRefused));
     host.call("DEL", "second", "", &with(8080, "")).unwrap();
-    host.call("DEL", "third", "", &host.configuration("1.0.0"))
-        .unwrap();
-    assert!(
-        !output(&host.namespace, "nft", &["list", "ruleset"])
-            .1
-            .contains("tcp . 8080")
-    );
+    host.call("DEL", "third", "", &host.configuration("1.0.0")).unwrap();
+    assert!(!output(&host.namespace, "nft", &["list", "ruleset"]).1.contains("tcp . 8080"));
     assert_eq!(host.leases(), 0);
 }

@@ -76,15 +76,9 @@ async fn answer(
 
 /// Live: not behind for too long. Healthy: also set once, so that traffic sent here finds rules.
 fn health(status: &Status, now: Instant, needs_sync: bool) -> (StatusCode, String) {
-    let behind = status
-        .behind_since
-        .is_some_and(|since| now.duration_since(since) > BEHIND_LIMIT);
+    let behind = status.behind_since.is_some_and(|since| now.duration_since(since) > BEHIND_LIMIT);
     let healthy = !behind && (!needs_sync || status.in_sync.is_some());
-    let code = if healthy {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let code = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let ago = status.in_sync.map(|at| now.duration_since(at).as_secs());
     (
         code,
@@ -104,15 +98,9 @@ mod tests {
         let fresh = Status::default();
         assert_eq!(health(&fresh, now, true).0, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(health(&fresh, now, false).0, StatusCode::OK);
-        let synced = Status {
-            in_sync: Some(now),
-            ..fresh
-        };
+        let synced = Status { in_sync: Some(now), ..fresh };
         assert_eq!(health(&synced, late, true).0, StatusCode::OK);
-        let behind = Status {
-            behind_since: Some(now),
-            ..synced
-        };
+        let behind = Status { behind_since: Some(now), ..synced };
         assert_eq!(health(&behind, now, true).0, StatusCode::OK);
         assert_eq!(health(&behind, late, false).0, StatusCode::SERVICE_UNAVAILABLE);
     }

@@ -58,9 +58,8 @@ impl Kernel {
         for name in nft.set_names(&table)? {
             match rules::slot_set(&name) {
                 Some(SlotSet::Endpoints(list, index)) if index < SLOT_LIMIT => {
-                    let elements = nft
-                        .elements(&table, &rules::endpoints(version, list, index))?
-                        .unwrap_or_default();
+                    let elements =
+                        nft.elements(&table, &rules::endpoints(version, list, index))?.unwrap_or_default();
                     for (key, endpoint) in elements.into_iter().filter_map(endpoint_of) {
                         let slots = adopted.slots.entry((list, key)).or_default();
                         slots.resize(slots.len().max(index + 1), None);
@@ -122,18 +121,11 @@ pub(crate) fn forget_stale(version: IpVersion, stale: &[UdpFlows]) -> Result<u64
     let local: BTreeSet<IpAddr> = if node_ports.is_empty() {
         BTreeSet::new()
     } else {
-        RouteSocket::open()?
-            .addresses()?
-            .into_iter()
-            .map(|address| address.network.addr())
-            .collect()
+        RouteSocket::open()?.addresses()?.into_iter().map(|address| address.network.addr()).collect()
     };
     let is_stale = |flow: &Flow| {
-        let at_node = || {
-            local
-                .contains(&flow.destination.ip())
-                .then(|| node_ports.get(&flow.destination.port()))
-        };
+        let at_node =
+            || local.contains(&flow.destination.ip()).then(|| node_ports.get(&flow.destination.port()));
         let endpoints = addresses.get(&flow.destination).or_else(|| at_node().flatten());
         endpoints.is_some_and(|endpoints| !endpoints.contains(&flow.answered_by))
     };

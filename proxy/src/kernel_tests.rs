@@ -19,15 +19,8 @@ use super::*;
 const NODE: &str = "192.168.50.1";
 
 fn shell(namespace: &Namespace, script: &str) -> String {
-    let done = inside(namespace, || {
-        Process::new("sh").args(["-ec", script]).output().unwrap()
-    })
-    .unwrap();
-    assert!(
-        done.status.success(),
-        "{script}: {}",
-        String::from_utf8_lossy(&done.stderr)
-    );
+    let done = inside(namespace, || Process::new("sh").args(["-ec", script]).output().unwrap()).unwrap();
+    assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
@@ -57,12 +50,7 @@ impl Lab {
                  ip route add default via {NODE}"
             ),
         );
-        let mut lab = Self {
-            node,
-            client,
-            pods: BTreeMap::new(),
-            watches: NetworkWatches::detached(true),
-        };
+        let mut lab = Self { node, client, pods: BTreeMap::new(), watches: NetworkWatches::detached(true) };
         for number in 2..2 + pods {
             lab.add_pod(number);
         }
@@ -102,18 +90,11 @@ impl Lab {
             hostname: None,
             node: Some(if here(*number) { "node" } else { "elsewhere" }.into()),
         };
-        let port = |name: &str, protocol, port| EndpointPort {
-            name: name.into(),
-            protocol,
-            port,
-        };
+        let port = |name: &str, protocol, port| EndpointPort { name: name.into(), protocol, port };
         let slice = EndpointSlice {
             service: "web".into(),
             endpoints: numbers.iter().map(endpoint).collect(),
-            ports: vec![
-                port("http", Protocol::Tcp, 8080),
-                port("dns", Protocol::Udp, 5300),
-            ],
+            ports: vec![port("http", Protocol::Tcp, 8080), port("dns", Protocol::Udp, 5300)],
         };
         self.watches.slices.set(key("web-1"), Some(slice));
     }
@@ -140,10 +121,7 @@ impl Lab {
             .unwrap()
             .unwrap();
         });
-        Daemon {
-            frame: receiver.recv().unwrap(),
-            thread: Some(thread),
-        }
+        Daemon { frame: receiver.recv().unwrap(), thread: Some(thread) }
     }
 }
 
@@ -160,10 +138,7 @@ impl Drop for Daemon {
 }
 
 fn key(name: &str) -> Key {
-    Key {
-        namespace: "default".into(),
-        name: name.into(),
-    }
+    Key { namespace: "default".into(), name: name.into() }
 }
 
 fn web() -> Service {
@@ -178,10 +153,7 @@ fn web() -> Service {
         kind: "NodePort".into(),
         cluster_ips: vec!["10.96.0.7".parse().unwrap()],
         external_ips: vec!["203.0.113.9".parse().unwrap()],
-        ports: vec![
-            port("http", Protocol::Tcp, 80, 30080),
-            port("dns", Protocol::Udp, 53, 30053),
-        ],
+        ports: vec![port("http", Protocol::Tcp, 80, 30080), port("dns", Protocol::Udp, 53, 30053)],
         ..Service::default()
     }
 }
@@ -189,10 +161,7 @@ fn web() -> Service {
 /// Serves until the test process ends.
 fn serve(pod: &Namespace, number: u8) {
     let (tcp, udp) = inside(pod, || {
-        (
-            TcpListener::bind("0.0.0.0:8080").unwrap(),
-            UdpSocket::bind("0.0.0.0:5300").unwrap(),
-        )
+        (TcpListener::bind("0.0.0.0:8080").unwrap(), UdpSocket::bind("0.0.0.0:5300").unwrap())
     })
     .unwrap();
     std::thread::spawn(move || {
@@ -212,10 +181,7 @@ fn serve(pod: &Namespace, number: u8) {
 
 fn call(from: &Namespace, address: &str) -> Result<String, ErrorKind> {
     let target: SocketAddr = address.parse().unwrap();
-    let stream = inside(from, || {
-        TcpStream::connect_timeout(&target, Duration::from_secs(2))
-    })
-    .unwrap();
+    let stream = inside(from, || TcpStream::connect_timeout(&target, Duration::from_secs(2))).unwrap();
     let mut text = String::new();
     let mut stream = stream.map_err(|error| error.kind())?;
     stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
@@ -225,9 +191,7 @@ fn call(from: &Namespace, address: &str) -> Result<String, ErrorKind> {
 
 /// Which pods answered in so many calls.
 fn answering(from: &Namespace, address: &str, calls: usize) -> BTreeSet<String> {
-    (0..calls)
-        .map(|_| call(from, address).unwrap().split(' ').next().unwrap().to_owned())
-        .collect()
+    (0..calls).map(|_| call(from, address).unwrap().split(' ').next().unwrap().to_owned()).collect()
 }
 
 fn set(numbers: &[u8]) -> BTreeSet<String> {
@@ -251,10 +215,7 @@ fn every_way_into_a_service() {
     let _daemon = lab.daemon();
     until("first rules", || call(&lab.node, "10.96.0.7:80").is_ok());
     for bridged in ["1", "0"] {
-        shell(
-            &lab.node,
-            &format!("echo {bridged} > /proc/sys/net/bridge/bridge-nf-call-iptables || true"),
-        );
+        shell(&lab.node, &format!("echo {bridged} > /proc/sys/net/bridge/bridge-nf-call-iptables || true"));
         // From the host, from a pod (which is also an endpoint: hairpin), from outside.
         for (from, address) in [
             (&lab.node, "10.96.0.7:80"),
@@ -265,11 +226,7 @@ fn every_way_into_a_service() {
             (&lab.client, "192.168.50.1:30080"),
             (&lab.client, "203.0.113.9:80"),
         ] {
-            assert_eq!(
-                answering(from, address, 60),
-                set(&[2, 3, 4]),
-                "{address}, bridge-nf {bridged}"
-            );
+            assert_eq!(answering(from, address, 60), set(&[2, 3, 4]), "{address}, bridge-nf {bridged}");
         }
     }
     who_is_seen_and_who_is_refused(&lab);
@@ -277,62 +234,33 @@ fn every_way_into_a_service() {
 
 fn who_is_seen_and_who_is_refused(lab: &Lab) {
     let seen = call(&lab.client, "192.168.50.1:30080").unwrap();
-    assert!(
-        seen.ends_with(" 10.244.0.1"),
-        "a client from outside is masqueraded: {seen}"
-    );
-    let seen: BTreeSet<String> = (0..40)
-        .map(|_| call(&lab.pods[&2], "10.96.0.7:80").unwrap())
-        .collect();
+    assert!(seen.ends_with(" 10.244.0.1"), "a client from outside is masqueraded: {seen}");
+    let seen: BTreeSet<String> = (0..40).map(|_| call(&lab.pods[&2], "10.96.0.7:80").unwrap()).collect();
     let wanted = ["2 10.244.0.1", "3 10.244.0.2", "4 10.244.0.2"].map(str::to_owned);
-    assert_eq!(
-        seen,
-        BTreeSet::from(wanted),
-        "only a pod's call to itself is masqueraded"
-    );
+    assert_eq!(seen, BTreeSet::from(wanted), "only a pod's call to itself is masqueraded");
     // Unknown ports are refused, unknown addresses lead nowhere, addresses served here are left alone.
-    for (who, from) in [
-        ("host", &lab.node),
-        ("pod", &lab.pods[&2]),
-        ("outside", &lab.client),
-    ] {
-        assert_eq!(
-            call(from, "10.96.0.7:81"),
-            Err(ErrorKind::ConnectionRefused),
-            "{who}"
-        );
+    for (who, from) in [("host", &lab.node), ("pod", &lab.pods[&2]), ("outside", &lab.client)] {
+        assert_eq!(call(from, "10.96.0.7:81"), Err(ErrorKind::ConnectionRefused), "{who}");
     }
     shell(&lab.node, "ip address add 10.96.0.10/32 dev lo");
-    assert_eq!(
-        call(&lab.pods[&2], "10.96.0.10:81"),
-        Err(ErrorKind::ConnectionRefused)
-    );
+    assert_eq!(call(&lab.pods[&2], "10.96.0.10:81"), Err(ErrorKind::ConnectionRefused));
     // Without endpoints everybody is refused at once.
     lab.endpoints(&[], |_| true);
-    until("refusal", || {
-        call(&lab.node, "10.96.0.7:80") == Err(ErrorKind::ConnectionRefused)
-    });
+    until("refusal", || call(&lab.node, "10.96.0.7:80") == Err(ErrorKind::ConnectionRefused));
     for (from, address) in [
         (&lab.pods[&2], "10.96.0.7:80"),
         (&lab.client, "10.96.0.7:80"),
         (&lab.client, "192.168.50.1:30080"),
         (&lab.node, "192.168.50.1:30080"),
     ] {
-        assert_eq!(
-            call(from, address),
-            Err(ErrorKind::ConnectionRefused),
-            "{address}"
-        );
+        assert_eq!(call(from, address), Err(ErrorKind::ConnectionRefused), "{address}");
     }
 }
 
 #[test]
 fn affinity_holds_while_other_endpoints_come_and_go() {
     let lab = Lab::new(4);
-    lab.service(Service {
-        affinity_seconds: Some(600),
-        ..web()
-    });
+    lab.service(Service { affinity_seconds: Some(600), ..web() });
     lab.endpoints(&[2, 3, 4], |_| true);
     let mut daemon = lab.daemon();
     until("first rules", || call(&lab.client, "10.96.0.7:80").is_ok());
@@ -346,9 +274,7 @@ fn affinity_holds_while_other_endpoints_come_and_go() {
     });
     assert_eq!(answering(&lab.client, "10.96.0.7:80", 20), set(&[mine]));
     lab.endpoints(&[mine, others[1], 5], |_| true);
-    until("one more", || {
-        shell(&lab.node, "nft list table ip orlop-proxy").contains("10.244.0.5 . 8080")
-    });
+    until("one more", || shell(&lab.node, "nft list table ip orlop-proxy").contains("10.244.0.5 . 8080"));
     assert_eq!(answering(&lab.client, "10.96.0.7:80", 20), set(&[mine]));
     lab.endpoints(&[others[1], 5], |_| true);
     until("mine gone", || {
@@ -370,11 +296,7 @@ fn affinity_holds_while_other_endpoints_come_and_go() {
 #[test]
 fn local_policies() {
     let lab = Lab::new(3);
-    lab.service(Service {
-        external_local: true,
-        internal_local: true,
-        ..web()
-    });
+    lab.service(Service { external_local: true, internal_local: true, ..web() });
     lab.endpoints(&[2, 3, 4], |number| number == 3);
     let _daemon = lab.daemon();
     until("first rules", || call(&lab.node, "10.96.0.7:80").is_ok());
@@ -385,16 +307,10 @@ fn local_policies() {
         "3 192.168.50.2",
         "the client's address is kept"
     );
-    assert_eq!(
-        answering(&lab.pods[&3], "203.0.113.9:80", 60),
-        set(&[2, 3, 4]),
-        "clients inside reach all"
-    );
+    assert_eq!(answering(&lab.pods[&3], "203.0.113.9:80", 60), set(&[2, 3, 4]), "clients inside reach all");
     assert_eq!(answering(&lab.node, "192.168.50.1:30080", 60), set(&[2, 3, 4]));
     lab.endpoints(&[2, 3, 4], |_| false);
-    until("no local one", || {
-        call(&lab.client, "192.168.50.1:30080").is_err()
-    });
+    until("no local one", || call(&lab.client, "192.168.50.1:30080").is_err());
     assert_eq!(
         call(&lab.client, "192.168.50.1:30080"),
         Err(ErrorKind::TimedOut),
@@ -434,10 +350,7 @@ fn round_trip(node: &Namespace) {
     let copy = Namespace::create().unwrap();
     shell(&copy, &format!("nft -f {}", file.path().display()));
     let clean = |text: &str| {
-        text.lines()
-            .filter(|line| !line.contains("expires"))
-            .map(ToOwned::to_owned)
-            .collect::<Vec<_>>()
+        text.lines().filter(|line| !line.contains("expires")).map(ToOwned::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(clean(&first), clean(&shell(&copy, "nft -s list ruleset")));
 }
@@ -464,9 +377,7 @@ fn restarts_and_repairs_lose_no_request() {
     });
     let more = |count: u32| {
         let start = calls.load(Ordering::Relaxed);
-        until("calls", || {
-            calls.load(Ordering::Relaxed) >= start + count || client.is_finished()
-        });
+        until("calls", || calls.load(Ordering::Relaxed) >= start + count || client.is_finished());
     };
     more(20);
     drop(daemon);
@@ -499,28 +410,14 @@ fn restarts_and_repairs_lose_no_request() {
 
 #[test]
 fn nothing_is_touched_before_the_watches_are_synced() {
-    let lab = Lab {
-        watches: NetworkWatches::detached(false),
-        ..Lab::new(0)
-    };
-    shell(
-        &lab.node,
-        "nft add table ip orlop-proxy; nft add set ip orlop-proxy left '{ type ipv4_addr; }'",
-    );
+    let lab = Lab { watches: NetworkWatches::detached(false), ..Lab::new(0) };
+    shell(&lab.node, "nft add table ip orlop-proxy; nft add set ip orlop-proxy left '{ type ipv4_addr; }'");
     let daemon = lab.daemon();
-    assert!(
-        daemon
-            .frame
-            .ready()
-            .missing()
-            .contains(&"service-rules".to_owned())
-    );
+    assert!(daemon.frame.ready().missing().contains(&"service-rules".to_owned()));
     assert!(shell(&lab.node, "nft list ruleset").contains("set left"));
     lab.watches.services.set_synced();
     lab.watches.slices.set_synced();
-    until("replacement", || {
-        !shell(&lab.node, "nft list ruleset").contains("set left")
-    });
+    until("replacement", || !shell(&lab.node, "nft list ruleset").contains("set left"));
 }
 
 #[test]
@@ -554,11 +451,7 @@ fn ten_thousand_services_in_one_batch() {
         (key, frontend)
     };
     for number in 0..10_000 {
-        plan.set_service(
-            &key(&number.to_string()),
-            &[frontend(number, 5)],
-            &BTreeSet::new(),
-        );
+        plan.set_service(&key(&number.to_string()), &[frontend(number, 5)], &BTreeSet::new());
     }
     inside(&node, || {
         let mut kernel = kernel::Kernel::default();
@@ -580,10 +473,7 @@ fn ten_thousand_services_in_one_batch() {
             times.push(start.elapsed());
         }
         times.sort();
-        println!(
-            "one endpoint changed: median {:?}, longest {:?}",
-            times[10], times[19]
-        );
+        println!("one endpoint changed: median {:?}, longest {:?}", times[10], times[19]);
     })
     .unwrap();
 }

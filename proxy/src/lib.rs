@@ -21,7 +21,6 @@
 mod health;
 mod kernel;
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod kernel_tests;
 mod metrics;
 mod model;
@@ -90,15 +89,10 @@ impl Validate for Config {
         if self.node_name.is_empty() {
             problems.push("nodeName is empty: give the name of this node's Node object".to_owned());
         }
-        for (name, networks) in [
-            ("clusterCidr", &self.cluster_cidr),
-            ("serviceCidr", &self.service_cidr),
-        ] {
+        for (name, networks) in [("clusterCidr", &self.cluster_cidr), ("serviceCidr", &self.service_cidr)] {
             let fours = networks.iter().filter(|network| network.addr().is_ipv4()).count();
             if fours > 1 || networks.len() - fours > 1 {
-                problems.push(format!(
-                    "{name} has several networks of one IP version: give one of each"
-                ));
+                problems.push(format!("{name} has several networks of one IP version: give one of each"));
             }
         }
         if self.min_sync_period_milliseconds > 60_000 {

@@ -92,10 +92,7 @@ impl Model {
         }
         if let Some(slice) = slice {
             let service = service_key(key, &slice);
-            self.of_service
-                .entry(service.clone())
-                .or_default()
-                .insert(key.clone());
+            self.of_service.entry(service.clone()).or_default().insert(key.clone());
             self.slices.insert(key.clone(), slice);
             touched.insert(service);
         }
@@ -135,27 +132,19 @@ impl Model {
     }
 
     fn service_slices(&self, key: &Key) -> impl Iterator<Item = &Arc<EndpointSlice>> {
-        self.of_service
-            .get(key)
-            .into_iter()
-            .flatten()
-            .filter_map(|slice| self.slices.get(slice))
+        self.of_service.get(key).into_iter().flatten().filter_map(|slice| self.slices.get(slice))
     }
 
     fn endpoints(&self, key: &Key, port: &ServicePort, node: &str, version: IpVersion) -> Endpoints {
         let (mut all, mut local) = (Candidates::default(), Candidates::default());
         for slice in self.service_slices(key) {
-            let ports = slice
-                .ports
-                .iter()
-                .filter(|found| found.name == port.name && found.protocol == port.protocol);
+            let ports =
+                slice.ports.iter().filter(|found| found.name == port.name && found.protocol == port.protocol);
             for number in ports.map(|found| found.port) {
                 for endpoint in &slice.endpoints {
                     let is_local = endpoint.node.as_deref() == Some(node);
-                    for address in endpoint
-                        .addresses
-                        .iter()
-                        .filter(|address| IpVersion::of(**address) == version)
+                    for address in
+                        endpoint.addresses.iter().filter(|address| IpVersion::of(**address) == version)
                     {
                         let address = SocketAddr::new(*address, number);
                         all.add(address, endpoint);
@@ -166,18 +155,12 @@ impl Model {
                 }
             }
         }
-        Endpoints {
-            all: all.usable(),
-            local: local.usable(),
-        }
+        Endpoints { all: all.usable(), local: local.usable() }
     }
 }
 
 fn service_key(slice_key: &Key, slice: &EndpointSlice) -> Key {
-    Key {
-        namespace: slice_key.namespace.clone(),
-        name: slice.service.clone(),
-    }
+    Key { namespace: slice_key.namespace.clone(), name: slice.service.clone() }
 }
 
 /// Endpoints that packets may go to.
@@ -203,11 +186,7 @@ impl Candidates {
     }
 
     fn usable(self) -> Vec<SocketAddr> {
-        let chosen = if self.ready.is_empty() {
-            self.leaving
-        } else {
-            self.ready
-        };
+        let chosen = if self.ready.is_empty() { self.leaving } else { self.ready };
         chosen.into_iter().collect()
     }
 }
@@ -219,17 +198,9 @@ fn port_frontends(
     endpoints: &Endpoints,
     into: &mut Vec<(FrontendKey, Frontend)>,
 ) {
-    let when_empty = if endpoints.all.is_empty() {
-        WhenEmpty::Reject
-    } else {
-        WhenEmpty::Drop
-    };
+    let when_empty = if endpoints.all.is_empty() { WhenEmpty::Reject } else { WhenEmpty::Drop };
     let internal = Frontend {
-        endpoints: if service.internal_local {
-            endpoints.local.clone()
-        } else {
-            endpoints.all.clone()
-        },
+        endpoints: if service.internal_local { endpoints.local.clone() } else { endpoints.all.clone() },
         inside: None,
         affinity_seconds: service.affinity_seconds,
         masquerade: false,
@@ -237,35 +208,21 @@ fn port_frontends(
         when_empty,
     };
     let external = || Frontend {
-        endpoints: if service.external_local {
-            endpoints.local.clone()
-        } else {
-            endpoints.all.clone()
-        },
+        endpoints: if service.external_local { endpoints.local.clone() } else { endpoints.all.clone() },
         inside: service.external_local.then(|| endpoints.all.clone()),
         masquerade: !service.external_local,
         cluster_address: false,
         ..internal.clone()
     };
-    let key = |place, number| FrontendKey {
-        place,
-        protocol: port.protocol,
-        port: number,
-    };
+    let key = |place, number| FrontendKey { place, protocol: port.protocol, port: number };
     let of_version = |addresses: &[IpAddr]| -> Vec<IpAddr> {
-        addresses
-            .iter()
-            .filter(|address| IpVersion::of(**address) == version)
-            .copied()
-            .collect()
+        addresses.iter().filter(|address| IpVersion::of(**address) == version).copied().collect()
     };
     for address in of_version(&service.cluster_ips) {
         into.push((key(Place::Address(address), port.port), internal.clone()));
     }
     let has_addresses = !of_version(&service.cluster_ips).is_empty();
-    for address in of_version(&service.external_ips)
-        .into_iter()
-        .chain(of_version(&service.load_balancer_ips))
+    for address in of_version(&service.external_ips).into_iter().chain(of_version(&service.load_balancer_ips))
     {
         into.push((key(Place::Address(address), port.port), external()));
     }
@@ -281,10 +238,7 @@ mod tests {
     use super::*;
 
     fn key(name: &str) -> Key {
-        Key {
-            namespace: "default".into(),
-            name: name.into(),
-        }
+        Key { namespace: "default".into(), name: name.into() }
     }
 
     fn endpoint(last: u8, node: &str, state: &str) -> Endpoint {
@@ -301,20 +255,9 @@ mod tests {
     fn model(service: Service, endpoints: Vec<Endpoint>) -> Model {
         let mut model = Model::default();
         model.set_service(&key("web"), Some(Arc::new(service)));
-        let ports = vec![EndpointPort {
-            name: "http".into(),
-            protocol: Protocol::Tcp,
-            port: 8080,
-        }];
-        let slice = EndpointSlice {
-            service: "web".into(),
-            endpoints,
-            ports,
-        };
-        assert_eq!(
-            model.set_slice(&key("web-1"), Some(Arc::new(slice))),
-            BTreeSet::from([key("web")])
-        );
+        let ports = vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }];
+        let slice = EndpointSlice { service: "web".into(), endpoints, ports };
+        assert_eq!(model.set_slice(&key("web-1"), Some(Arc::new(slice))), BTreeSet::from([key("web")]));
         model
     }
 
@@ -361,10 +304,7 @@ mod tests {
                 } else {
                     String::new()
                 };
-                format!(
-                    "{place} [{}]{inside}{masquerade}{empty}",
-                    last(&frontend.endpoints)
-                )
+                format!("{place} [{}]{inside}{masquerade}{empty}", last(&frontend.endpoints))
             })
             .collect()
     }
@@ -372,40 +312,20 @@ mod tests {
     #[test]
     fn policies_choose_endpoints() {
         let endpoints = || {
-            vec![
-                endpoint(1, "here", "ready"),
-                endpoint(2, "there", "ready"),
-                endpoint(3, "there", "dead"),
-            ]
+            vec![endpoint(1, "here", "ready"), endpoint(2, "there", "ready"), endpoint(3, "there", "dead")]
         };
         assert_eq!(
             shown(&model(service(), endpoints())),
-            [
-                "10.96.0.7:80 [1 2]",
-                "203.0.113.9:80 [1 2] masquerade",
-                "node:30080 [1 2] masquerade"
-            ]
+            ["10.96.0.7:80 [1 2]", "203.0.113.9:80 [1 2] masquerade", "node:30080 [1 2] masquerade"]
         );
-        let local = Service {
-            internal_local: true,
-            external_local: true,
-            ..service()
-        };
+        let local = Service { internal_local: true, external_local: true, ..service() };
         assert_eq!(
             shown(&model(local.clone(), endpoints())),
-            [
-                "10.96.0.7:80 [1]",
-                "203.0.113.9:80 [1] inside [1 2]",
-                "node:30080 [1] inside [1 2]"
-            ]
+            ["10.96.0.7:80 [1]", "203.0.113.9:80 [1] inside [1 2]", "node:30080 [1] inside [1 2]"]
         );
         assert_eq!(
             shown(&model(local.clone(), vec![endpoint(2, "there", "ready")])),
-            [
-                "10.96.0.7:80 [] Drop",
-                "203.0.113.9:80 [] inside [2] Drop",
-                "node:30080 [] inside [2] Drop"
-            ]
+            ["10.96.0.7:80 [] Drop", "203.0.113.9:80 [] inside [2] Drop", "node:30080 [] inside [2] Drop"]
         );
         assert_eq!(shown(&model(service(), vec![]))[0], "10.96.0.7:80 [] Reject");
     }
@@ -414,23 +334,14 @@ mod tests {
     fn leaving_endpoints_serve_when_nothing_else_does() {
         let leaving = endpoint(1, "here", "leaving");
         assert_eq!(
-            shown(&model(
-                service(),
-                vec![leaving.clone(), endpoint(2, "there", "ready")]
-            ))[0],
+            shown(&model(service(), vec![leaving.clone(), endpoint(2, "there", "ready")]))[0],
             "10.96.0.7:80 [2]"
         );
         assert_eq!(
-            shown(&model(
-                service(),
-                vec![leaving.clone(), endpoint(2, "there", "dead")]
-            ))[0],
+            shown(&model(service(), vec![leaving.clone(), endpoint(2, "there", "dead")]))[0],
             "10.96.0.7:80 [1]"
         );
-        let local = Service {
-            external_local: true,
-            ..service()
-        };
+        let local = Service { external_local: true, ..service() };
         let shown = shown(&model(local, vec![leaving, endpoint(2, "there", "ready")]));
         assert_eq!(shown[2], "node:30080 [1] inside [2]");
     }
@@ -438,19 +349,9 @@ mod tests {
     #[test]
     fn services_of_others_are_left_alone() {
         for other in [
-            Service {
-                headless: true,
-                cluster_ips: vec![],
-                ..service()
-            },
-            Service {
-                foreign_proxy: true,
-                ..service()
-            },
-            Service {
-                kind: "ExternalName".into(),
-                ..service()
-            },
+            Service { headless: true, cluster_ips: vec![], ..service() },
+            Service { foreign_proxy: true, ..service() },
+            Service { kind: "ExternalName".into(), ..service() },
         ] {
             assert!(shown(&model(other, vec![])).is_empty());
         }
@@ -459,16 +360,10 @@ mod tests {
     #[test]
     fn a_slice_that_changes_hands_touches_both() {
         let mut model = model(service(), vec![]);
-        let slice = EndpointSlice {
-            service: "other".into(),
-            ..EndpointSlice::default()
-        };
+        let slice = EndpointSlice { service: "other".into(), ..EndpointSlice::default() };
         let touched = model.set_slice(&key("web-1"), Some(Arc::new(slice)));
         assert_eq!(touched, BTreeSet::from([key("other"), key("web")]));
-        assert_eq!(
-            model.set_slice(&key("web-1"), None),
-            BTreeSet::from([key("other")])
-        );
+        assert_eq!(model.set_slice(&key("web-1"), None), BTreeSet::from([key("other")]));
         assert!(model.of_service.is_empty());
     }
 }

@@ -50,22 +50,11 @@ pub(crate) struct Adopted {
 impl Adopted {
     fn slots_of(&self, key: &FrontendKey) -> Programmed {
         let of = |inside| {
-            let list = List {
-                space: space_of(key),
-                inside,
-            };
-            let slots = self
-                .slots
-                .get(&(list, Tuple(rules::element_key(key))))
-                .cloned()
-                .unwrap_or_default();
+            let list = List { space: space_of(key), inside };
+            let slots = self.slots.get(&(list, Tuple(rules::element_key(key)))).cloned().unwrap_or_default();
             ListState { slots, chain: None }
         };
-        Programmed {
-            outside: of(false),
-            inside: of(true),
-            refused: None,
-        }
+        Programmed { outside: of(false), inside: of(true), refused: None }
     }
 }
 
@@ -121,10 +110,7 @@ impl Counted {
     fn take(&mut self) -> (Vec<IpAddr>, Vec<IpAddr>) {
         let (mut add, mut remove) = (Vec::new(), Vec::new());
         for address in std::mem::take(&mut self.changed) {
-            match (
-                self.users.contains_key(&address),
-                self.programmed.contains(&address),
-            ) {
+            match (self.users.contains_key(&address), self.programmed.contains(&address)) {
                 (true, false) => {
                     self.programmed.insert(address);
                     add.push(address);
@@ -191,11 +177,7 @@ impl Plan {
         let version = self.version();
         let mut keys = Vec::new();
         for (key, frontend) in frontends.iter().filter(|(key, _)| key.place.version() == version) {
-            let replaced = self
-                .claims
-                .entry(*key)
-                .or_default()
-                .insert(service.clone(), frontend.clone());
+            let replaced = self.claims.entry(*key).or_default().insert(service.clone(), frontend.clone());
             if replaced.is_none() {
                 self.count_cluster_address(key, frontend, true);
                 keys.push(*key);
@@ -210,21 +192,14 @@ impl Plan {
 
     fn count_cluster_address(&mut self, key: &FrontendKey, frontend: &Frontend, add: bool) {
         if let (Place::Address(address), true) = (key.place, frontend.cluster_address) {
-            if add {
-                self.cluster_addresses.add(address)
-            } else {
-                self.cluster_addresses.remove(address)
-            }
+            if add { self.cluster_addresses.add(address) } else { self.cluster_addresses.remove(address) }
         }
     }
 
     fn set_local(&mut self, service: &Key, local: &BTreeSet<IpAddr>) {
         let version = self.version();
-        let wanted: BTreeSet<IpAddr> = local
-            .iter()
-            .filter(|address| IpVersion::of(**address) == version)
-            .copied()
-            .collect();
+        let wanted: BTreeSet<IpAddr> =
+            local.iter().filter(|address| IpVersion::of(**address) == version).copied().collect();
         let old = self.local_of.remove(service).unwrap_or_default();
         for address in wanted.difference(&old) {
             self.local_addresses.add(*address);
@@ -251,10 +226,7 @@ impl Plan {
 
     /// Whether clients are remembered for any front end.
     pub(crate) fn has_affinity(&self) -> bool {
-        self.claims
-            .values()
-            .flat_map(BTreeMap::values)
-            .any(|frontend| frontend.affinity_seconds.is_some())
+        self.claims.values().flat_map(BTreeMap::values).any(|frontend| frontend.affinity_seconds.is_some())
     }
 
     /// The transaction that makes the table anew, in one step: what is there (also of a predecessor) serves until that moment.
@@ -276,27 +248,16 @@ impl Plan {
             self.update_frontend(key, &Programmed::default(), &preferred, &mut writer);
         }
         self.update_addresses(&mut writer);
-        let mut commands = vec![
-            Command::AddTable(table.clone()),
-            Command::DeleteTable(table.clone()),
-        ];
+        let mut commands = vec![Command::AddTable(table.clone()), Command::DeleteTable(table.clone())];
         commands.extend(rules::skeleton(&self.settings));
-        let served: Vec<Element> = self
-            .settings
-            .node_served
-            .iter()
-            .map(|address| Element::key([Value::from(*address)]))
-            .collect();
+        let served: Vec<Element> =
+            self.settings.node_served.iter().map(|address| Element::key([Value::from(*address)])).collect();
         if !served.is_empty() {
             let set = rules::static_sets(self.version()).node_served;
             commands.push(Command::AddElements(table.clone(), set, served));
         }
         // One step: a packet that falls between the old table and the new one goes on to the new one's hooks.
-        let Transaction {
-            structure,
-            commands: rest,
-            udp,
-        } = writer.finish(&table);
+        let Transaction { structure, commands: rest, udp } = writer.finish(&table);
         commands.extend(structure);
         commands.extend(rest);
         for (set, clients) in adopted.clients {
@@ -304,11 +265,7 @@ impl Plan {
                 commands.push(Command::AddElements(table.clone(), set, clients));
             }
         }
-        Transaction {
-            structure: Vec::new(),
-            commands,
-            udp,
-        }
+        Transaction { structure: Vec::new(), commands, udp }
     }
 
     /// Brings one front end from what the kernel has to what is wanted, keeping to the preferred slots.
@@ -320,19 +277,14 @@ impl Plan {
         writer: &mut Writer,
     ) {
         let wanted = self.claims.get(&key).and_then(|claims| claims.values().next());
-        let next = wanted
-            .map(|frontend| plan_frontend(&key, frontend, preferred))
-            .unwrap_or_default();
+        let next = wanted.map(|frontend| plan_frontend(&key, frontend, preferred)).unwrap_or_default();
         for chain in [&next.outside.chain, &next.inside.chain].into_iter().flatten() {
             self.ensure_chain(chain, writer);
         }
         let version = self.version();
         let element_key = Tuple(rules::element_key(&key));
         let space = space_of(&key);
-        let lists = [
-            (false, &kernel.outside, &next.outside),
-            (true, &kernel.inside, &next.inside),
-        ];
+        let lists = [(false, &kernel.outside, &next.outside), (true, &kernel.inside, &next.inside)];
         for (inside, old, new) in lists {
             let list = List { space, inside };
             for index in 0..old.slots.len().max(new.slots.len()) {
@@ -346,13 +298,7 @@ impl Plan {
                 );
             }
             let dispatch = rules::dispatch(version, list);
-            writer.change(
-                &dispatch,
-                &element_key,
-                old.chain.as_ref(),
-                new.chain.as_ref(),
-                chain_element,
-            );
+            writer.change(&dispatch, &element_key, old.chain.as_ref(), new.chain.as_ref(), chain_element);
         }
         writer.change(
             &rules::refused(version, space),
@@ -365,10 +311,7 @@ impl Plan {
             let endpoints = [&next.outside, &next.inside]
                 .into_iter()
                 .flat_map(|list| list.slots.iter().flatten().copied());
-            writer.udp.push(UdpFlows {
-                key,
-                endpoints: endpoints.collect(),
-            });
+            writer.udp.push(UdpFlows { key, endpoints: endpoints.collect() });
         }
         if next != Programmed::default() {
             self.programmed.insert(key, next);
@@ -389,9 +332,7 @@ impl Plan {
                 writer.structure.push(Command::AddSet(self.table.clone(), set));
             }
         }
-        writer
-            .structure
-            .push(Command::AddChain(self.table.clone(), id.chain(&self.settings)));
+        writer.structure.push(Command::AddChain(self.table.clone(), id.chain(&self.settings)));
         self.chains.insert(id.clone());
     }
 
@@ -437,11 +378,8 @@ fn plan_frontend(key: &FrontendKey, frontend: &Frontend, preferred: &Programmed)
     let space = space_of(key);
     let plan_list = |inside, endpoints: &[SocketAddr], preferred: &ListState| {
         let slots = plan_slots(&preferred.slots, endpoints, frontend.affinity_seconds.is_some());
-        let used: Vec<usize> = (0..)
-            .zip(&slots)
-            .filter(|(_, slot)| slot.is_some())
-            .map(|(index, _)| index)
-            .collect();
+        let used: Vec<usize> =
+            (0..).zip(&slots).filter(|(_, slot)| slot.is_some()).map(|(index, _)| index).collect();
         let chain = ChainId::for_slots(List { space, inside }, &used, frontend.affinity_seconds);
         ListState { slots, chain }
     };
@@ -455,11 +393,7 @@ fn plan_frontend(key: &FrontendKey, frontend: &Frontend, preferred: &Programmed)
         outside.chain = outside.chain.map(|next| ChainId::Masquerade(Box::new(next)));
     }
     let refused = frontend.endpoints.is_empty().then_some(frontend.when_empty);
-    Programmed {
-        outside,
-        inside,
-        refused,
-    }
+    Programmed { outside, inside, refused }
 }
 
 /// Puts endpoints into slots, moving as few as possible.
@@ -489,11 +423,7 @@ pub(crate) fn plan_slots(
     }
     if !stable {
         let mut first = 0;
-        while let Some(hole) = slots
-            .iter()
-            .skip(first)
-            .position(Option::is_none)
-            .map(|offset| first + offset)
+        while let Some(hole) = slots.iter().skip(first).position(Option::is_none).map(|offset| first + offset)
         {
             slots.swap_remove(hole);
             first = hole;
@@ -563,11 +493,7 @@ impl Writer {
         commands.extend(remove.map(|(set, elements)| Command::DeleteElements(table.clone(), set, elements)));
         let add = self.add.into_values();
         commands.extend(add.map(|(set, elements)| Command::AddElements(table.clone(), set, elements)));
-        Transaction {
-            structure: self.structure,
-            commands,
-            udp: self.udp,
-        }
+        Transaction { structure: self.structure, commands, udp: self.udp }
     }
 }
 
@@ -582,10 +508,7 @@ mod tests {
     }
 
     fn service(name: &str) -> Key {
-        Key {
-            namespace: "default".into(),
-            name: name.into(),
-        }
+        Key { namespace: "default".into(), name: name.into() }
     }
 
     fn settings() -> Settings {
@@ -630,11 +553,7 @@ mod tests {
 
     fn planned(endpoints: &[u8]) -> Plan {
         let mut plan = Plan::new(settings());
-        plan.set_service(
-            &service("web"),
-            &[(address_key(7), frontend(endpoints))],
-            &BTreeSet::new(),
-        );
+        plan.set_service(&service("web"), &[(address_key(7), frontend(endpoints))], &BTreeSet::new());
         plan.replace(Adopted::default());
         plan
     }
@@ -642,11 +561,7 @@ mod tests {
     #[test]
     fn a_new_endpoint_is_one_element_and_a_lost_one_moves_one() {
         let mut plan = planned(&[1, 2]);
-        plan.set_service(
-            &service("web"),
-            &[(address_key(7), frontend(&[1, 2, 3]))],
-            &BTreeSet::new(),
-        );
+        plan.set_service(&service("web"), &[(address_key(7), frontend(&[1, 2, 3]))], &BTreeSet::new());
         assert_eq!(
             text(&plan.update()),
             "add map ip orlop-proxy endpoints-2 { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }\n\
@@ -659,11 +574,7 @@ mod tests {
              add element ip orlop-proxy endpoints-2 { 10.96.0.7 . tcp . 80 : 10.244.0.3 . 8080 }\n\
              add element ip orlop-proxy services { 10.96.0.7 . tcp . 80 : goto pick-3 }"
         );
-        plan.set_service(
-            &service("web"),
-            &[(address_key(7), frontend(&[2, 3]))],
-            &BTreeSet::new(),
-        );
+        plan.set_service(&service("web"), &[(address_key(7), frontend(&[2, 3]))], &BTreeSet::new());
         assert_eq!(
             text(&plan.update()),
             "delete element ip orlop-proxy endpoints-0 { 10.96.0.7 . tcp . 80 }\n\
@@ -672,22 +583,14 @@ mod tests {
              add element ip orlop-proxy endpoints-0 { 10.96.0.7 . tcp . 80 : 10.244.0.3 . 8080 }\n\
              add element ip orlop-proxy services { 10.96.0.7 . tcp . 80 : goto pick-2 }"
         );
-        plan.set_service(
-            &service("web"),
-            &[(address_key(7), frontend(&[2, 3]))],
-            &BTreeSet::new(),
-        );
+        plan.set_service(&service("web"), &[(address_key(7), frontend(&[2, 3]))], &BTreeSet::new());
         assert!(plan.update().commands.is_empty());
     }
 
     #[test]
     fn without_endpoints_a_service_refuses_and_gone_it_is_gone() {
         let mut plan = planned(&[1]);
-        plan.set_service(
-            &service("web"),
-            &[(address_key(7), frontend(&[]))],
-            &BTreeSet::new(),
-        );
+        plan.set_service(&service("web"), &[(address_key(7), frontend(&[]))], &BTreeSet::new());
         assert_eq!(
             text(&plan.update()),
             "delete element ip orlop-proxy endpoints-0 { 10.96.0.7 . tcp . 80 }\n\
@@ -705,18 +608,11 @@ mod tests {
     #[test]
     fn of_two_claims_the_first_by_name_wins_until_it_goes() {
         let mut plan = planned(&[1]);
-        plan.set_service(
-            &service("a"),
-            &[(address_key(7), frontend(&[9]))],
-            &BTreeSet::new(),
-        );
+        plan.set_service(&service("a"), &[(address_key(7), frontend(&[9]))], &BTreeSet::new());
         assert!(text(&plan.update()).contains("10.244.0.9"));
         plan.set_service(&service("a"), &[], &BTreeSet::new());
         let back = text(&plan.update());
-        assert!(
-            back.contains("10.244.0.1 . 8080") && !back.contains("cluster-ips"),
-            "{back}"
-        );
+        assert!(back.contains("10.244.0.1 . 8080") && !back.contains("cluster-ips"), "{back}");
     }
 
     #[test]
@@ -729,39 +625,16 @@ mod tests {
                 .map(|slot| slot.map(|at| at.to_string()[9..].split(':').next().unwrap().parse().unwrap()))
                 .collect::<Vec<Option<u8>>>()
         };
-        assert_eq!(
-            slots(&[Some(1), Some(2), Some(3)], &[2, 3], true),
-            [None, Some(2), Some(3)]
-        );
-        assert_eq!(
-            slots(&[None, Some(2), Some(3)], &[2, 3, 4], true),
-            [Some(4), Some(2), Some(3)]
-        );
+        assert_eq!(slots(&[Some(1), Some(2), Some(3)], &[2, 3], true), [None, Some(2), Some(3)]);
+        assert_eq!(slots(&[None, Some(2), Some(3)], &[2, 3, 4], true), [Some(4), Some(2), Some(3)]);
         assert_eq!(slots(&[Some(1), Some(2), Some(3)], &[1], true), [Some(1)]);
-        assert_eq!(
-            slots(&[Some(1), Some(2), Some(3)], &[2, 3], false),
-            [Some(3), Some(2)]
-        );
-        assert_eq!(
-            slots(&[None, Some(2), Some(3)], &[2, 3], false),
-            [Some(3), Some(2)]
-        );
+        assert_eq!(slots(&[Some(1), Some(2), Some(3)], &[2, 3], false), [Some(3), Some(2)]);
+        assert_eq!(slots(&[None, Some(2), Some(3)], &[2, 3], false), [Some(3), Some(2)]);
         let mut plan = Plan::new(settings());
-        let sticky = |endpoints: &[u8]| Frontend {
-            affinity_seconds: Some(60),
-            ..frontend(endpoints)
-        };
-        plan.set_service(
-            &service("web"),
-            &[(address_key(7), sticky(&[1, 2, 3]))],
-            &BTreeSet::new(),
-        );
+        let sticky = |endpoints: &[u8]| Frontend { affinity_seconds: Some(60), ..frontend(endpoints) };
+        plan.set_service(&service("web"), &[(address_key(7), sticky(&[1, 2, 3]))], &BTreeSet::new());
         plan.replace(Adopted::default());
-        plan.set_service(
-            &service("web"),
-            &[(address_key(7), sticky(&[2, 3]))],
-            &BTreeSet::new(),
-        );
+        plan.set_service(&service("web"), &[(address_key(7), sticky(&[2, 3]))], &BTreeSet::new());
         let update = text(&plan.update());
         assert!(
             update.ends_with(
@@ -787,9 +660,7 @@ mod tests {
                     Command::DeleteTable(_) => self.0.clear(),
                     Command::AddElements(_, set, elements) => {
                         for element in elements {
-                            let old = self
-                                .0
-                                .insert((set.name.clone(), element.key.clone()), element.clone());
+                            let old = self.0.insert((set.name.clone(), element.key.clone()), element.clone());
                             assert_eq!(old, None, "{} {element} was there", set.name);
                         }
                     }
@@ -811,10 +682,7 @@ mod tests {
         fn reachable(&self, key: &FrontendKey, list: List) -> BTreeSet<SocketAddr> {
             let key = Tuple(rules::element_key(key));
             let prefix = format!("{}endpoints-", list.prefix());
-            let of_key = self
-                .0
-                .iter()
-                .filter(|((set, found), _)| *found == key && set.starts_with(&prefix));
+            let of_key = self.0.iter().filter(|((set, found), _)| *found == key && set.starts_with(&prefix));
             of_key
                 .map(|(_, element)| match element.datum.as_ref().unwrap() {
                     orlop_nft::Datum::Values(Tuple(values)) => match values[..] {
@@ -829,18 +697,14 @@ mod tests {
 
     fn any_frontend() -> impl Strategy<Value = Frontend> {
         let lasts = || proptest::collection::btree_set(1u8..12, 0..6);
-        (
-            lasts(),
-            proptest::option::of(lasts()),
-            proptest::option::of(1u32..3),
-            any::<bool>(),
-        )
-            .prop_map(|(outside, inside, affinity_seconds, masquerade)| Frontend {
+        (lasts(), proptest::option::of(lasts()), proptest::option::of(1u32..3), any::<bool>()).prop_map(
+            |(outside, inside, affinity_seconds, masquerade)| Frontend {
                 inside: inside.map(|lasts| lasts.into_iter().map(endpoint).collect()),
                 affinity_seconds,
                 masquerade,
                 ..frontend(&outside.into_iter().collect::<Vec<_>>())
-            })
+            },
+        )
     }
 
     proptest! {

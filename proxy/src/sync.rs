@@ -154,13 +154,7 @@ impl Sync {
         if let Some(more) = subscriptions.slices.changed().now_or_never() {
             changed.extend(self.take_in_slices(&more));
         }
-        changed.extend(
-            subscriptions
-                .services
-                .changed()
-                .now_or_never()
-                .unwrap_or_default(),
-        );
+        changed.extend(subscriptions.services.changed().now_or_never().unwrap_or_default());
         self.metrics.service_changes.inc_by(changed.len() as u64);
         for key in &changed {
             self.model.set_service(key, self.watches.services.get(key));
@@ -220,11 +214,7 @@ impl Sync {
         }
         let full = !tracked.known;
         let transaction = if full {
-            let adopted = if exists {
-                self.adopt(index).await
-            } else {
-                Adopted::default()
-            };
+            let adopted = if exists { self.adopt(index).await } else { Adopted::default() };
             self.plans[index].plan.replace(adopted)
         } else {
             tracked.plan.update()
@@ -259,15 +249,13 @@ impl Sync {
             return Adopted::default();
         }
         let (kernel, version) = (self.kernel.clone(), tracked.plan.version());
-        blocking(move || lock(&kernel).adopt(version))
-            .await
-            .unwrap_or_else(|error| {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "could not read affinity from the table, clients are assigned anew"
-                );
-                Adopted::default()
-            })
+        blocking(move || lock(&kernel).adopt(version)).await.unwrap_or_else(|error| {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "could not read affinity from the table, clients are assigned anew"
+            );
+            Adopted::default()
+        })
     }
 
     /// A flow that could not be forgotten is no reason to set the rules again.
@@ -278,10 +266,9 @@ impl Sync {
         let version = self.plans[index].plan.version();
         match blocking(move || kernel::forget_stale(version, &udp)).await {
             Ok(deleted) => drop(self.metrics.conntrack_deleted.inc_by(deleted)),
-            Err(error) => tracing::warn!(
-                error = format!("{error:#}"),
-                "could not delete stale UDP connections"
-            ),
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "could not delete stale UDP connections")
+            }
         }
     }
 }
@@ -293,9 +280,7 @@ fn lock(kernel: &Mutex<Kernel>) -> std::sync::MutexGuard<'_, Kernel> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, orlop_netlink::NetlinkError> + Send + 'static,
 ) -> anyhow::Result<T> {
-    Ok(tokio::task::spawn_blocking(work)
-        .await
-        .context("the kernel's worker panicked")??)
+    Ok(tokio::task::spawn_blocking(work).await.context("the kernel's worker panicked")??)
 }
 
 pub(crate) fn settings(config: &Config, version: IpVersion) -> Settings {

@@ -43,12 +43,7 @@ pub(super) struct Applied {
 pub(super) fn check_ranges(config: &OverlayConfig) -> anyhow::Result<()> {
     let mut socket = RouteSocket::open()?;
     let links = socket.links()?;
-    let name = |index| {
-        links
-            .iter()
-            .find(|link| link.index == index)
-            .map_or("?", |link| link.name.as_str())
-    };
+    let name = |index| links.iter().find(|link| link.index == index).map_or("?", |link| link.name.as_str());
     let loopback = |index| links.iter().any(|link| link.index == index && link.loopback);
     let routes: Vec<MachineRoute> = socket
         .routes()?
@@ -93,15 +88,9 @@ pub(super) fn apply(config: &OverlayConfig, wanted: &Wanted) -> anyhow::Result<A
         }
         Err(error) => return Err(error),
     };
-    let below = lower.as_ref().map_or(
-        ETHERNET_MTU,
-        |link| if link.loopback { ETHERNET_MTU } else { link.mtu },
-    );
-    let overhead = if vxlan.is_some() {
-        plan::VXLAN_OVERHEAD_BYTES
-    } else {
-        0
-    };
+    let below =
+        lower.as_ref().map_or(ETHERNET_MTU, |link| if link.loopback { ETHERNET_MTU } else { link.mtu });
+    let overhead = if vxlan.is_some() { plan::VXLAN_OVERHEAD_BYTES } else { 0 };
     let mtu = config.mtu.unwrap_or_else(|| below.saturating_sub(overhead));
     let bridge = ensure_bridge(&mut socket, config, &wanted.subnets, mtu)?;
     service_route(&mut socket, config, &wanted.subnets, &bridge)?;
@@ -109,18 +98,10 @@ pub(super) fn apply(config: &OverlayConfig, wanted: &Wanted) -> anyhow::Result<A
         ensure_peers(&mut socket, vxlan, &wanted.peers)?;
     }
     NftSocket::open()?.apply(&plan::rules(config.cluster_cidr, &config.vxlan_name()))?;
-    let conflist = plan::conflist(
-        &config.plugin_type,
-        &config.bridge,
-        mtu,
-        &wanted.subnets,
-        &config.ipam_dir,
-    );
+    let conflist =
+        plan::conflist(&config.plugin_type, &config.bridge, mtu, &wanted.subnets, &config.ipam_dir);
     write_atomically(&config.cni_conf_dir, CONFLIST, &format!("{conflist:#}\n"))?;
-    Ok(Applied {
-        mac: vxlan.and_then(|link| link.address),
-        mtu,
-    })
+    Ok(Applied { mac: vxlan.and_then(|link| link.address), mtu })
 }
 
 /// The interface of the node's address (or the configured one).
@@ -128,15 +109,10 @@ fn lower_link(socket: &mut RouteSocket, config: &OverlayConfig) -> anyhow::Resul
     let links = socket.links()?;
     if let Some(name) = &config.interface {
         let found = links.into_iter().find(|link| &link.name == name);
-        return Ok(Some(found.with_context(|| {
-            format!("the configured interface {name} does not exist")
-        })?));
+        return Ok(Some(found.with_context(|| format!("the configured interface {name} does not exist"))?));
     }
     let node_ip = IpAddr::V4(config.node_ip);
-    let address = socket
-        .addresses()?
-        .into_iter()
-        .find(|address| address.network.addr() == node_ip);
+    let address = socket.addresses()?.into_iter().find(|address| address.network.addr() == node_ip);
     Ok(address.and_then(|address| links.into_iter().find(|link| link.index == address.link)))
 }
 
@@ -154,11 +130,7 @@ fn ensure_vxlan(
         lower: lower.map_or(0, |link| link.index),
     };
     let below = lower.map_or(ETHERNET_MTU, |link| link.mtu);
-    let mtu = Some(
-        config
-            .mtu
-            .unwrap_or_else(|| below.saturating_sub(plan::VXLAN_OVERHEAD_BYTES)),
-    );
+    let mtu = Some(config.mtu.unwrap_or_else(|| below.saturating_sub(plan::VXLAN_OVERHEAD_BYTES)));
     if let Some(found) = socket.link(&name)?
         && found.vxlan != Some(spec)
     {
@@ -168,19 +140,12 @@ fn ensure_vxlan(
         );
         socket.delete_link(&name)?;
     }
-    let change = LinkChange {
-        up: Some(true),
-        mtu,
-        address: Some(wanted.mac),
-        master: None,
-    };
+    let change = LinkChange { up: Some(true), mtu, address: Some(wanted.mac), master: None };
     match socket.add_link(&name, &LinkKind::Vxlan(spec), &change) {
         Err(error) if error.is_exists() => {}
         other => other?,
     }
-    let link = socket
-        .link(&name)?
-        .with_context(|| format!("{name} is gone right after it was made"))?;
+    let link = socket.link(&name)?.with_context(|| format!("{name} is gone right after it was made"))?;
     if !link.up || Some(link.mtu) != mtu || link.address != Some(wanted.mac) {
         // The other nodes were told this Ethernet address: the interface follows, not they.
         socket.change_link(link.index, &change)?;
@@ -193,10 +158,7 @@ fn ensure_vxlan(
         .map(|subnet| IpNet::from(subnet.network()))
         .collect();
     set_addresses(socket, &link, &own)?;
-    Ok(Link {
-        address: Some(wanted.mac),
-        ..link
-    })
+    Ok(Link { address: Some(wanted.mac), ..link })
 }
 
 fn ensure_bridge(
@@ -209,17 +171,9 @@ fn ensure_bridge(
         .iter()
         .filter_map(|subnet| IpNet::new(leases::gateway(*subnet)?, subnet.prefix_len()).ok())
         .collect();
-    anyhow::ensure!(
-        gateways.len() == subnets.len(),
-        "the node's pod range has no room for a gateway"
-    );
+    anyhow::ensure!(gateways.len() == subnets.len(), "the node's pod range has no room for a gateway");
     let mac = gateways.iter().find_map(|gateway| plugin::mac_of(gateway.addr()));
-    let change = LinkChange {
-        up: Some(true),
-        mtu: Some(mtu),
-        address: mac,
-        master: None,
-    };
+    let change = LinkChange { up: Some(true), mtu: Some(mtu), address: mac, master: None };
     match socket.add_link(&config.bridge, &LinkKind::Bridge, &change) {
         Err(error) if error.is_exists() => {}
         other => other?,
@@ -246,15 +200,9 @@ fn ensure_bridge(
 
 /// Leaves exactly these addresses on an interface of ours (and link-local ones).
 fn set_addresses(socket: &mut RouteSocket, link: &Link, wanted: &[IpNet]) -> anyhow::Result<()> {
-    let found: Vec<Address> = socket
-        .addresses()?
-        .into_iter()
-        .filter(|address| address.link == link.index)
-        .collect();
-    for network in wanted
-        .iter()
-        .filter(|network| !found.iter().any(|address| address.network == **network))
-    {
+    let found: Vec<Address> =
+        socket.addresses()?.into_iter().filter(|address| address.link == link.index).collect();
+    for network in wanted.iter().filter(|network| !found.iter().any(|address| address.network == **network)) {
         socket.replace_address(&Address {
             link: link.index,
             network: *network,
@@ -278,9 +226,7 @@ fn service_route(
     subnets: &[IpNet],
     bridge: &Link,
 ) -> anyhow::Result<()> {
-    let four = subnets
-        .iter()
-        .find(|subnet| subnet.addr().is_ipv4() == config.service_cidr.addr().is_ipv4());
+    let four = subnets.iter().find(|subnet| subnet.addr().is_ipv4() == config.service_cidr.addr().is_ipv4());
     let route = Route {
         destination: config.service_cidr.trunc(),
         gateway: None,
@@ -299,10 +245,7 @@ fn ensure_peers(socket: &mut RouteSocket, vxlan: &Link, peers: &BTreeSet<Peer>) 
     let mut neighbours = socket.neighbours(NeighbourTable::Address, vxlan.index)?;
     neighbours.extend(socket.neighbours(NeighbourTable::Forwarding, vxlan.index)?);
     let ours = |route: &Route| route.protocol == plan::ROUTE_PROTOCOL && route.link == vxlan.index;
-    let found = Entries {
-        routes: socket.routes()?.into_iter().filter(ours).collect(),
-        neighbours,
-    };
+    let found = Entries { routes: socket.routes()?.into_iter().filter(ours).collect(), neighbours };
     let wanted = plan::peer_entries(peers, vxlan.index);
     let (remove, set) = plan::plan_entries(&found, &wanted);
     for route in &remove.routes {
@@ -332,15 +275,10 @@ fn gone_is_fine(result: Result<(), orlop_netlink::NetlinkError>) -> Result<(), o
 ///
 /// Gone means: the host has no interface of the name that ADD gives. The kernel removes it together with the pod's namespace.
 pub(super) fn collect_leases(config: &OverlayConfig) -> anyhow::Result<usize> {
-    let links: BTreeSet<String> = RouteSocket::open()?
-        .links()?
-        .into_iter()
-        .map(|link| link.name)
-        .collect();
+    let links: BTreeSet<String> = RouteSocket::open()?.links()?.into_iter().map(|link| link.name).collect();
     let leases = Leases::new(&config.ipam_dir, NETWORK);
-    let freed = leases.collect(LEASE_AGE, SystemTime::now(), |owner| {
-        !links.contains(&plugin::host_interface(owner))
-    })?;
+    let freed = leases
+        .collect(LEASE_AGE, SystemTime::now(), |owner| !links.contains(&plugin::host_interface(owner)))?;
     let addresses: Vec<IpAddr> = freed.iter().map(|lease| lease.address).collect();
     crate::hostports::close(&addresses)
         .map_err(|error| anyhow::anyhow!("{}: {}", error.message, error.details))?;
@@ -367,9 +305,7 @@ pub(super) fn cleanup(config: &OverlayConfig) -> anyhow::Result<()> {
     let mut socket = RouteSocket::open()?;
     let links = socket.links()?;
     let bridge = links.iter().find(|link| link.name == config.bridge);
-    let ports = links
-        .iter()
-        .filter(|link| bridge.is_some_and(|bridge| link.master == Some(bridge.index)));
+    let ports = links.iter().filter(|link| bridge.is_some_and(|bridge| link.master == Some(bridge.index)));
     for port in ports.filter(|link| link.kind == "veth") {
         gone_is_fine(socket.delete_link(&port.name))?;
     }
@@ -389,13 +325,7 @@ pub(super) fn ensure_local_address(ip: IpAddr) -> anyhow::Result<()> {
     let mut socket = RouteSocket::open()?;
     let loopback = loopback(&mut socket)?;
     if !loopback.up {
-        socket.change_link(
-            loopback.index,
-            &LinkChange {
-                up: Some(true),
-                ..LinkChange::default()
-            },
-        )?;
+        socket.change_link(loopback.index, &LinkChange { up: Some(true), ..LinkChange::default() })?;
     }
     socket.replace_address(&local_address(&loopback, ip))?;
     Ok(())
@@ -410,25 +340,15 @@ pub(super) fn remove_local_address(ip: IpAddr) -> anyhow::Result<()> {
 }
 
 fn loopback(socket: &mut RouteSocket) -> anyhow::Result<Link> {
-    socket
-        .links()?
-        .into_iter()
-        .find(|link| link.loopback)
-        .context("there is no loopback interface")
+    socket.links()?.into_iter().find(|link| link.loopback).context("there is no loopback interface")
 }
 
 fn local_address(loopback: &Link, ip: IpAddr) -> Address {
-    Address {
-        link: loopback.index,
-        network: IpNet::from(ip),
-        scope: AddressScope::Host,
-    }
+    Address { link: loopback.index, network: IpNet::from(ip), scope: AddressScope::Host }
 }
 
 /// Whether an IPv4 address is on some interface of this machine.
 pub(super) fn is_local(address: Ipv4Addr) -> anyhow::Result<bool> {
     let addresses = RouteSocket::open()?.addresses()?;
-    Ok(addresses
-        .iter()
-        .any(|found| found.network.addr() == IpAddr::V4(address)))
+    Ok(addresses.iter().any(|found| found.network.addr() == IpAddr::V4(address)))
 }

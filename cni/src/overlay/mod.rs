@@ -7,7 +7,6 @@
 
 mod apply;
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod kernel_tests;
 mod plan;
 
@@ -142,16 +141,9 @@ pub async fn start_overlay(
     tokio::task::spawn_blocking(move || apply::check_ranges(&checked)).await??;
     let shown = Arc::new(Mutex::new(Shown::default()));
     let dumped = shown.clone();
-    frame.dump("overlay", move || {
-        dump(&dumped.lock().unwrap_or_else(PoisonError::into_inner))
-    });
+    frame.dump("overlay", move || dump(&dumped.lock().unwrap_or_else(PoisonError::into_inner)));
     let guard = frame.ready().guard("overlay");
-    let overlay = Overlay {
-        config: Arc::new(config),
-        watches: watches.clone(),
-        client,
-        shown,
-    };
+    let overlay = Overlay { config: Arc::new(config), watches: watches.clone(), client, shown };
     let drain = frame.drain();
     frame.spawn("overlay", async move {
         overlay.follow(&guard, &drain).await;
@@ -226,10 +218,7 @@ impl Overlay {
     /// the kernel is only asked when something else is wanted than before.
     async fn reconcile(&self, due: bool) -> anyhow::Result<bool> {
         let config = &self.config;
-        let key = Key {
-            namespace: String::new(),
-            name: config.node_name.clone(),
-        };
+        let key = Key { namespace: String::new(), name: config.node_name.clone() };
         let Some(own) = self.watches.nodes.get(&key) else {
             return Ok(false);
         };
@@ -259,10 +248,9 @@ impl Overlay {
             match apply::collect_leases(&settings) {
                 Ok(0) => {}
                 Ok(freed) => tracing::info!(freed, "freed addresses of pods that are gone"),
-                Err(error) => tracing::warn!(
-                    error = format!("{error:#}"),
-                    "could not look for leftover addresses"
-                ),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "could not look for leftover addresses")
+                }
             }
             Ok(applied)
         })
@@ -283,20 +271,13 @@ impl Overlay {
     /// Tells the other nodes where this one is, when they do not know yet.
     async fn announce(&self, own: &orlop_kube::network::Node, mac: MacAddress) -> anyhow::Result<()> {
         let wanted = plan::annotations(self.config.vni, mac, self.config.node_ip);
-        if wanted
-            .iter()
-            .all(|(key, value)| own.flannel.get(key) == Some(value))
-        {
+        if wanted.iter().all(|(key, value)| own.flannel.get(key) == Some(value)) {
             return Ok(());
         }
         let patch = json!({"metadata": {"annotations": wanted}});
         let nodes: Api<Node> = Api::all(self.client.clone());
         nodes
-            .patch(
-                &self.config.node_name,
-                &PatchParams::default(),
-                &Patch::Merge(&patch),
-            )
+            .patch(&self.config.node_name, &PatchParams::default(), &Patch::Merge(&patch))
             .await
             .context("failed to annotate this node")?;
         Ok(())

@@ -51,15 +51,8 @@ pub(crate) struct MachineRoute {
 /// The pod ranges of a node: at most one of each family, those that parse.
 pub(crate) fn pod_ranges(node: &Node) -> Vec<IpNet> {
     let mut ranges: Vec<IpNet> = Vec::new();
-    for range in node
-        .pod_cidrs
-        .iter()
-        .filter_map(|text| text.parse::<IpNet>().ok())
-    {
-        if !ranges
-            .iter()
-            .any(|known| known.addr().is_ipv4() == range.addr().is_ipv4())
-        {
+    for range in node.pod_cidrs.iter().filter_map(|text| text.parse::<IpNet>().ok()) {
+        if !ranges.iter().any(|known| known.addr().is_ipv4() == range.addr().is_ipv4()) {
             ranges.push(range.trunc());
         }
     }
@@ -72,11 +65,7 @@ pub(crate) fn peers<'a>(
     vni: u32,
     nodes: impl IntoIterator<Item = (&'a str, &'a Node)>,
 ) -> BTreeSet<Peer> {
-    nodes
-        .into_iter()
-        .filter(|(name, _)| *name != own)
-        .filter_map(|(_, node)| peer(node, vni))
-        .collect()
+    nodes.into_iter().filter(|(name, _)| *name != own).filter_map(|(_, node)| peer(node, vni)).collect()
 }
 
 fn peer(node: &Node, vni: u32) -> Option<Peer> {
@@ -89,15 +78,8 @@ fn peer(node: &Node, vni: u32) -> Option<Peer> {
         IpNet::V4(range) => Some(range),
         IpNet::V6(_) => None,
     })?;
-    let address = get("public-ip-overwrite")
-        .or_else(|| get("public-ip"))?
-        .parse()
-        .ok()?;
-    (data.vni == vni).then_some(Peer {
-        pods,
-        mac: data.mac.parse().ok()?,
-        address,
-    })
+    let address = get("public-ip-overwrite").or_else(|| get("public-ip"))?.parse().ok()?;
+    (data.vni == vni).then_some(Peer { pods, mac: data.mac.parse().ok()?, address })
 }
 
 /// The Ethernet address that the node told the others before.
@@ -119,11 +101,8 @@ pub(crate) fn derived_mac(node_name: &str) -> MacAddress {
 
 /// The annotations that make the node a peer, for us and for flannel.
 pub(crate) fn annotations(vni: u32, mac: MacAddress, address: Ipv4Addr) -> BTreeMap<String, String> {
-    let data = serde_json::to_string(&BackendData {
-        vni,
-        mac: mac.to_string(),
-    })
-    .expect("two plain fields serialize");
+    let data = serde_json::to_string(&BackendData { vni, mac: mac.to_string() })
+        .expect("two plain fields serialize");
     [
         ("backend-data", data),
         ("backend-type", "vxlan".to_owned()),
@@ -155,16 +134,9 @@ pub(crate) fn peer_entries<'a>(peers: impl IntoIterator<Item = &'a Peer>, link: 
             onlink: true,
             protocol: ROUTE_PROTOCOL,
         });
-        let entry = |table, ip| Neighbour {
-            table,
-            link,
-            ip,
-            mac: peer.mac,
-        };
+        let entry = |table, ip| Neighbour { table, link, ip, mac: peer.mac };
         entries.neighbours.push(entry(NeighbourTable::Address, gateway));
-        entries
-            .neighbours
-            .push(entry(NeighbourTable::Forwarding, IpAddr::V4(peer.address)));
+        entries.neighbours.push(entry(NeighbourTable::Forwarding, IpAddr::V4(peer.address)));
     }
     entries
 }
@@ -172,12 +144,7 @@ pub(crate) fn peer_entries<'a>(peers: impl IntoIterator<Item = &'a Peer>, link: 
 /// What to remove and what to set so that `found` becomes `wanted`.
 pub(crate) fn plan_entries(found: &Entries, wanted: &Entries) -> (Entries, Entries) {
     let without = |left: &Entries, right: &Entries| Entries {
-        routes: left
-            .routes
-            .iter()
-            .filter(|route| !right.routes.contains(route))
-            .copied()
-            .collect(),
+        routes: left.routes.iter().filter(|route| !right.routes.contains(route)).copied().collect(),
         neighbours: left
             .neighbours
             .iter()
@@ -187,12 +154,7 @@ pub(crate) fn plan_entries(found: &Entries, wanted: &Entries) -> (Entries, Entri
     };
     let mut remove = without(found, wanted);
     // A route to the same destination is replaced, not removed: there is no moment without it.
-    remove.routes.retain(|route| {
-        !wanted
-            .routes
-            .iter()
-            .any(|wanted| wanted.destination == route.destination)
-    });
+    remove.routes.retain(|route| !wanted.routes.iter().any(|wanted| wanted.destination == route.destination));
     (remove, without(wanted, found))
 }
 
@@ -208,9 +170,8 @@ pub(crate) fn range_problems(
     for (index, (name, range)) in ranges.iter().enumerate() {
         for (other_name, other) in &ranges[index + 1..] {
             if overlaps(range, other) {
-                problems.push(format!(
-                    "{name} {range} and {other_name} {other} overlap: choose ranges apart"
-                ));
+                problems
+                    .push(format!("{name} {range} and {other_name} {other} overlap: choose ranges apart"));
             }
         }
         for route in routes {
@@ -235,23 +196,14 @@ pub(crate) fn table() -> Table {
 /// Masquerade of what leaves the cluster, and acceptance of what pods send and get. Replaces the table in one transaction.
 pub(crate) fn rules(cluster: IpNet, vxlan: &str) -> Vec<Command> {
     let table = table();
-    let from = |negated| Statement::SourceIn {
-        network: cluster,
-        negated,
-    };
-    let to = |negated| Statement::DestinationIn {
-        network: cluster,
-        negated,
-    };
+    let from = |negated| Statement::SourceIn { network: cluster, negated };
+    let to = |negated| Statement::DestinationIn { network: cluster, negated };
     let accept = || Statement::Verdict(Verdict::Accept);
     let postrouting = vec![
         Rule::from([Statement::DestinationLocal, Statement::Verdict(Verdict::Return)]),
         // A node's own address is no source that a pod on another node could answer through the tunnel.
         Rule::from([
-            Statement::OutInterface {
-                name: vxlan.to_owned(),
-                negated: false,
-            },
+            Statement::OutInterface { name: vxlan.to_owned(), negated: false },
             from(true),
             to(false),
             Statement::Masquerade,
@@ -259,40 +211,22 @@ pub(crate) fn rules(cluster: IpNet, vxlan: &str) -> Vec<Command> {
         Rule::from([
             from(false),
             to(true),
-            Statement::DestinationIn {
-                network: MULTICAST,
-                negated: true,
-            },
+            Statement::DestinationIn { network: MULTICAST, negated: true },
             Statement::Masquerade,
         ]),
     ];
-    let forward = vec![
-        Rule::from([from(false), accept()]),
-        Rule::from([to(false), accept()]),
-    ];
+    let forward = vec![Rule::from([from(false), accept()]), Rule::from([to(false), accept()])];
     vec![
         Command::AddTable(table.clone()),
         Command::DeleteTable(table.clone()),
         Command::AddTable(table.clone()),
         Command::AddChain(
             table.clone(),
-            Chain::base(
-                "postrouting",
-                ChainKind::Nat,
-                Hook::Postrouting,
-                PRIORITY_SNAT,
-                postrouting,
-            ),
+            Chain::base("postrouting", ChainKind::Nat, Hook::Postrouting, PRIORITY_SNAT, postrouting),
         ),
         Command::AddChain(
             table,
-            Chain::base(
-                "forward",
-                ChainKind::Filter,
-                Hook::Forward,
-                PRIORITY_FILTER,
-                forward,
-            ),
+            Chain::base("forward", ChainKind::Filter, Hook::Forward, PRIORITY_FILTER, forward),
         ),
     ]
 }
@@ -325,11 +259,7 @@ mod tests {
     use super::*;
 
     fn node(pods: &str, annotations: BTreeMap<String, String>) -> Node {
-        Node {
-            pod_cidrs: vec![pods.to_owned()],
-            internal_ips: Vec::new(),
-            flannel: annotations,
-        }
+        Node { pod_cidrs: vec![pods.to_owned()], internal_ips: Vec::new(), flannel: annotations }
     }
 
     fn mac() -> MacAddress {
@@ -351,16 +281,8 @@ mod tests {
         let foreign = node("10.244.2.0/24", foreign);
         let silent = node("10.244.3.0/24", BTreeMap::new());
         let own = node("10.244.0.0/24", made);
-        let found = peers(
-            "own",
-            1,
-            [
-                ("own", &own),
-                ("other", &other),
-                ("foreign", &foreign),
-                ("silent", &silent),
-            ],
-        );
+        let found =
+            peers("own", 1, [("own", &own), ("other", &other), ("foreign", &foreign), ("silent", &silent)]);
         let wanted = Peer {
             pods: "10.244.1.0/24".parse().unwrap(),
             mac: mac(),
@@ -380,19 +302,12 @@ mod tests {
         let wanted = peer_entries(&[peer(1, 9), peer(3, 3)], 7);
         let (remove, set) = plan_entries(&found, &wanted);
         let destinations = |entries: &Entries| {
-            entries
-                .routes
-                .iter()
-                .map(|route| route.destination.to_string())
-                .collect::<Vec<_>>()
+            entries.routes.iter().map(|route| route.destination.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(destinations(&remove), ["10.244.2.0/24"]);
         assert_eq!(destinations(&set), ["10.244.3.0/24"]);
         assert_eq!((remove.neighbours.len(), set.neighbours.len()), (4, 4));
-        assert_eq!(
-            plan_entries(&wanted, &wanted),
-            (Entries::default(), Entries::default())
-        );
+        assert_eq!(plan_entries(&wanted, &wanted), (Entries::default(), Entries::default()));
     }
 
     #[test]
@@ -416,19 +331,14 @@ mod tests {
         let problems = range_problems(&ranges, &["cni0", "flannel.1"], &routes);
         assert_eq!(problems.len(), 3, "{problems:?}");
         assert!(problems[0].contains("10.244.7.0/24 on eth1"), "{problems:?}");
-        let same = [
-            ("a", "10.0.0.0/8".parse().unwrap()),
-            ("b", "10.96.0.0/16".parse().unwrap()),
-        ];
+        let same = [("a", "10.0.0.0/8".parse().unwrap()), ("b", "10.96.0.0/16".parse().unwrap())];
         assert_eq!(range_problems(&same, &[], &[]).len(), 1);
     }
 
     #[test]
     fn golden_rules() {
-        let text: Vec<String> = rules("10.244.0.0/16".parse().unwrap(), "flannel.1")
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let text: Vec<String> =
+            rules("10.244.0.0/16".parse().unwrap(), "flannel.1").iter().map(ToString::to_string).collect();
         assert_eq!(
             text.join("\n"),
             "add table inet orlop-overlay\n\

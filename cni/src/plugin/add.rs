@@ -22,10 +22,7 @@ pub(super) fn add(configuration: &Configuration, owner: &Owner, netns: &Path) ->
     let pod =
         Namespace::open(netns).map_err(|error| CniError::from_error(code::UNKNOWN_CONTAINER, &error))?;
     if pod.identity() == Namespace::current()?.identity() {
-        return Err(CniError::new(
-            code::INVALID_ENVIRONMENT,
-            "CNI_NETNS is the namespace of the host",
-        ));
+        return Err(CniError::new(code::INVALID_ENVIRONMENT, "CNI_NETNS is the namespace of the host"));
     }
     let leases = configuration.leases();
     let mut addresses = Vec::new();
@@ -62,17 +59,8 @@ fn attach(
     let bridge = ensure_bridge(&mut host, configuration)?;
     let name = host_interface(owner);
     let mtu = (configuration.mtu > 0).then_some(configuration.mtu);
-    let change = LinkChange {
-        up: Some(true),
-        master: Some(bridge.index),
-        mtu,
-        address: None,
-    };
-    let kind = LinkKind::Veth {
-        peer: &owner.interface,
-        peer_address: pod_mac(addresses),
-        namespace: pod,
-    };
+    let change = LinkChange { up: Some(true), master: Some(bridge.index), mtu, address: None };
+    let kind = LinkKind::Veth { peer: &owner.interface, peer_address: pod_mac(addresses), namespace: pod };
     match host.add_link(&name, &kind, &change) {
         Err(error) if error.is_exists() => {
             // Either a cut-off ADD left its pair, or the pod has an interface of that name: only the first can be replaced.
@@ -84,10 +72,7 @@ fn attach(
         other => other?,
     }
     let links = host.links()?;
-    let near = links
-        .into_iter()
-        .find(|link| link.name == name)
-        .ok_or_else(|| missing(&name))?;
+    let near = links.into_iter().find(|link| link.name == name).ok_or_else(|| missing(&name))?;
     host.set_hairpin(near.index, true)?;
     let far = namespace::inside(pod, || configure(&owner.interface, addresses))??;
     Ok(Attached {
@@ -103,41 +88,18 @@ fn attach(
 fn configure(name: &str, addresses: &[(IpNet, IpAddr)]) -> Result<Link, CniError> {
     let mut socket = RouteSocket::open()?;
     let links = socket.links()?;
-    let link = links
-        .iter()
-        .find(|link| link.name == name)
-        .cloned()
-        .ok_or_else(|| missing(name))?;
+    let link = links.iter().find(|link| link.name == name).cloned().ok_or_else(|| missing(name))?;
     if let Some(loopback) = links.iter().find(|link| link.loopback && !link.up) {
-        socket.change_link(
-            loopback.index,
-            &LinkChange {
-                up: Some(true),
-                ..LinkChange::default()
-            },
-        )?;
+        socket.change_link(loopback.index, &LinkChange { up: Some(true), ..LinkChange::default() })?;
     }
-    if addresses
-        .iter()
-        .any(|(network, _)| matches!(network, IpNet::V6(_)))
-    {
+    if addresses.iter().any(|(network, _)| matches!(network, IpNet::V6(_))) {
         // The address is unique by its lease; waiting for duplicate address detection would only delay the pod.
         sysctl::write(&format!("net/ipv6/conf/{name}/accept_dad"), "0")?;
         sysctl::write(&format!("net/ipv6/conf/{name}/accept_ra"), "0")?;
     }
-    socket.change_link(
-        link.index,
-        &LinkChange {
-            up: Some(true),
-            ..LinkChange::default()
-        },
-    )?;
+    socket.change_link(link.index, &LinkChange { up: Some(true), ..LinkChange::default() })?;
     for (network, gateway) in addresses {
-        let address = Address {
-            link: link.index,
-            network: *network,
-            scope: AddressScope::Universe,
-        };
+        let address = Address { link: link.index, network: *network, scope: AddressScope::Universe };
         socket.replace_address(&address)?;
         let direct = Route {
             destination: single(*gateway),
@@ -148,11 +110,7 @@ fn configure(name: &str, addresses: &[(IpNet, IpAddr)]) -> Result<Link, CniError
             protocol: PROTOCOL_BOOT,
         };
         socket.replace_route(&direct)?;
-        let default = Route {
-            destination: everything(*network),
-            gateway: Some(*gateway),
-            ..direct
-        };
+        let default = Route { destination: everything(*network), gateway: Some(*gateway), ..direct };
         socket.replace_route(&default)?;
     }
     Ok(link)
@@ -170,36 +128,18 @@ pub(crate) fn ensure_bridge(
         return Ok(link);
     }
     let mtu = (configuration.mtu > 0).then_some(configuration.mtu);
-    let address = configuration
-        .subnets
-        .iter()
-        .find_map(|subnet| leases::gateway(*subnet).and_then(mac_of));
-    let change = LinkChange {
-        up: Some(true),
-        mtu,
-        address,
-        master: None,
-    };
+    let address = configuration.subnets.iter().find_map(|subnet| leases::gateway(*subnet).and_then(mac_of));
+    let change = LinkChange { up: Some(true), mtu, address, master: None };
     match socket.add_link(name, &LinkKind::Bridge, &change) {
         Err(error) if error.is_exists() => {}
         other => other?,
     }
     let link = socket.link(name)?.ok_or_else(|| missing(name))?;
-    socket.change_link(
-        link.index,
-        &LinkChange {
-            up: Some(true),
-            ..LinkChange::default()
-        },
-    )?;
+    socket.change_link(link.index, &LinkChange { up: Some(true), ..LinkChange::default() })?;
     for subnet in &configuration.subnets {
         let network = IpNet::new(gateway(*subnet)?, subnet.prefix_len())
             .expect("the prefix length is that of a parsed range");
-        socket.replace_address(&Address {
-            link: link.index,
-            network,
-            scope: AddressScope::Universe,
-        })?;
+        socket.replace_address(&Address { link: link.index, network, scope: AddressScope::Universe })?;
         match subnet {
             IpNet::V4(_) => sysctl::write("net/ipv4/ip_forward", "1")?,
             IpNet::V6(_) => sysctl::write("net/ipv6/conf/all/forwarding", "1")?,
@@ -225,12 +165,8 @@ fn pod_mac(addresses: &[(IpNet, IpAddr)]) -> Option<MacAddress> {
 }
 
 fn gateway(subnet: IpNet) -> Result<IpAddr, CniError> {
-    let missing = || {
-        CniError::new(
-            code::INVALID_CONFIGURATION,
-            format!("subnet {subnet} has no room for a gateway"),
-        )
-    };
+    let missing =
+        || CniError::new(code::INVALID_CONFIGURATION, format!("subnet {subnet} has no room for a gateway"));
     leases::gateway(subnet).ok_or_else(missing)
 }
 
@@ -239,15 +175,8 @@ pub(super) fn single(address: IpAddr) -> IpNet {
 }
 
 pub(super) fn everything(network: IpNet) -> IpNet {
-    IpNet::new(
-        if network.addr().is_ipv4() {
-            [0; 4].into()
-        } else {
-            [0; 16].into()
-        },
-        0,
-    )
-    .expect("0 is a prefix length")
+    IpNet::new(if network.addr().is_ipv4() { [0; 4].into() } else { [0; 16].into() }, 0)
+        .expect("0 is a prefix length")
 }
 
 pub(super) fn missing(name: &str) -> CniError {
@@ -256,9 +185,5 @@ pub(super) fn missing(name: &str) -> CniError {
 }
 
 fn interface(link: &Link) -> Interface {
-    Interface {
-        name: link.name.clone(),
-        mac: link.address,
-        mtu: link.mtu,
-    }
+    Interface { name: link.name.clone(), mac: link.address, mtu: link.mtu }
 }

@@ -35,28 +35,18 @@ pub struct Interface {
 impl Attached {
     /// The JSON of the result. Versions below 1.0.0 name the family of an address; 1.1.0 adds the MTU of an interface.
     pub fn to_json(&self, version: &str, dns: &Value) -> Value {
-        let interfaces: Vec<Value> = [
-            (&self.bridge, None),
-            (&self.host, None),
-            (&self.pod, Some(&self.sandbox)),
-        ]
-        .into_iter()
-        .map(|(interface, sandbox)| interface.to_json(version, sandbox))
-        .collect();
-        let addresses: Vec<Value> = self
-            .addresses
-            .iter()
-            .map(|address| address_json(version, *address))
-            .collect();
+        let interfaces: Vec<Value> =
+            [(&self.bridge, None), (&self.host, None), (&self.pod, Some(&self.sandbox))]
+                .into_iter()
+                .map(|(interface, sandbox)| interface.to_json(version, sandbox))
+                .collect();
+        let addresses: Vec<Value> =
+            self.addresses.iter().map(|address| address_json(version, *address)).collect();
         let routes: Vec<Value> = self
             .addresses
             .iter()
             .map(|(network, gateway)| {
-                let everything = if matches!(network, IpNet::V4(_)) {
-                    "0.0.0.0/0"
-                } else {
-                    "::/0"
-                };
+                let everything = if matches!(network, IpNet::V4(_)) { "0.0.0.0/0" } else { "::/0" };
                 json!({"dst": everything, "gw": gateway})
             })
             .collect();
@@ -85,10 +75,7 @@ impl Interface {
 fn address_json(version: &str, (network, gateway): (IpNet, IpAddr)) -> Value {
     let mut object = Map::new();
     if version < "1.0.0" {
-        object.insert(
-            "version".to_owned(),
-            json!(if matches!(network, IpNet::V4(_)) { "4" } else { "6" }),
-        );
+        object.insert("version".to_owned(), json!(if matches!(network, IpNet::V4(_)) { "4" } else { "6" }));
     }
     object.insert("interface".to_owned(), json!(2));
     object.insert("address".to_owned(), json!(network.to_string()));

@@ -15,10 +15,7 @@ use crate::leases::{self, Owner};
 
 pub(super) fn check(configuration: &Configuration, owner: &Owner, netns: &Path) -> Result<(), CniError> {
     if configuration.prev_result.is_none() {
-        return Err(CniError::new(
-            code::INVALID_CONFIGURATION,
-            "CHECK needs prevResult",
-        ));
+        return Err(CniError::new(code::INVALID_CONFIGURATION, "CHECK needs prevResult"));
     }
     let pod =
         Namespace::open(netns).map_err(|error| CniError::from_error(code::UNKNOWN_CONTAINER, &error))?;
@@ -31,11 +28,8 @@ pub(super) fn check(configuration: &Configuration, owner: &Owner, netns: &Path) 
         return Err(failed("the pair is not attached to the bridge"));
     }
     let leases = configuration.leases().all()?;
-    let mine: Vec<IpAddr> = leases
-        .iter()
-        .filter(|lease| &lease.owner == owner)
-        .map(|lease| lease.address)
-        .collect();
+    let mine: Vec<IpAddr> =
+        leases.iter().filter(|lease| &lease.owner == owner).map(|lease| lease.address).collect();
     let mut wanted = Vec::new();
     for subnet in &configuration.subnets {
         let address = mine.iter().find(|address| subnet.contains(*address));
@@ -47,26 +41,18 @@ pub(super) fn check(configuration: &Configuration, owner: &Owner, netns: &Path) 
 
 fn check_pod(name: &str, wanted: &[(IpAddr, Option<IpAddr>)]) -> Result<(), CniError> {
     let mut socket = RouteSocket::open()?;
-    let link = socket
-        .link(name)?
-        .ok_or_else(|| failed(&format!("the pod has no {name}")))?;
+    let link = socket.link(name)?.ok_or_else(|| failed(&format!("the pod has no {name}")))?;
     if !link.up {
         return Err(failed(&format!("{name} is down")));
     }
     let (addresses, routes) = (socket.addresses()?, socket.routes()?);
     for (address, gateway) in wanted {
         let network: IpNet = single(*address);
-        if !addresses
-            .iter()
-            .any(|found| found.link == link.index && found.network == network)
-        {
+        if !addresses.iter().any(|found| found.link == link.index && found.network == network) {
             return Err(failed(&format!("{name} has not the address {address}")));
         }
         let default = everything(network);
-        if !routes
-            .iter()
-            .any(|route| route.destination == default && route.gateway == *gateway)
-        {
+        if !routes.iter().any(|route| route.destination == default && route.gateway == *gateway) {
             return Err(failed("the default route is missing"));
         }
     }
@@ -74,22 +60,13 @@ fn check_pod(name: &str, wanted: &[(IpAddr, Option<IpAddr>)]) -> Result<(), CniE
 }
 
 pub(super) fn status(configuration: &Configuration) -> Result<(), CniError> {
-    let unavailable = |error: CniError| CniError {
-        code: code::NOT_AVAILABLE,
-        ..error
-    };
-    configuration
-        .leases()
-        .prepare()
-        .map_err(|error| unavailable(error.into()))?;
+    let unavailable = |error: CniError| CniError { code: code::NOT_AVAILABLE, ..error };
+    configuration.leases().prepare().map_err(|error| unavailable(error.into()))?;
     let bridge = route_socket()?.link(&configuration.bridge)?;
     match bridge {
         Some(link) if link.up => Ok(()),
         _ => {
-            let text = format!(
-                "bridge {} is not up: the node's overlay is not ready",
-                configuration.bridge
-            );
+            let text = format!("bridge {} is not up: the node's overlay is not ready", configuration.bridge);
             Err(CniError::new(code::NOT_AVAILABLE, text))
         }
     }

@@ -11,12 +11,8 @@ use crate::leases::Owner;
 /// Takes one attachment apart. The address is freed last: until then nobody else can get it while a packet still finds the old pod.
 pub(super) fn delete(configuration: &Configuration, owner: &Owner) -> Result<(), CniError> {
     let leases = configuration.leases();
-    let addresses: Vec<_> = leases
-        .all()?
-        .into_iter()
-        .filter(|lease| &lease.owner == owner)
-        .map(|lease| lease.address)
-        .collect();
+    let addresses: Vec<_> =
+        leases.all()?.into_iter().filter(|lease| &lease.owner == owner).map(|lease| lease.address).collect();
     hostports::close(&addresses)?;
     match route_socket()?.delete_link(&host_interface(owner)) {
         Err(error) if error.is_missing() => {}
@@ -49,8 +45,5 @@ pub(super) fn collect(configuration: &Configuration) -> Result<(), CniError> {
         return Ok(());
     }
     let error = CniError::new(code::NETWORK_FAILURE, "failed to remove some attachments");
-    Err(CniError {
-        details: failures.join("; "),
-        ..error
-    })
+    Err(CniError { details: failures.join("; "), ..error })
 }

@@ -45,12 +45,7 @@ pub mod code {
 impl CniError {
     /// An error without causes.
     pub fn new(code: u32, message: impl Into<String>) -> Self {
-        Self {
-            cni_version: String::new(),
-            code,
-            message: message.into(),
-            details: String::new(),
-        }
+        Self { cni_version: String::new(), code, message: message.into(), details: String::new() }
     }
 
     /// An error with the chain of its causes as details.
@@ -61,10 +56,7 @@ impl CniError {
             causes.push(cause.to_string());
             source = cause.source();
         }
-        Self {
-            details: causes.join(": "),
-            ..Self::new(code, error.to_string())
-        }
+        Self { details: causes.join(": "), ..Self::new(code, error.to_string()) }
     }
 }
 

@@ -27,15 +27,12 @@ const INPUT_LIMIT_BYTES: u64 = 1 << 20;
 pub fn main_plugin() -> ExitCode {
     let environment = Environment::read();
     let mut input = String::new();
-    let read = std::io::stdin()
-        .take(INPUT_LIMIT_BYTES)
-        .read_to_string(&mut input);
+    let read = std::io::stdin().take(INPUT_LIMIT_BYTES).read_to_string(&mut input);
     let outcome = match read {
         Ok(_) => run(&environment, &input),
-        Err(error) => Err(CniError::new(
-            code::IO_FAILURE,
-            format!("failed to read the configuration: {error}"),
-        )),
+        Err(error) => {
+            Err(CniError::new(code::IO_FAILURE, format!("failed to read the configuration: {error}")))
+        }
     };
     let (text, exit) = match outcome {
         Ok(Some(value)) => (value.to_string(), ExitCode::SUCCESS),
@@ -57,18 +54,13 @@ pub fn run(environment: &Environment, input: &str) -> Result<Option<Value>, CniE
         .ok()
         .and_then(|value| Some(value.get("cniVersion")?.as_str()?.to_owned()))
         .unwrap_or_else(|| VERSIONS[VERSIONS.len() - 1].to_owned());
-    answer(environment, input, &version).map_err(|error| CniError {
-        cni_version: version,
-        ..error
-    })
+    answer(environment, input, &version).map_err(|error| CniError { cni_version: version, ..error })
 }
 
 fn answer(environment: &Environment, input: &str, version: &str) -> Result<Option<Value>, CniError> {
     match environment.command.as_str() {
         "VERSION" => {
-            return Ok(Some(
-                json!({"cniVersion": version, "supportedVersions": VERSIONS}),
-            ));
+            return Ok(Some(json!({"cniVersion": version, "supportedVersions": VERSIONS})));
         }
         "ADD" | "DEL" | "CHECK" | "GC" | "STATUS" => {}
         "" => return Err(CniError::new(code::INVALID_ENVIRONMENT, "CNI_COMMAND is not set")),
@@ -85,9 +77,7 @@ fn answer(environment: &Environment, input: &str, version: &str) -> Result<Optio
     match environment.command.as_str() {
         "ADD" => {
             let attached = add::add(&configuration, &environment.owner()?, &environment.netns()?)?;
-            Ok(Some(
-                attached.to_json(&configuration.cni_version, &configuration.dns),
-            ))
+            Ok(Some(attached.to_json(&configuration.cni_version, &configuration.dns)))
         }
         "DEL" => delete::delete(&configuration, &environment.owner()?).map(|()| None),
         "CHECK" => check::check(&configuration, &environment.owner()?, &environment.netns()?).map(|()| None),
@@ -100,12 +90,7 @@ fn answer(environment: &Environment, input: &str, version: &str) -> Result<Optio
 pub fn host_interface(owner: &Owner) -> String {
     // FNV-1a; 44 bits are what fits a name, enough to tell a node's pods apart.
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for byte in owner
-        .container_id
-        .bytes()
-        .chain([0])
-        .chain(owner.interface.bytes())
-    {
+    for byte in owner.container_id.bytes().chain([0]).chain(owner.interface.bytes()) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
     format!("veth{:011x}", hash >> 20)

@@ -134,10 +134,7 @@ impl Environment {
             return Err(invalid("CNI_CONTAINERID", "is not set"));
         }
         if !is_identifier(&self.container_id) {
-            return Err(invalid(
-                "CNI_CONTAINERID",
-                "must be alphanumeric, then also '_', '.', '-'",
-            ));
+            return Err(invalid("CNI_CONTAINERID", "must be alphanumeric, then also '_', '.', '-'"));
         }
         if self.interface.is_empty() {
             return Err(invalid("CNI_IFNAME", "is not set"));
@@ -148,10 +145,7 @@ impl Environment {
                 "is no interface name (1 to 15 characters without '/', ':' and spaces)",
             ));
         }
-        Ok(Owner {
-            container_id: self.container_id.clone(),
-            interface: self.interface.clone(),
-        })
+        Ok(Owner { container_id: self.container_id.clone(), interface: self.interface.clone() })
     }
 
     /// The path of the pod's namespace.
@@ -173,10 +167,7 @@ impl Configuration {
     /// Code 6 when it is no JSON, 7 when a field has the wrong type.
     pub fn parse(text: &str) -> Result<Self, CniError> {
         let value: Value = serde_json::from_str(text).map_err(|error| {
-            CniError::new(
-                code::DECODE_FAILURE,
-                format!("the network configuration is no JSON: {error}"),
-            )
+            CniError::new(code::DECODE_FAILURE, format!("the network configuration is no JSON: {error}"))
         })?;
         serde_json::from_value(value).map_err(|error| {
             CniError::new(
@@ -229,19 +220,11 @@ impl Configuration {
         if self.ipam.as_ref().is_none_or(|ipam| !ipam.data_dir.is_absolute()) {
             return invalid("ipam.dataDir is missing or no absolute path");
         }
-        let fours = self
-            .subnets
-            .iter()
-            .filter(|subnet| matches!(subnet, IpNet::V4(_)))
-            .count();
+        let fours = self.subnets.iter().filter(|subnet| matches!(subnet, IpNet::V4(_))).count();
         if self.subnets.is_empty() || fours > 1 || self.subnets.len() - fours > 1 {
             return invalid("subnets must hold one range, or one of each family");
         }
-        if self
-            .subnets
-            .iter()
-            .any(|subnet| subnet.max_prefix_len() - subnet.prefix_len() < 2)
-        {
+        if self.subnets.iter().any(|subnet| subnet.max_prefix_len() - subnet.prefix_len() < 2) {
             return invalid("a subnet has no room for a gateway and a pod");
         }
         Ok(())
@@ -249,11 +232,7 @@ impl Configuration {
 
     /// The leases of this network.
     pub fn leases(&self) -> Leases {
-        let data_dir = self
-            .ipam
-            .as_ref()
-            .map(|ipam| ipam.data_dir.clone())
-            .unwrap_or_default();
+        let data_dir = self.ipam.as_ref().map(|ipam| ipam.data_dir.clone()).unwrap_or_default();
         Leases::new(&data_dir, &self.name)
     }
 }
@@ -279,9 +258,7 @@ impl PortMapping {
 
 fn is_identifier(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphanumeric())
-        && text
-            .chars()
-            .all(|character| character.is_ascii_alphanumeric() || "_.-".contains(character))
+        && text.chars().all(|character| character.is_ascii_alphanumeric() || "_.-".contains(character))
 }
 
 fn is_interface_name(text: &str) -> bool {

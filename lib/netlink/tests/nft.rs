@@ -163,8 +163,11 @@ fn key(version: IpVersion) -> Vec<Selector> {
     ]
 }
 
+/// Rules with their words.
+type Worded = Vec<(Rule, String)>;
+
 /// Rules for a nat and a filter chain, each with its words.
-fn rules(version: IpVersion) -> (Vec<(Rule, String)>, Vec<(Rule, String)>) {
+fn rules(version: IpVersion) -> (Worded, Worded) {
     let v4 = version == IpVersion::V4;
     let word = if v4 { "ip" } else { "ip6" };
     let address = Selector::SourceAddress(version);

@@ -58,18 +58,11 @@ pub(crate) enum ChainId {
     /// Remembers the client for a slot, then translates.
     StickySlot { list: List, seconds: u32, index: usize },
     /// Finds the slot of a client, or chooses one of these.
-    Sticky {
-        list: List,
-        seconds: u32,
-        slots: Vec<usize>,
-    },
+    Sticky { list: List, seconds: u32, slots: Vec<usize> },
     /// Marks for masquerade, then goes on.
     Masquerade(Box<ChainId>),
     /// Sends clients inside the cluster elsewhere; the others go on, or are left for the filter chains.
-    Local {
-        space: Space,
-        next: Option<Box<ChainId>>,
-    },
+    Local { space: Space, next: Option<Box<ChainId>> },
     /// Looks the key up among those for clients inside.
     Inside(Space),
 }
@@ -79,16 +72,9 @@ impl ChainId {
     pub(crate) fn for_slots(list: List, slots: &[usize], affinity_seconds: Option<u32>) -> Option<Self> {
         match (slots, affinity_seconds) {
             ([], _) => None,
-            (slots, Some(seconds)) => Some(Self::Sticky {
-                list,
-                seconds,
-                slots: slots.to_vec(),
-            }),
+            (slots, Some(seconds)) => Some(Self::Sticky { list, seconds, slots: slots.to_vec() }),
             ([0], None) => Some(Self::Slot { list, index: 0 }),
-            (slots, None) => Some(Self::Pick {
-                list,
-                count: slots.len(),
-            }),
+            (slots, None) => Some(Self::Pick { list, count: slots.len() }),
         }
     }
 
@@ -104,9 +90,8 @@ impl ChainId {
             }
             Self::Masquerade(next) => format!("masquerade-{}", next.name()),
             Self::Local { space, next } => {
-                let next = next
-                    .as_ref()
-                    .map_or_else(|| format!("{}none", prefix(*space)), |next| next.name());
+                let next =
+                    next.as_ref().map_or_else(|| format!("{}none", prefix(*space)), |next| next.name());
                 format!("local-{next}")
             }
             Self::Inside(space) => format!("{}inside", prefix(*space)),
@@ -117,23 +102,13 @@ impl ChainId {
     pub(crate) fn needs(&self) -> Vec<Self> {
         match self {
             Self::Slot { index: 0, .. } | Self::Inside(_) => Vec::new(),
-            Self::Slot { list, .. } => vec![Self::Slot {
-                list: *list,
-                index: 0,
-            }],
-            Self::Pick { list, count } => (0..*count)
-                .map(|index| Self::Slot { list: *list, index })
-                .collect(),
-            Self::StickySlot { list, index, .. } => vec![Self::Slot {
-                list: *list,
-                index: *index,
-            }],
+            Self::Slot { list, .. } => vec![Self::Slot { list: *list, index: 0 }],
+            Self::Pick { list, count } => {
+                (0..*count).map(|index| Self::Slot { list: *list, index }).collect()
+            }
+            Self::StickySlot { list, index, .. } => vec![Self::Slot { list: *list, index: *index }],
             Self::Sticky { list, seconds, slots } => {
-                let slot = |index: &usize| Self::StickySlot {
-                    list: *list,
-                    seconds: *seconds,
-                    index: *index,
-                };
+                let slot = |index: &usize| Self::StickySlot { list: *list, seconds: *seconds, index: *index };
                 slots.iter().map(slot).collect()
             }
             Self::Masquerade(next) => vec![(**next).clone()],
@@ -163,52 +138,30 @@ impl ChainId {
         let rules = match self {
             Self::Slot { list, index } => {
                 let map = endpoints(version, *list, *index).name;
-                let mut rules = vec![Rule::from([Statement::DnatByMap {
-                    version,
-                    key: list.space.key(version),
-                    map,
-                }])];
+                let mut rules =
+                    vec![Rule::from([Statement::DnatByMap { version, key: list.space.key(version), map }])];
                 // A slot may be emptied between the choice and this lookup; the first one is filled as long as there is any.
                 rules.extend(self.needs().iter().map(goto));
                 rules
             }
             Self::Pick { .. } => {
-                vec![Rule::from([Statement::RandomVerdict(
-                    self.needs().iter().map(goto_verdict).collect(),
-                )])]
+                vec![Rule::from([Statement::RandomVerdict(self.needs().iter().map(goto_verdict).collect())])]
             }
             Self::StickySlot { list, seconds, index } => {
                 let set = affinity(version, *list, *index).name;
                 let timeout = Duration::from_secs((*seconds).into());
                 // The update is a rule of its own: when the set is full it fails, and the client still gets its answer.
                 vec![
-                    Rule::from([Statement::Update {
-                        key: client_key(version),
-                        set,
-                        timeout,
-                    }]),
-                    goto(&Self::Slot {
-                        list: *list,
-                        index: *index,
-                    }),
+                    Rule::from([Statement::Update { key: client_key(version), set, timeout }]),
+                    goto(&Self::Slot { list: *list, index: *index }),
                 ]
             }
             Self::Sticky { list, slots, .. } => sticky_rules(version, *list, slots, &self.needs()),
             Self::Masquerade(next) => vec![Rule::from([Statement::MarkSet(MASQUERADE_MARK)]), goto(next)],
             Self::Local { space, next } => local_rules(settings, *space, next.as_deref()),
             Self::Inside(space) => {
-                let map = dispatch(
-                    version,
-                    List {
-                        space: *space,
-                        inside: true,
-                    },
-                )
-                .name;
-                vec![Rule::from([Statement::VerdictMap {
-                    key: space.key(version),
-                    map,
-                }])]
+                let map = dispatch(version, List { space: *space, inside: true }).name;
+                vec![Rule::from([Statement::VerdictMap { key: space.key(version), map }])]
             }
         };
         Chain::regular(self.name(), rules)
@@ -236,30 +189,21 @@ fn client_key(version: IpVersion) -> Vec<Selector> {
 
 /// The clients that a slot remembers.
 pub(crate) fn affinity(version: IpVersion, list: List, index: usize) -> Set {
-    Set::dynamic(
-        format!("{}affinity-{index}", list.prefix()),
-        &types(&client_key(version)),
-        AFFINITY_CLIENTS,
-    )
+    Set::dynamic(format!("{}affinity-{index}", list.prefix()), &types(&client_key(version)), AFFINITY_CLIENTS)
 }
 
 fn sticky_rules(version: IpVersion, list: List, slots: &[usize], chains: &[ChainId]) -> Vec<Rule> {
     let remembered = |(index, chain): (&usize, &ChainId)| {
         let set = affinity(version, list, *index).name;
         Rule::from([
-            Statement::InSet {
-                key: client_key(version),
-                set,
-            },
+            Statement::InSet { key: client_key(version), set },
             Statement::Verdict(goto_verdict(chain)),
         ])
     };
     let mut rules: Vec<Rule> = slots.iter().zip(chains).map(remembered).collect();
     rules.push(match chains {
         [single] => goto(single),
-        several => Rule::from([Statement::RandomVerdict(
-            several.iter().map(goto_verdict).collect(),
-        )]),
+        several => Rule::from([Statement::RandomVerdict(several.iter().map(goto_verdict).collect())]),
     });
     rules
 }
@@ -268,13 +212,7 @@ fn local_rules(settings: &Settings, space: Space, next: Option<&ChainId>) -> Vec
     let inside = || Statement::Verdict(goto_verdict(&ChainId::Inside(space)));
     let mut rules = Vec::new();
     if let Some(network) = settings.cluster {
-        rules.push(Rule::from([
-            Statement::SourceIn {
-                network,
-                negated: false,
-            },
-            inside(),
-        ]));
+        rules.push(Rule::from([Statement::SourceIn { network, negated: false }, inside()]));
     }
     rules.push(Rule::from([Statement::SourceLocal, inside()]));
     rules.extend(next.map(goto));
@@ -292,13 +230,7 @@ fn pattern(slots: &[usize]) -> String {
     }
     let text = ranges
         .iter()
-        .map(|(first, last)| {
-            if first == last {
-                first.to_string()
-            } else {
-                format!("{first}-{last}")
-            }
-        })
+        .map(|(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") })
         .collect::<Vec<_>>()
         .join(".");
     if text.len() <= PATTERN_LIMIT {
@@ -307,9 +239,5 @@ fn pattern(slots: &[usize]) -> String {
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    format!(
-        "{}-of-{}-{hash:016x}",
-        slots.len(),
-        slots.last().map_or(0, |last| last + 1)
-    )
+    format!("{}-of-{}-{hash:016x}", slots.len(), slots.last().map_or(0, |last| last + 1))
 }

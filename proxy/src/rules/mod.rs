@@ -48,11 +48,7 @@ pub(crate) fn table(version: IpVersion) -> Table {
 
 /// `address . protocol . port`
 fn address_key(version: IpVersion) -> Vec<Selector> {
-    vec![
-        Selector::DestinationAddress(version),
-        Selector::Protocol,
-        Selector::DestinationPort,
-    ]
+    vec![Selector::DestinationAddress(version), Selector::Protocol, Selector::DestinationPort]
 }
 
 const NODE_PORT_KEY: [Selector; 2] = [Selector::Protocol, Selector::DestinationPort];
@@ -100,11 +96,7 @@ pub(crate) fn refused(version: IpVersion, space: Space) -> Set {
 /// The map from a key to the endpoint in a slot.
 pub(crate) fn endpoints(version: IpVersion, list: List, index: usize) -> Set {
     let name = format!("{}endpoints-{index}", list.prefix());
-    Set::map(
-        name,
-        &types(&list.space.key(version)),
-        &[version.data_type(), DataType::Port],
-    )
+    Set::map(name, &types(&list.space.key(version)), &[version.data_type(), DataType::Port])
 }
 
 /// What a set of a table is for, by its name: the endpoints or the remembered clients of a slot.
@@ -154,10 +146,7 @@ pub(crate) fn skeleton(settings: &Settings) -> Vec<Command> {
     }
     for space in [Space::Address, Space::NodePort] {
         for inside in [false, true] {
-            commands.push(Command::AddSet(
-                table.clone(),
-                dispatch(version, List { space, inside }),
-            ));
+            commands.push(Command::AddSet(table.clone(), dispatch(version, List { space, inside })));
         }
         commands.push(Command::AddSet(table.clone(), refused(version, space)));
     }
@@ -167,24 +156,9 @@ pub(crate) fn skeleton(settings: &Settings) -> Vec<Command> {
     let unanswered = || vec![Rule::from([Statement::ConnectionNew, to("unanswered")])];
     let chains = [
         Chain::regular("services", services(settings)),
-        nat(
-            "nat-prerouting",
-            Hook::Prerouting,
-            PRIORITY_DNAT,
-            vec![Rule::from([to("services")])],
-        ),
-        nat(
-            "nat-output",
-            Hook::Output,
-            PRIORITY_DNAT,
-            vec![Rule::from([to("services")])],
-        ),
-        nat(
-            "nat-postrouting",
-            Hook::Postrouting,
-            PRIORITY_SNAT,
-            postrouting(version),
-        ),
+        nat("nat-prerouting", Hook::Prerouting, PRIORITY_DNAT, vec![Rule::from([to("services")])]),
+        nat("nat-output", Hook::Output, PRIORITY_DNAT, vec![Rule::from([to("services")])]),
+        nat("nat-postrouting", Hook::Postrouting, PRIORITY_SNAT, postrouting(version)),
         // A reset is not rate-limited as ICMP is: a client that tries again and again is refused each time.
         Chain::regular(
             "reject-service",
@@ -200,25 +174,16 @@ pub(crate) fn skeleton(settings: &Settings) -> Vec<Command> {
 }
 
 fn in_set(key: Vec<Selector>, set: &str) -> Statement {
-    Statement::InSet {
-        key,
-        set: set.to_owned(),
-    }
+    Statement::InSet { key, set: set.to_owned() }
 }
 
 fn verdict_map(key: Vec<Selector>, map: &Set) -> Statement {
-    Statement::VerdictMap {
-        key,
-        map: map.name.clone(),
-    }
+    Statement::VerdictMap { key, map: map.name.clone() }
 }
 
 /// Conditions under which a packet is for a node port, one list for each alternative.
 fn node_port_conditions(settings: &Settings) -> Vec<Vec<Statement>> {
-    let within = |network: &IpNet, negated| Statement::DestinationIn {
-        network: *network,
-        negated,
-    };
+    let within = |network: &IpNet, negated| Statement::DestinationIn { network: *network, negated };
     if settings.node_port_networks.is_empty() {
         let loopback = match settings.version {
             IpVersion::V4 => IpNet::new([127, 0, 0, 0].into(), 8),
@@ -237,56 +202,32 @@ fn node_port_conditions(settings: &Settings) -> Vec<Vec<Statement>> {
 fn services(settings: &Settings) -> Vec<Rule> {
     let version = settings.version;
     let destination = || vec![Selector::DestinationAddress(version)];
-    let mut rules = vec![Rule::from([
-        in_set(destination(), "node-served"),
-        Statement::Verdict(Verdict::Return),
-    ])];
-    let mark = [
-        in_set(destination(), "cluster-ips"),
-        Statement::MarkSet(MASQUERADE_MARK),
-    ];
+    let mut rules =
+        vec![Rule::from([in_set(destination(), "node-served"), Statement::Verdict(Verdict::Return)])];
+    let mark = [in_set(destination(), "cluster-ips"), Statement::MarkSet(MASQUERADE_MARK)];
     if settings.masquerade_all {
         rules.push(Rule::from(mark));
     } else if let Some(network) = settings.cluster {
         // A client outside the cluster would get the answer from an address it never called.
         let [set, mark] = mark;
-        rules.push(Rule::from([
-            Statement::SourceIn {
-                network,
-                negated: true,
-            },
-            set,
-            mark,
-        ]));
+        rules.push(Rule::from([Statement::SourceIn { network, negated: true }, set, mark]));
     }
     let outside = |space| List { space, inside: false };
-    rules.push(Rule::from([verdict_map(
-        address_key(version),
-        &dispatch(version, outside(Space::Address)),
-    )]));
+    rules.push(Rule::from([verdict_map(address_key(version), &dispatch(version, outside(Space::Address)))]));
     for mut condition in node_port_conditions(settings) {
-        condition.push(verdict_map(
-            NODE_PORT_KEY.to_vec(),
-            &dispatch(version, outside(Space::NodePort)),
-        ));
+        condition.push(verdict_map(NODE_PORT_KEY.to_vec(), &dispatch(version, outside(Space::NodePort))));
         rules.push(Rule(condition));
     }
     rules
 }
 
 fn postrouting(version: IpVersion) -> Vec<Rule> {
-    let pair = vec![
-        Selector::SourceAddress(version),
-        Selector::DestinationAddress(version),
-    ];
+    let pair = vec![Selector::SourceAddress(version), Selector::DestinationAddress(version)];
     vec![
         // An endpoint that reached itself through its Service must not see its own address as the client.
         Rule::from([in_set(pair, "hairpin"), Statement::Masquerade]),
         Rule::from([
-            Statement::MarkHas {
-                bits: MASQUERADE_MARK,
-                negated: true,
-            },
+            Statement::MarkHas { bits: MASQUERADE_MARK, negated: true },
             Statement::Verdict(Verdict::Return),
         ]),
         Rule::from([Statement::MarkClear(MASQUERADE_MARK)]),
@@ -299,20 +240,11 @@ fn refusals(settings: &Settings) -> Vec<Rule> {
     let version = settings.version;
     let destination = || vec![Selector::DestinationAddress(version)];
     let mut rules = vec![
-        Rule::from([
-            in_set(destination(), "node-served"),
-            Statement::Verdict(Verdict::Return),
-        ]),
-        Rule::from([verdict_map(
-            address_key(version),
-            &refused(version, Space::Address),
-        )]),
+        Rule::from([in_set(destination(), "node-served"), Statement::Verdict(Verdict::Return)]),
+        Rule::from([verdict_map(address_key(version), &refused(version, Space::Address))]),
     ];
     for mut condition in node_port_conditions(settings) {
-        condition.push(verdict_map(
-            NODE_PORT_KEY.to_vec(),
-            &refused(version, Space::NodePort),
-        ));
+        condition.push(verdict_map(NODE_PORT_KEY.to_vec(), &refused(version, Space::NodePort)));
         rules.push(Rule(condition));
     }
     rules.push(Rule::from([
@@ -321,10 +253,7 @@ fn refusals(settings: &Settings) -> Vec<Rule> {
     ]));
     if let Some(network) = settings.services {
         rules.push(Rule::from([
-            Statement::DestinationIn {
-                network,
-                negated: false,
-            },
+            Statement::DestinationIn { network, negated: false },
             Statement::Verdict(Verdict::Drop),
         ]));
     }
