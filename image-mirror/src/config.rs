@@ -1,7 +1,9 @@
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use orlop_daemon::config::Validate;
+use orlop_types::Reference;
 use serde::{Deserialize, Serialize};
 
 /// Configuration of the registry.
@@ -16,7 +18,10 @@ pub struct Config {
     pub tls_cert_file: Option<PathBuf>,
     /// Its key, PEM.
     pub tls_key_file: Option<PathBuf>,
-    /// Refuses pushes and deletes.
+    /// Base URLs of the registries that are fetched from on a miss, by their names in image references, for example `docker.io:
+    /// https://registry-1.docker.io`. A registry that is not named here is never contacted.
+    pub upstreams: BTreeMap<String, String>,
+    /// Refuses pushes and deletes; fetching goes on.
     pub read_only: bool,
     /// Connections at one time.
     pub max_connections: usize,
@@ -31,6 +36,7 @@ impl Default for Config {
             root: PathBuf::from("/var/lib/orlop/mirror"),
             tls_cert_file: None,
             tls_key_file: None,
+            upstreams: BTreeMap::new(),
             read_only: false,
             max_connections: 1024,
             max_uploads: 256,
@@ -39,6 +45,8 @@ impl Default for Config {
 }
 
 impl Validate for Config {
+    const FREE_MAPS: &'static [&'static str] = &["upstreams"];
+
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.tls_cert_file.is_some() != self.tls_key_file.is_some() {
@@ -50,10 +58,15 @@ impl Validate for Config {
                 self.listen
             ));
         }
-        for (key, value) in [
-            ("maxConnections", self.max_connections),
-            ("maxUploads", self.max_uploads),
-        ] {
+        for (name, url) in &self.upstreams {
+            if !Reference::parse(&format!("{name}/x/y")).is_ok_and(|parsed| parsed.registry() == name) {
+                problems.push(format!("upstreams: {name:?} is no registry name such as \"docker.io\""));
+            }
+            if !url.starts_with("https://") && !url.starts_with("http://") {
+                problems.push(format!("upstreams.{name}: {url:?} is no http or https URL"));
+            }
+        }
+        for (key, value) in [("maxConnections", self.max_connections), ("maxUploads", self.max_uploads)] {
             if value == 0 {
                 problems.push(format!("{key} is 0: give at least 1"));
             }

@@ -6,12 +6,14 @@ use axum::body::{Body, to_bytes};
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header};
 use orlop_distribution::manifest::{Descriptor, MANIFEST_LIMIT, Manifest, OCI_INDEX};
-use orlop_types::Digest;
+use orlop_types::{Digest, Reference};
 use tokio_util::io::ReaderStream;
 
 use crate::error::RegistryError;
+use crate::namespace::Origin;
 use crate::registry::{Answer, Registry, created, empty, json, parameter, record, set};
 use crate::route::TagOrDigest;
+use crate::upstream::{ClientErrorOrOurs, refused};
 
 /// Read from the disk at one time while a blob is sent.
 const READ_BYTES: usize = 256 << 10;
@@ -19,24 +21,60 @@ const READ_BYTES: usize = 256 << 10;
 const UNKNOWN_TYPE: &str = "application/octet-stream";
 
 impl Registry {
-    pub(crate) fn get_manifest(&self, name: &str, reference: &TagOrDigest, head: bool) -> Answer {
-        let digest = self.resolve(name, reference)?;
+    pub(crate) async fn get_manifest(
+        &self,
+        name: &str,
+        reference: &TagOrDigest,
+        origin: Option<&Origin>,
+        head: bool,
+    ) -> Answer {
+        let digest = match origin.and_then(|origin| origin.manifest(reference)) {
+            Some(upstream) => self.resolve_or_fetch(name, reference, &upstream).await?,
+            None => self.resolve(name, reference)?,
+        };
         let Some(media_type) = record(self.repositories.manifest(name, &digest))? else {
             return Err(self.unknown(name, digest.as_str()));
         };
         let Some(bytes) = self.blobs.read(&digest, MANIFEST_LIMIT)? else {
             return Err(self.unknown(name, digest.as_str()));
         };
-        let mut response = Response::new(if head {
-            Body::empty()
-        } else {
-            Body::from(bytes.clone())
-        });
+        let mut response = Response::new(if head { Body::empty() } else { Body::from(bytes.clone()) });
         set(&mut response, "content-type", &media_type);
         set(&mut response, "content-length", &bytes.len().to_string());
         set(&mut response, "docker-content-digest", digest.as_str());
         set(&mut response, "etag", &format!("\"{digest}\""));
         Ok(response)
+    }
+
+    /// By digest nobody is asked again, and a pushed tag is ours; a tag that was fetched is asked for each time. An upstream that does not
+    /// answer, or has deleted the tag, does not take away what is here.
+    async fn resolve_or_fetch(
+        &self,
+        name: &str,
+        reference: &TagOrDigest,
+        upstream: &Reference,
+    ) -> Result<Digest, RegistryError> {
+        let here = match reference {
+            TagOrDigest::Digest(digest) => {
+                let known = record(self.repositories.manifest(name, digest))?;
+                known.map(|_| (digest.clone(), false))
+            }
+            TagOrDigest::Tag(tag) => record(self.repositories.tag_with_origin(name, tag))?,
+        };
+        if let Some((digest, false)) = here {
+            return Ok(digest);
+        }
+        match (self.upstream.manifest(name, upstream).await, here) {
+            (Ok(digest), _) => Ok(digest),
+            (Err(ClientErrorOrOurs::Ours(error)), _) => Err(error),
+            (Err(ClientErrorOrOurs::Upstream(error)), Some((digest, _))) => {
+                tracing::info!(%upstream, %error, "served as it was last seen");
+                Ok(digest)
+            }
+            (Err(ClientErrorOrOurs::Upstream(error)), None) => {
+                Err(refused(&error, || self.unknown(name, upstream.identifier())))
+            }
+        }
     }
 
     pub(crate) async fn put_manifest(
@@ -56,16 +94,12 @@ impl Registry {
         })?;
         let digest = match reference {
             TagOrDigest::Digest(digest) => {
-                digest
-                    .verify(&bytes)
-                    .map_err(|error| RegistryError::digest_invalid(error.to_string()))?;
+                digest.verify(&bytes).map_err(|error| RegistryError::digest_invalid(error.to_string()))?;
                 digest.clone()
             }
             TagOrDigest::Tag(_) => Digest::sha256(&bytes),
         };
-        let given = headers
-            .get(header::CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok());
+        let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let given = given.and_then(|value| value.split(';').next()).map(str::trim);
         let manifest = Manifest::parse(&bytes, given)
             .map_err(|error| RegistryError::manifest_invalid(error.to_string()))?;
@@ -103,11 +137,7 @@ impl Registry {
                     "blob {} of the manifest is not in repository {name}: push it first",
                     descriptor.digest
                 );
-                return Err(RegistryError::new(
-                    StatusCode::NOT_FOUND,
-                    "MANIFEST_BLOB_UNKNOWN",
-                    message,
-                ));
+                return Err(RegistryError::new(StatusCode::NOT_FOUND, "MANIFEST_BLOB_UNKNOWN", message));
             }
         }
         Ok(())
@@ -137,56 +167,39 @@ impl Registry {
         Err(self.unknown(name, &shown))
     }
 
-    pub(crate) fn get_blob(&self, name: &str, digest: &Digest, headers: &HeaderMap, head: bool) -> Answer {
-        let known = self.repositories.has_blob(name, digest)
+    pub(crate) async fn get_blob(
+        &self,
+        name: &str,
+        digest: &Digest,
+        origin: Option<&Origin>,
+        headers: &HeaderMap,
+        head: bool,
+    ) -> Answer {
+        // What an upstream gave for one repository it gives for the others: only pushed blobs belong to theirs.
+        let known = origin.is_some()
+            || self.repositories.has_blob(name, digest)
             || record(self.repositories.manifest(name, digest))?.is_some();
-        let file = if known {
-            self.blobs.open_blob(digest)?
-        } else {
-            None
-        };
-        let Some(mut file) = file else {
-            return Err(RegistryError::blob_unknown(digest.as_str()));
-        };
-        let size = file
-            .metadata()
-            .map_err(|error| RegistryError::internal("read a blob", error))?
-            .len();
-        let range = match headers.get(header::RANGE).and_then(|value| value.to_str().ok()) {
-            Some(text) => byte_range(text, size),
-            None => Range::Whole,
-        };
-        let (status, begin, length) = match range {
-            Range::Whole => (StatusCode::OK, 0, size),
-            Range::Part { begin, end } => (StatusCode::PARTIAL_CONTENT, begin, end - begin + 1),
-            Range::Outside => {
-                let mut response = empty(StatusCode::RANGE_NOT_SATISFIABLE);
-                set(&mut response, "content-range", &format!("bytes */{size}"));
-                return Ok(response);
-            }
-        };
-        let body = if head {
-            Body::empty()
-        } else {
-            file.seek(SeekFrom::Start(begin))
-                .map_err(|error| RegistryError::internal("read a blob", error))?;
-            send(file, length)?
-        };
-        let mut response = Response::new(body);
-        *response.status_mut() = status;
-        set(&mut response, "content-type", UNKNOWN_TYPE);
-        set(&mut response, "content-length", &length.to_string());
-        set(&mut response, "accept-ranges", "bytes");
-        set(&mut response, "docker-content-digest", digest.as_str());
-        set(&mut response, "etag", &format!("\"{digest}\""));
-        if status == StatusCode::PARTIAL_CONTENT {
-            set(
-                &mut response,
-                "content-range",
-                &format!("bytes {begin}-{}/{size}", begin + length - 1),
-            );
+        let file = if known { self.blobs.open_blob(digest)? } else { None };
+        if let Some(file) = file {
+            let size = file.metadata().map_err(|error| RegistryError::internal("read a blob", error))?.len();
+            return answer_blob(digest, size, headers, |begin, length| match head {
+                true => Ok(Body::empty()),
+                false => send(file, begin, length),
+            });
         }
-        Ok(response)
+        let upstream = origin.and_then(|origin| origin.blob(digest));
+        let upstream = upstream.ok_or_else(|| RegistryError::blob_unknown(digest.as_str()))?;
+        let size = record(self.repositories.blob_size(name, digest))?;
+        if head {
+            // A client that asks before it fetches must not be told "no": a chained mirror would believe it.
+            let size = match size {
+                Some(size) => size,
+                None => self.upstream.blob_size(&upstream, digest).await?,
+            };
+            return answer_blob(digest, size, headers, |_, _| Ok(Body::empty()));
+        }
+        let flight = self.upstream.blob(name, &upstream, digest, size).await?;
+        answer_blob(digest, flight.size(), headers, |begin, length| Ok(flight.body(begin, length)))
     }
 
     pub(crate) fn list_referrers(&self, name: &str, digest: &Digest, query: &str) -> Answer {
@@ -204,8 +217,42 @@ impl Registry {
     }
 }
 
+/// Status and headers of a blob, or of the part that was asked for; `body` makes what is sent.
+fn answer_blob(
+    digest: &Digest,
+    size: u64,
+    headers: &HeaderMap,
+    body: impl FnOnce(u64, u64) -> Result<Body, RegistryError>,
+) -> Answer {
+    let range = match headers.get(header::RANGE).and_then(|value| value.to_str().ok()) {
+        Some(text) => byte_range(text, size),
+        None => Range::Whole,
+    };
+    let (status, begin, length) = match range {
+        Range::Whole => (StatusCode::OK, 0, size),
+        Range::Part { begin, end } => (StatusCode::PARTIAL_CONTENT, begin, end - begin + 1),
+        Range::Outside => {
+            let mut response = empty(StatusCode::RANGE_NOT_SATISFIABLE);
+            set(&mut response, "content-range", &format!("bytes */{size}"));
+            return Ok(response);
+        }
+    };
+    let mut response = Response::new(body(begin, length)?);
+    *response.status_mut() = status;
+    set(&mut response, "content-type", UNKNOWN_TYPE);
+    set(&mut response, "content-length", &length.to_string());
+    set(&mut response, "accept-ranges", "bytes");
+    set(&mut response, "docker-content-digest", digest.as_str());
+    set(&mut response, "etag", &format!("\"{digest}\""));
+    if status == StatusCode::PARTIAL_CONTENT {
+        set(&mut response, "content-range", &format!("bytes {begin}-{}/{size}", begin + length - 1));
+    }
+    Ok(response)
+}
+
 /// Small blobs in one piece, large ones in a stream.
-fn send(file: std::fs::File, length: u64) -> Result<Body, RegistryError> {
+fn send(mut file: std::fs::File, begin: u64, length: u64) -> Result<Body, RegistryError> {
+    file.seek(SeekFrom::Start(begin)).map_err(|error| RegistryError::internal("read a blob", error))?;
     if length <= READ_BYTES as u64 {
         let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(READ_BYTES));
         file.take(length)
@@ -218,14 +265,12 @@ fn send(file: std::fs::File, length: u64) -> Result<Body, RegistryError> {
 }
 
 /// The descriptor that a referrers list shows (specification, "Listing Referrers").
-fn describe(manifest: &Manifest, media_type: &str, digest: &Digest, size: u64) -> Descriptor {
+pub(crate) fn describe(manifest: &Manifest, media_type: &str, digest: &Digest, size: u64) -> Descriptor {
     let mut descriptor = Descriptor::new(media_type, digest.clone(), size);
     match manifest {
         Manifest::Image(image) => {
-            descriptor.artifact_type = image
-                .artifact_type
-                .clone()
-                .or_else(|| Some(image.config.media_type.clone()));
+            descriptor.artifact_type =
+                image.artifact_type.clone().or_else(|| Some(image.config.media_type.clone()));
             descriptor.annotations.clone_from(&image.annotations);
         }
         Manifest::Index(index) => {
@@ -245,10 +290,7 @@ enum Range {
 
 /// A single range of RFC 9110 14.1.2; several ranges, other units and nonsense get the whole.
 fn byte_range(text: &str, size: u64) -> Range {
-    let Some((begin, end)) = text
-        .strip_prefix("bytes=")
-        .and_then(|spec| spec.trim().split_once('-'))
-    else {
+    let Some((begin, end)) = text.strip_prefix("bytes=").and_then(|spec| spec.trim().split_once('-')) else {
         return Range::Whole;
     };
     let last = size.saturating_sub(1);
@@ -258,14 +300,7 @@ fn byte_range(text: &str, size: u64) -> Range {
         (Err(_), Ok(count)) if begin.is_empty() && count > 0 => (size.saturating_sub(count), last),
         _ => return Range::Whole,
     };
-    if range.0 >= size {
-        Range::Outside
-    } else {
-        Range::Part {
-            begin: range.0,
-            end: range.1,
-        }
-    }
+    if range.0 >= size { Range::Outside } else { Range::Part { begin: range.0, end: range.1 } }
 }
 
 #[cfg(test)]

@@ -14,11 +14,7 @@ pub(crate) struct RegistryError {
 
 impl RegistryError {
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            code,
-            message: message.into(),
-        }
+        Self { status, code, message: message.into() }
     }
 
     pub(crate) fn name_unknown(name: &str) -> Self {
@@ -30,19 +26,11 @@ impl RegistryError {
     }
 
     pub(crate) fn manifest_unknown(reference: &str) -> Self {
-        Self::new(
-            StatusCode::NOT_FOUND,
-            "MANIFEST_UNKNOWN",
-            format!("manifest {reference} is not known"),
-        )
+        Self::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", format!("manifest {reference} is not known"))
     }
 
     pub(crate) fn blob_unknown(digest: &str) -> Self {
-        Self::new(
-            StatusCode::NOT_FOUND,
-            "BLOB_UNKNOWN",
-            format!("blob {digest} is not known"),
-        )
+        Self::new(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", format!("blob {digest} is not known"))
     }
 
     pub(crate) fn upload_unknown(session: &str) -> Self {
@@ -67,11 +55,7 @@ impl RegistryError {
 
     pub(crate) fn internal(act: &str, error: impl std::fmt::Display) -> Self {
         tracing::error!(%error, act, "request failed");
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "UNKNOWN",
-            format!("failed to {act}"),
-        )
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", format!("failed to {act}"))
     }
 
     pub(crate) fn into_response(self) -> Response<Body> {
@@ -79,9 +63,7 @@ impl RegistryError {
             serde_json::json!({"errors": [{"code": self.code, "message": self.message, "detail": null}]});
         let mut response = Response::new(Body::from(body.to_string()));
         *response.status_mut() = self.status;
-        response
-            .headers_mut()
-            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     }
 }

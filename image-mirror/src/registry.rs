@@ -1,6 +1,8 @@
 //! The registry behind the routes: one method per endpoint and verb.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -9,9 +11,11 @@ use orlop_types::{Algorithm, Digest};
 
 use crate::config::Config;
 use crate::error::RegistryError;
+use crate::namespace;
 use crate::repositories::Repositories;
 use crate::route::{Route, TagOrDigest, Unroutable, route};
 use crate::uploads::Uploads;
+use crate::upstream::Upstream;
 
 pub(crate) type Answer = Result<Response<Body>, RegistryError>;
 
@@ -20,6 +24,8 @@ pub(crate) struct Registry {
     pub(crate) blobs: BlobStore,
     pub(crate) repositories: Repositories,
     pub(crate) uploads: Uploads,
+    pub(crate) upstream: Arc<Upstream>,
+    upstreams: BTreeMap<String, String>,
     read_only: bool,
 }
 
@@ -27,9 +33,13 @@ impl Registry {
     pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
         let blobs = BlobStore::open(&config.root, Durability::Commit)?;
         let uploads = Uploads::open(blobs.clone(), config.max_uploads)?;
+        let repositories = Repositories::open(&config.root)?;
+        let upstream = Upstream::new(config.upstreams.clone(), blobs.clone(), repositories.clone());
         Ok(Self {
-            repositories: Repositories::open(&config.root)?,
+            repositories,
             blobs,
+            upstream: Arc::new(upstream),
+            upstreams: config.upstreams.clone(),
             uploads,
             read_only: config.read_only,
         })
@@ -43,18 +53,21 @@ impl Registry {
         if self.read_only && !read {
             return Err(RegistryError::unsupported("this registry is read-only"));
         }
-        let route = route(parts.uri.path()).map_err(unroutable)?;
+        let (path, registry) = namespace::split(parts.uri.path(), parameter(query, "ns"), &self.upstreams)?;
+        let mut route = route(&path).map_err(unroutable)?;
+        let origin = namespace::apply(&mut route, registry, &self.upstreams);
         match (route, &parts.method) {
             (Route::Base, &Method::GET | &Method::HEAD) => Ok(base()),
             (Route::Manifest { name, reference }, &Method::GET | &Method::HEAD) => {
-                self.get_manifest(&name, &reference, parts.method == Method::HEAD)
+                self.get_manifest(&name, &reference, origin.as_ref(), parts.method == Method::HEAD).await
             }
             (Route::Manifest { name, reference }, &Method::PUT) => {
                 self.put_manifest(&name, &reference, &parts.headers, body).await
             }
             (Route::Manifest { name, reference }, &Method::DELETE) => self.delete_manifest(&name, &reference),
             (Route::Blob { name, digest }, &Method::GET | &Method::HEAD) => {
-                self.get_blob(&name, &digest, &parts.headers, parts.method == Method::HEAD)
+                self.get_blob(&name, &digest, origin.as_ref(), &parts.headers, parts.method == Method::HEAD)
+                    .await
             }
             (Route::Blob { name, digest }, &Method::DELETE) => self.delete_blob(&name, &digest),
             (Route::Uploads { name }, &Method::POST) => self.start_upload(&name, query, body).await,
@@ -63,8 +76,7 @@ impl Registry {
                 self.append_upload(&name, &session, &parts.headers, body).await
             }
             (Route::Upload { name, session }, &Method::PUT) => {
-                self.finish_upload(&name, &session, query, &parts.headers, body)
-                    .await
+                self.finish_upload(&name, &session, query, &parts.headers, body).await
             }
             (Route::Upload { name, session }, &Method::DELETE) => {
                 self.uploads.find(&name, &session)?;
@@ -75,19 +87,18 @@ impl Registry {
             (Route::Referrers { name, digest }, &Method::GET | &Method::HEAD) => {
                 self.list_referrers(&name, &digest, query)
             }
-            (_, method) => Err(RegistryError::unsupported(format!(
-                "{method} is not possible here"
-            ))),
+            (_, method) => Err(RegistryError::unsupported(format!("{method} is not possible here"))),
         }
     }
 
     async fn start_upload(&self, name: &str, query: &str, body: Body) -> Answer {
         if let (Some(digest), Some(from)) = (parameter(query, "mount"), parameter(query, "from")) {
             let digest: Digest = parse_digest(&digest)?;
-            if self.repositories.has_blob(&from, &digest)
-                && crate::route::repository(&from.split('/').collect::<Vec<_>>()).is_ok()
+            if crate::route::repository(&from.split('/').collect::<Vec<_>>()).is_ok()
+                && self.repositories.has_blob(&from, &digest)
+                && let Some(size) = self.blobs.size(&digest)?
             {
-                record(self.repositories.set_blob(name, &digest))?;
+                record(self.repositories.set_blob(name, &digest, size))?;
                 return Ok(created(&format!("/v2/{name}/blobs/{digest}"), &digest));
             }
         }
@@ -142,8 +153,8 @@ impl Registry {
 
     async fn commit(&self, name: &str, session: &str, digest: &Digest) -> Answer {
         let upload = self.uploads.find(name, session)?;
-        self.uploads.finish(&upload, session, digest).await?;
-        record(self.repositories.set_blob(name, digest))?;
+        let size = self.uploads.finish(&upload, session, digest).await?;
+        record(self.repositories.set_blob(name, digest, size))?;
         tracing::info!(repository = name, %digest, "blob stored");
         Ok(created(&format!("/v2/{name}/blobs/{digest}"), digest))
     }
@@ -166,9 +177,8 @@ impl Registry {
         }
         let mut next = None;
         if let Some(limit) = parameter(query, "n") {
-            let limit: usize = limit
-                .parse()
-                .map_err(|_| RegistryError::unsupported(format!("n={limit} is no number")))?;
+            let limit: usize =
+                limit.parse().map_err(|_| RegistryError::unsupported(format!("n={limit} is no number")))?;
             if tags.len() > limit {
                 tags.truncate(limit);
                 next = tags
@@ -176,10 +186,7 @@ impl Registry {
                     .map(|last| format!("</v2/{name}/tags/list?n={limit}&last={last}>; rel=\"next\""));
             }
         }
-        let mut response = json(
-            "application/json",
-            &serde_json::json!({"name": name, "tags": tags}),
-        );
+        let mut response = json("application/json", &serde_json::json!({"name": name, "tags": tags}));
         if let Some(value) = next.and_then(|next| HeaderValue::from_str(&next).ok()) {
             response.headers_mut().insert(header::LINK, value);
         }
@@ -232,8 +239,7 @@ fn unroutable(why: Unroutable) -> RegistryError {
 }
 
 pub(crate) fn parse_digest(text: &str) -> Result<Digest, RegistryError> {
-    text.parse()
-        .map_err(|error| RegistryError::digest_invalid(format!("{text:?} is no digest: {error}")))
+    text.parse().map_err(|error| RegistryError::digest_invalid(format!("{text:?} is no digest: {error}")))
 }
 
 /// A decoded query parameter.
@@ -249,10 +255,7 @@ fn percent_decode(text: &str) -> String {
     let mut index = 0;
     while index < bytes.len() {
         let decoded = (bytes[index] == b'%')
-            .then(|| {
-                text.get(index + 1..index + 3)
-                    .and_then(|digits| u8::from_str_radix(digits, 16).ok())
-            })
+            .then(|| text.get(index + 1..index + 3).and_then(|digits| u8::from_str_radix(digits, 16).ok()))
             .flatten();
         match decoded {
             Some(byte) => {
@@ -285,18 +288,13 @@ fn content_range(headers: &HeaderMap) -> Result<Option<(u64, u64)>, RegistryErro
             "Content-Range must be BEGIN-END",
         )
     };
-    parsed
-        .filter(|(begin, end)| begin <= end)
-        .map(Some)
-        .ok_or_else(invalid)
+    parsed.filter(|(begin, end)| begin <= end).map(Some).ok_or_else(invalid)
 }
 
 fn base() -> Response<Body> {
     let mut response = json("application/json", &serde_json::json!({}));
     let version = HeaderValue::from_static("registry/2.0");
-    response
-        .headers_mut()
-        .insert("docker-distribution-api-version", version);
+    response.headers_mut().insert("docker-distribution-api-version", version);
     response
 }
 
@@ -308,9 +306,7 @@ pub(crate) fn empty(status: StatusCode) -> Response<Body> {
 
 pub(crate) fn json(content_type: &'static str, value: &serde_json::Value) -> Response<Body> {
     let mut response = Response::new(Body::from(value.to_string()));
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -330,11 +326,7 @@ pub(crate) fn created(location: &str, digest: &Digest) -> Response<Body> {
 
 fn accepted(name: &str, session: &str, size: u64) -> Response<Body> {
     let mut response = empty(StatusCode::ACCEPTED);
-    set(
-        &mut response,
-        "location",
-        &format!("/v2/{name}/blobs/uploads/{session}"),
-    );
+    set(&mut response, "location", &format!("/v2/{name}/blobs/uploads/{session}"));
     set(&mut response, "docker-upload-uuid", session);
     set(&mut response, "range", &format!("0-{}", size.saturating_sub(1)));
     response

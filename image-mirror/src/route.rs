@@ -50,35 +50,25 @@ pub(crate) fn route(path: &str) -> Result<Route, Unroutable> {
     if rest.is_empty() || rest == "/" {
         return Ok(Route::Base);
     }
-    let segments: Vec<&str> = rest
-        .strip_prefix('/')
-        .ok_or(Unroutable::Unknown)?
-        .split('/')
-        .collect();
+    let segments: Vec<&str> = rest.strip_prefix('/').ok_or(Unroutable::Unknown)?.split('/').collect();
     // From the end: a name may have any number of parts, even one called "blobs".
     match segments.as_slice() {
-        [name @ .., "blobs", "uploads", ""] | [name @ .., "blobs", "uploads"] => Ok(Route::Uploads {
-            name: repository(name)?,
-        }),
-        [name @ .., "blobs", "uploads", session] => Ok(Route::Upload {
-            name: repository(name)?,
-            session: (*session).to_owned(),
-        }),
-        [name @ .., "tags", "list"] => Ok(Route::Tags {
-            name: repository(name)?,
-        }),
-        [name @ .., "manifests", reference] => Ok(Route::Manifest {
-            name: repository(name)?,
-            reference: tag_or_digest(reference)?,
-        }),
-        [name @ .., "blobs", digest] => Ok(Route::Blob {
-            name: repository(name)?,
-            digest: parse_digest(digest)?,
-        }),
-        [name @ .., "referrers", digest] => Ok(Route::Referrers {
-            name: repository(name)?,
-            digest: parse_digest(digest)?,
-        }),
+        [name @ .., "blobs", "uploads", ""] | [name @ .., "blobs", "uploads"] => {
+            Ok(Route::Uploads { name: repository(name)? })
+        }
+        [name @ .., "blobs", "uploads", session] => {
+            Ok(Route::Upload { name: repository(name)?, session: (*session).to_owned() })
+        }
+        [name @ .., "tags", "list"] => Ok(Route::Tags { name: repository(name)? }),
+        [name @ .., "manifests", reference] => {
+            Ok(Route::Manifest { name: repository(name)?, reference: tag_or_digest(reference)? })
+        }
+        [name @ .., "blobs", digest] => {
+            Ok(Route::Blob { name: repository(name)?, digest: parse_digest(digest)? })
+        }
+        [name @ .., "referrers", digest] => {
+            Ok(Route::Referrers { name: repository(name)?, digest: parse_digest(digest)? })
+        }
         _ => Err(Unroutable::Unknown),
     }
 }
@@ -98,9 +88,8 @@ fn is_component(part: &str) -> bool {
     if !bytes.first().copied().is_some_and(plain) || !bytes.last().copied().is_some_and(plain) {
         return false;
     }
-    let separators = part
-        .split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-        .filter(|text| !text.is_empty());
+    let separators =
+        part.split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit()).filter(|text| !text.is_empty());
     separators
         .into_iter()
         .all(|text| matches!(text, "." | "_" | "__") || text.bytes().all(|byte| byte == b'-'))
@@ -115,11 +104,7 @@ fn tag_or_digest(text: &str) -> Result<TagOrDigest, Unroutable> {
     let valid = text.len() <= TAG_LIMIT_BYTES
         && bytes.next().is_some_and(word)
         && bytes.all(|byte| word(byte) || byte == b'.' || byte == b'-');
-    if valid {
-        Ok(TagOrDigest::Tag(text.to_owned()))
-    } else {
-        Err(Unroutable::Tag)
-    }
+    if valid { Ok(TagOrDigest::Tag(text.to_owned())) } else { Err(Unroutable::Tag) }
 }
 
 fn parse_digest(text: &str) -> Result<Digest, Unroutable> {
@@ -138,34 +123,19 @@ mod tests {
         let name = || "library/blobs".to_owned();
         let table = [
             ("/v2/".to_owned(), Ok(Route::Base)),
-            (
-                "/v2/library/blobs/tags/list".to_owned(),
-                Ok(Route::Tags { name: name() }),
-            ),
+            ("/v2/library/blobs/tags/list".to_owned(), Ok(Route::Tags { name: name() })),
             (
                 format!("/v2/library/blobs/blobs/{digest}"),
-                Ok(Route::Blob {
-                    name: name(),
-                    digest: digest.clone(),
-                }),
+                Ok(Route::Blob { name: name(), digest: digest.clone() }),
             ),
-            (
-                "/v2/library/blobs/blobs/uploads/".to_owned(),
-                Ok(Route::Uploads { name: name() }),
-            ),
+            ("/v2/library/blobs/blobs/uploads/".to_owned(), Ok(Route::Uploads { name: name() })),
             (
                 "/v2/library/blobs/blobs/uploads/abc".to_owned(),
-                Ok(Route::Upload {
-                    name: name(),
-                    session: "abc".into(),
-                }),
+                Ok(Route::Upload { name: name(), session: "abc".into() }),
             ),
             (
                 "/v2/a/manifests/latest".to_owned(),
-                Ok(Route::Manifest {
-                    name: "a".into(),
-                    reference: TagOrDigest::Tag("latest".into()),
-                }),
+                Ok(Route::Manifest { name: "a".into(), reference: TagOrDigest::Tag("latest".into()) }),
             ),
             ("/v2/Upper/manifests/latest".to_owned(), Err(Unroutable::Name)),
             ("/v2/a/../b/manifests/latest".to_owned(), Err(Unroutable::Name)),

@@ -52,26 +52,20 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("failed to listen on {}", config.listen))?;
     let requests = Family::default();
+    frame.metrics().register("mirror_http_requests", "Requests by method and code", requests.clone());
     frame.metrics().register(
-        "mirror_http_requests",
-        "Requests by method and code",
-        requests.clone(),
+        "mirror_upstream_blob_fetches",
+        "Blobs fetched from upstreams",
+        registry.upstream.fetches.clone(),
     );
-    let server = Arc::new(Server {
-        frame: frame.clone(),
-        registry,
-        requests,
-    });
+    let server = Arc::new(Server { frame: frame.clone(), registry, requests });
     let dumped = server.clone();
     frame.dump(
         "mirror",
-        move || serde_json::json!({"uploads": dumped.registry.uploads.count()}),
+        move || serde_json::json!({"uploads": dumped.registry.uploads.count(), "fetches": dumped.registry.upstream.flights()}),
     );
     tracing::info!(listen = %config.listen, tls = tls.is_some(), root = %config.root.display(), "serving the registry");
-    frame.spawn(
-        "mirror-listener",
-        listen(listener, tls, server, config.max_connections, frame.drain()),
-    );
+    frame.spawn("mirror-listener", listen(listener, tls, server, config.max_connections, frame.drain()));
     Ok(())
 }
 
@@ -143,10 +137,7 @@ where
         async move { Ok::<_, Infallible>(server.answer(request.map(Body::new)).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
@@ -171,19 +162,10 @@ impl Server {
         let response = match path.as_str() {
             "/healthz" | "/livez" | "/readyz" => Response::new(Body::from("ok")),
             "/metrics" => Response::new(Body::from(self.frame.metrics_text())),
-            _ => self
-                .registry
-                .answer(request)
-                .await
-                .unwrap_or_else(RegistryError::into_response),
+            _ => self.registry.answer(request).await.unwrap_or_else(RegistryError::into_response),
         };
         let code = response.status().as_u16();
-        self.requests
-            .get_or_create(&RequestLabels {
-                method: bounded(&method),
-                code,
-            })
-            .inc();
+        self.requests.get_or_create(&RequestLabels { method: bounded(&method), code }).inc();
         let level = response.status() >= StatusCode::INTERNAL_SERVER_ERROR;
         tracing::debug!(%method, path, code, failed = level, elapsed = ?started.elapsed(), "request");
         response

@@ -36,11 +36,7 @@ impl Uploads {
         for (_, path) in store.unfinished()? {
             std::fs::remove_file(path)?;
         }
-        Ok(Self {
-            store,
-            limit,
-            sessions: Mutex::default(),
-        })
+        Ok(Self { store, limit, sessions: Mutex::default() })
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -51,20 +47,11 @@ impl Uploads {
     pub(crate) fn start(&self, name: &str, algorithm: Algorithm) -> Result<String, RegistryError> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.retain(|_, upload| {
-            upload
-                .touched
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .elapsed()
-                < IDLE
+            upload.touched.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < IDLE
         });
         if sessions.len() >= self.limit {
             let message = format!("{} uploads are under way already: try again later", self.limit);
-            return Err(RegistryError::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "TOOMANYREQUESTS",
-                message,
-            ));
+            return Err(RegistryError::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message));
         }
         let session = uuid::Uuid::new_v4().to_string();
         let writer = self.store.writer(&session, algorithm)?;
@@ -80,40 +67,28 @@ impl Uploads {
     /// An upload of this repository.
     pub(crate) fn find(&self, name: &str, session: &str) -> Result<Arc<Upload>, RegistryError> {
         let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        let upload = sessions
-            .get(session)
-            .filter(|upload| upload.name == name)
-            .cloned();
+        let upload = sessions.get(session).filter(|upload| upload.name == name).cloned();
         upload.ok_or_else(|| RegistryError::upload_unknown(session))
     }
 
     /// Forgets an upload; its file goes with it.
     pub(crate) fn cancel(&self, session: &str) {
-        self.sessions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(session);
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(session);
     }
 
-    /// Ends an upload: verifies, and makes the blob visible.
+    /// Ends an upload: verifies, and makes the blob visible; its size.
     pub(crate) async fn finish(
         &self,
         upload: &Upload,
         session: &str,
         expected: &Digest,
-    ) -> Result<(), RegistryError> {
-        let writer = upload
-            .writer
-            .lock()
-            .await
-            .take()
-            .ok_or_else(|| RegistryError::upload_unknown(session))?;
+    ) -> Result<u64, RegistryError> {
+        let writer =
+            upload.writer.lock().await.take().ok_or_else(|| RegistryError::upload_unknown(session))?;
         self.cancel(session);
         let (store, expected, session) = (self.store.clone(), expected.clone(), session.to_owned());
         let committed = tokio::task::spawn_blocking(move || commit(&store, &session, writer, &expected));
-        committed
-            .await
-            .map_err(|error| RegistryError::internal("store a blob", error))?
+        committed.await.map_err(|error| RegistryError::internal("store a blob", error))?
     }
 }
 
@@ -122,7 +97,7 @@ fn commit(
     session: &str,
     writer: BlobWriter,
     expected: &Digest,
-) -> Result<(), RegistryError> {
+) -> Result<u64, RegistryError> {
     // Hashed with the algorithm that the upload was started with; the digest may name another one.
     let staged = writer.finish(None, None)?;
     let staged = if staged.digest().algorithm() == expected.algorithm() {
@@ -136,8 +111,9 @@ fn commit(
             staged.digest()
         )));
     }
+    let size = staged.size();
     staged.commit()?;
-    Ok(())
+    Ok(size)
 }
 
 fn rehash(
@@ -157,10 +133,7 @@ impl Upload {
     /// Bytes so far.
     pub(crate) async fn size(&self, session: &str) -> Result<u64, RegistryError> {
         let writer = self.writer.lock().await;
-        writer
-            .as_ref()
-            .map(BlobWriter::size)
-            .ok_or_else(|| RegistryError::upload_unknown(session))
+        writer.as_ref().map(BlobWriter::size).ok_or_else(|| RegistryError::upload_unknown(session))
     }
 
     /// Adds a body. `range` is where the client says it begins and ends.
@@ -173,16 +146,11 @@ impl Upload {
         body: Body,
     ) -> Result<u64, RegistryError> {
         let mut held = self.writer.lock().await;
-        let writer = held
-            .as_mut()
-            .ok_or_else(|| RegistryError::upload_unknown(session))?;
+        let writer = held.as_mut().ok_or_else(|| RegistryError::upload_unknown(session))?;
         if let Some((begin, _)) = range
             && begin != writer.size()
         {
-            let message = format!(
-                "the chunk begins at {begin}, but {} bytes are here",
-                writer.size()
-            );
+            let message = format!("the chunk begins at {begin}, but {} bytes are here", writer.size());
             return Err(RegistryError::new(
                 StatusCode::RANGE_NOT_SATISFIABLE,
                 "BLOB_UPLOAD_INVALID",

@@ -19,12 +19,7 @@ struct Registry {
 impl Registry {
     fn start(root: &Path, read_only: bool) -> Self {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let config = Config {
-            listen: address,
-            root: root.to_owned(),
-            read_only,
-            ..Config::default()
-        };
+        let config = Config { listen: address, root: root.to_owned(), read_only, ..Config::default() };
         let (sender, receiver) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             orlop_daemon::run(Settings::new("mirror"), |frame| async move {
@@ -35,31 +30,19 @@ impl Registry {
             .unwrap();
         });
         let frame = receiver.recv_timeout(Duration::from_secs(10)).unwrap();
-        Self {
-            address,
-            frame,
-            thread: Some(thread),
-        }
+        Self { address, frame, thread: Some(thread) }
     }
 
     fn curl(&self, words: &[&str], path: &str) -> String {
         let url = format!("http://{}{path}", self.address);
-        let output = Command::new("curl")
-            .args(["-s", "-i", "-m", "10"])
-            .args(words)
-            .arg(url)
-            .output()
-            .expect("curl");
+        let output =
+            Command::new("curl").args(["-s", "-i", "-m", "10"]).args(words).arg(url).output().expect("curl");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     fn skopeo(&self, words: &[&str]) {
         let output = Command::new("skopeo").args(words).output().expect("skopeo");
-        assert!(
-            output.status.success(),
-            "{words:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
@@ -106,14 +89,9 @@ fn layout(directory: &Path, layer: &[u8]) -> (Digest, Digest) {
 #[test]
 fn skopeo_pushes_and_pulls_and_a_restart_keeps_everything() {
     let work = tempfile::tempdir().unwrap();
-    let (source, target, root) = (
-        work.path().join("source"),
-        work.path().join("target"),
-        work.path().join("root"),
-    );
-    let layer: Vec<u8> = (0..700_000_u32)
-        .map(|number| u8::try_from(number % 251).unwrap())
-        .collect();
+    let (source, target, root) =
+        (work.path().join("source"), work.path().join("target"), work.path().join("root"));
+    let layer: Vec<u8> = (0..700_000_u32).map(|number| u8::try_from(number % 251).unwrap()).collect();
     let (layer_digest, manifest_digest) = layout(&source, &layer);
     let registry = Registry::start(&root, false);
     let image = |address: SocketAddr| format!("docker://{address}/team/app:1");
@@ -141,32 +119,14 @@ fn skopeo_pushes_and_pulls_and_a_restart_keeps_everything() {
         "{head}"
     );
     let part = registry.curl(
-        &[
-            "-r",
-            "0-99",
-            "-o",
-            "/dev/null",
-            "-w",
-            "%{http_code} %{size_download}",
-        ],
+        &["-r", "0-99", "-o", "/dev/null", "-w", "%{http_code} %{size_download}"],
         &format!("/v2/team/app/blobs/{layer_digest}"),
     );
     assert_eq!(part, "206 100");
     let refused = registry.curl(&["-X", "POST"], "/v2/team/app/blobs/uploads/");
-    assert!(
-        refused.contains("405") && refused.contains("read-only"),
-        "{refused}"
-    );
-    assert!(
-        registry
-            .curl(&[], "/v2/team/app/tags/list")
-            .contains(r#""tags":["1"]"#)
-    );
-    assert!(
-        registry
-            .curl(&[], "/v2/team/other/tags/list")
-            .contains("NAME_UNKNOWN")
-    );
+    assert!(refused.contains("405") && refused.contains("read-only"), "{refused}");
+    assert!(registry.curl(&[], "/v2/team/app/tags/list").contains(r#""tags":["1"]"#));
+    assert!(registry.curl(&[], "/v2/team/other/tags/list").contains("NAME_UNKNOWN"));
     let catalogue = registry.curl(&[], "/metrics");
     assert!(catalogue.contains("mirror_http_requests_total"), "{catalogue}");
 }
@@ -176,12 +136,8 @@ fn uploads_in_chunks_wrong_digests_mounts_and_referrers() {
     let work = tempfile::tempdir().unwrap();
     let registry = Registry::start(work.path(), false);
     let started = registry.curl(&["-X", "POST"], "/v2/a/blobs/uploads/");
-    let location = started
-        .lines()
-        .find_map(|line| line.strip_prefix("location: "))
-        .unwrap()
-        .trim()
-        .to_owned();
+    let location =
+        started.lines().find_map(|line| line.strip_prefix("location: ")).unwrap().trim().to_owned();
     let chunk = |range: &str, data: &str| {
         registry.curl(
             &[
@@ -201,20 +157,12 @@ fn uploads_in_chunks_wrong_digests_mounts_and_referrers() {
     assert!(chunk("9-10", "xx").contains("416"), "out of order");
     assert!(chunk("5-10", " world").contains("range: 0-10"));
     let digest = Digest::sha256(b"hello world");
-    let wrong = registry.curl(
-        &["-X", "PUT"],
-        &format!("{location}?digest={}", Digest::sha256(b"other")),
-    );
+    let wrong = registry.curl(&["-X", "PUT"], &format!("{location}?digest={}", Digest::sha256(b"other")));
     assert!(wrong.contains("DIGEST_INVALID"), "{wrong}");
-    let whole = registry.curl(
-        &["-X", "POST", "-d", "hello world"],
-        &format!("/v2/a/blobs/uploads/?digest={digest}"),
-    );
+    let whole =
+        registry.curl(&["-X", "POST", "-d", "hello world"], &format!("/v2/a/blobs/uploads/?digest={digest}"));
     assert!(whole.contains("201"), "{whole}");
-    let mounted = registry.curl(
-        &["-X", "POST"],
-        &format!("/v2/b/blobs/uploads/?mount={digest}&from=a"),
-    );
+    let mounted = registry.curl(&["-X", "POST"], &format!("/v2/b/blobs/uploads/?mount={digest}&from=a"));
     assert!(mounted.contains("201"), "{mounted}");
 
     let manifest = |subject: Option<&Digest>| {
@@ -232,14 +180,7 @@ fn uploads_in_chunks_wrong_digests_mounts_and_referrers() {
     };
     let put = |reference: &str, body: &str| {
         registry.curl(
-            &[
-                "-X",
-                "PUT",
-                "-H",
-                "Content-Type: application/vnd.oci.image.manifest.v1+json",
-                "-d",
-                body,
-            ],
+            &["-X", "PUT", "-H", "Content-Type: application/vnd.oci.image.manifest.v1+json", "-d", body],
             &format!("/v2/b/manifests/{reference}"),
         )
     };
@@ -249,10 +190,8 @@ fn uploads_in_chunks_wrong_digests_mounts_and_referrers() {
     let signature = manifest(Some(&subject));
     let stored = put(Digest::sha256(signature.as_bytes()).as_str(), &signature);
     assert!(stored.contains(&format!("oci-subject: {subject}")), "{stored}");
-    let referrers = registry.curl(
-        &[],
-        &format!("/v2/b/referrers/{subject}?artifactType=application/example"),
-    );
+    let referrers =
+        registry.curl(&[], &format!("/v2/b/referrers/{subject}?artifactType=application/example"));
     assert!(
         referrers.contains("oci-filters-applied: artifactType")
             && referrers.contains(Digest::sha256(signature.as_bytes()).as_str()),
@@ -261,21 +200,10 @@ fn uploads_in_chunks_wrong_digests_mounts_and_referrers() {
     let missing = base.replace(digest.as_str(), Digest::sha256(b"absent").as_str());
     assert!(put("broken", &missing).contains("MANIFEST_BLOB_UNKNOWN"));
     assert!(put("noise", "no json").contains("MANIFEST_INVALID"));
+    assert!(registry.curl(&["-X", "DELETE"], "/v2/b/manifests/base").contains("202"));
+    assert!(registry.curl(&[], "/v2/b/manifests/base").contains("MANIFEST_UNKNOWN"));
     assert!(
-        registry
-            .curl(&["-X", "DELETE"], "/v2/b/manifests/base")
-            .contains("202")
-    );
-    assert!(
-        registry
-            .curl(&[], "/v2/b/manifests/base")
-            .contains("MANIFEST_UNKNOWN")
-    );
-    assert!(
-        std::fs::read_dir(work.path().join("ingest"))
-            .unwrap()
-            .next()
-            .is_none(),
+        std::fs::read_dir(work.path().join("ingest")).unwrap().next().is_none(),
         "nothing unfinished is left"
     );
 }

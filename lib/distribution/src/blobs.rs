@@ -133,7 +133,9 @@ impl BlobStore {
         let Some(file) = self.open_blob(digest)? else { return Ok(None) };
         let mut content = Vec::new();
         let path = self.path(digest);
-        file.take(limit + 1).read_to_end(&mut content).map_err(|source| BlobError::io("read", &path, source))?;
+        file.take(limit + 1)
+            .read_to_end(&mut content)
+            .map_err(|source| BlobError::io("read", &path, source))?;
         if content.len() as u64 > limit {
             let size = self.size(digest)?.unwrap_or(content.len() as u64);
             return Err(BlobError::TooLarge { digest: digest.clone(), size, limit });
@@ -201,7 +203,9 @@ impl BlobStore {
             for entry in entries {
                 let entry = entry.map_err(|source| BlobError::io("list", &path, source))?;
                 let name = entry.file_name();
-                let digest = name.to_str().and_then(|hex| format!("{}:{hex}", algorithm.name()).parse::<Digest>().ok());
+                let digest = name
+                    .to_str()
+                    .and_then(|hex| format!("{}:{hex}", algorithm.name()).parse::<Digest>().ok());
                 // Removed meanwhile: not listed.
                 if let (Some(digest), Ok(metadata)) = (digest, entry.metadata()) {
                     found.push((digest, metadata.len()));
@@ -252,6 +256,11 @@ pub struct BlobWriter {
 }
 
 impl BlobWriter {
+    /// Where it is for now.
+    pub fn path(&self) -> &Path {
+        &self.staged.path
+    }
+
     /// Bytes so far.
     pub fn size(&self) -> u64 {
         self.size
@@ -346,7 +355,8 @@ impl StagedBlob {
             let synced = File::open(&self.staged.path).and_then(|file| file.sync_all());
             synced.map_err(|source| BlobError::io("sync", &self.staged.path, source))?;
         }
-        fs::rename(&self.staged.path, &path).map_err(|source| BlobError::io("rename into place", &path, source))?;
+        fs::rename(&self.staged.path, &path)
+            .map_err(|source| BlobError::io("rename into place", &path, source))?;
         if self.store.durability == Durability::Commit
             && let Some(directory) = path.parent()
         {

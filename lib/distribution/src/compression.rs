@@ -67,7 +67,9 @@ impl<R: Read> Decompressed<R> {
         let start = fill(&mut source)?;
         match Compression::detect(start)? {
             Compression::None => Ok(Decompressed::Plain(source)),
-            Compression::Gzip => Ok(Decompressed::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(source)))),
+            Compression::Gzip => {
+                Ok(Decompressed::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(source))))
+            }
             Compression::Zstd => {
                 Ok(Decompressed::Zstd(Box::new(zstd::stream::read::Decoder::with_buffer(source)?)))
             }

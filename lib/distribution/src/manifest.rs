@@ -35,7 +35,9 @@ pub enum ManifestError {
     #[error("manifest is malformed: {0}")]
     Malformed(String),
     /// Docker's schema 1, which no registry has served for years.
-    #[error("manifest has Docker's schema 1, which is not supported: push the image again with a current tool")]
+    #[error(
+        "manifest has Docker's schema 1, which is not supported: push the image again with a current tool"
+    )]
     SchemaOne,
     /// The index has nothing for this machine.
     #[error("no image for {wanted} in the index, it has {}", if .offered.is_empty() { "nothing".to_owned() } else { .offered.join(", ") })]
@@ -129,7 +131,15 @@ impl Descriptor {
     /// A descriptor of three fields.
     pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
         let media_type = media_type.into();
-        Self { media_type, digest, size, urls: Vec::new(), annotations: None, platform: None, artifact_type: None }
+        Self {
+            media_type,
+            digest,
+            size,
+            urls: Vec::new(),
+            annotations: None,
+            platform: None,
+            artifact_type: None,
+        }
     }
 
     /// An annotation's value.
@@ -193,7 +203,11 @@ impl ImageIndex {
     /// # Errors
     /// [`ManifestError::NoPlatform`] names what is offered.
     pub fn choose(&self, host: &Platform) -> Result<&Descriptor, ManifestError> {
-        let images = || self.manifests.iter().filter(|entry| is_manifest(&entry.media_type) || is_index(&entry.media_type));
+        let images = || {
+            self.manifests
+                .iter()
+                .filter(|entry| is_manifest(&entry.media_type) || is_index(&entry.media_type))
+        };
         let ranked = images().filter_map(|entry| Some((entry.platform.as_ref()?.rank(host)?, entry)));
         // min_by_key keeps the first of equals: the index's order is its author's preference.
         if let Some((_, best)) = ranked.min_by_key(|(rank, _)| *rank) {
@@ -201,7 +215,11 @@ impl ImageIndex {
         }
         images().find(|entry| entry.platform.is_none()).ok_or_else(|| ManifestError::NoPlatform {
             wanted: host.clone(),
-            offered: self.manifests.iter().filter_map(|entry| Some(entry.platform.as_ref()?.to_string())).collect(),
+            offered: self
+                .manifests
+                .iter()
+                .filter_map(|entry| Some(entry.platform.as_ref()?.to_string()))
+                .collect(),
         })
     }
 }
@@ -313,12 +331,20 @@ impl ConfigSummary {
         // Some builders leave the fields empty; then nothing is known against the image.
         let platform = &config.platform;
         let stated = Platform {
-            architecture: if platform.architecture.is_empty() { &host.architecture } else { &platform.architecture }.clone(),
+            architecture: if platform.architecture.is_empty() {
+                &host.architecture
+            } else {
+                &platform.architecture
+            }
+            .clone(),
             os: if platform.os.is_empty() { &host.os } else { &platform.os }.clone(),
             variant: None,
         };
         if stated.rank(host).is_none() {
-            return Err(ManifestError::NoPlatform { wanted: host.clone(), offered: vec![stated.to_string()] });
+            return Err(ManifestError::NoPlatform {
+                wanted: host.clone(),
+                offered: vec![stated.to_string()],
+            });
         }
         Ok(config)
     }
@@ -326,7 +352,10 @@ impl ConfigSummary {
 
 /// Whether this is the media type of an image configuration, and not that of some other artifact.
 pub fn is_image_config(media_type: &str) -> bool {
-    matches!(media_type, OCI_CONFIG | "application/vnd.docker.container.image.v1+json" | "application/octet-stream")
+    matches!(
+        media_type,
+        OCI_CONFIG | "application/vnd.docker.container.image.v1+json" | "application/octet-stream"
+    )
 }
 
 /// Whether this media type is an image manifest.
@@ -359,14 +388,25 @@ mod tests {
     const HEX: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
 
     fn entry(architecture: &str, os: &str, variant: Option<&str>) -> Descriptor {
-        let mut descriptor = Descriptor::new(OCI_MANIFEST, Digest::sha256(format!("{architecture}{variant:?}").as_bytes()), 1);
-        descriptor.platform =
-            Some(Platform { architecture: architecture.into(), os: os.into(), variant: variant.map(Into::into) });
+        let mut descriptor =
+            Descriptor::new(OCI_MANIFEST, Digest::sha256(format!("{architecture}{variant:?}").as_bytes()), 1);
+        descriptor.platform = Some(Platform {
+            architecture: architecture.into(),
+            os: os.into(),
+            variant: variant.map(Into::into),
+        });
         descriptor
     }
 
     fn index(manifests: Vec<Descriptor>) -> ImageIndex {
-        ImageIndex { schema_version: 2, media_type: None, artifact_type: None, manifests, subject: None, annotations: None }
+        ImageIndex {
+            schema_version: 2,
+            media_type: None,
+            artifact_type: None,
+            manifests,
+            subject: None,
+            annotations: None,
+        }
     }
 
     fn amd64() -> Platform {
@@ -395,14 +435,24 @@ mod tests {
         let descriptor = format!(r#"{{"mediaType":"a","digest":"{HEX}","size":2}}"#);
         let image = format!(r#"{{"schemaVersion":2,"config":{descriptor},"layers":[]}}"#);
         assert!(matches!(Manifest::parse(image.as_bytes(), None), Ok(Manifest::Image(_))));
-        assert!(matches!(Manifest::parse(br#"{"schemaVersion":2,"manifests":[]}"#, None), Ok(Manifest::Index(_))));
+        assert!(matches!(
+            Manifest::parse(br#"{"schemaVersion":2,"manifests":[]}"#, None),
+            Ok(Manifest::Index(_))
+        ));
         for (bad, said) in [
             (format!(r#"{{"schemaVersion":2,"config":{descriptor},"layers":[],"manifests":[]}}"#), None),
-            (format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[]}}"#), Some(OCI_MANIFEST)),
+            (
+                format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[]}}"#),
+                Some(OCI_MANIFEST),
+            ),
             (r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(), None),
             (r#"{"schemaVersion":2}"#.to_owned(), None),
             ("[]".to_owned(), None),
-            (r#"{"schemaVersion":2,"config":{"mediaType":"a","digest":"sha256:../..","size":2}}"#.to_owned(), None),
+            (
+                r#"{"schemaVersion":2,"config":{"mediaType":"a","digest":"sha256:../..","size":2}}"#
+                    .to_owned(),
+                None,
+            ),
         ] {
             assert!(Manifest::parse(bad.as_bytes(), said).is_err(), "{bad}");
         }

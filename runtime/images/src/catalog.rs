@@ -79,7 +79,9 @@ impl Catalog {
         }
         let previous = cached.as_ref().map(|(_, snapshot)| Arc::clone(snapshot));
         let snapshot = Arc::new(self.load(previous.as_deref())?);
-        *cached = before.filter(|before| self.generation().as_ref() == Some(before)).map(|before| (before, Arc::clone(&snapshot)));
+        *cached = before
+            .filter(|before| self.generation().as_ref() == Some(before))
+            .map(|before| (before, Arc::clone(&snapshot)));
         Ok(snapshot)
     }
 
@@ -160,9 +162,13 @@ impl Catalog {
     }
 
     /// Parses an image configuration, verified.
-    pub(crate) fn read_config(&self, digest: &Digest) -> Result<oci_spec::image::ImageConfiguration, ImageError> {
+    pub(crate) fn read_config(
+        &self,
+        digest: &Digest,
+    ) -> Result<oci_spec::image::ImageConfiguration, ImageError> {
         let damaged = |reason: String| ImageError::Damaged { digest: digest.clone(), reason };
-        let content = self.blobs.read(digest, CONFIG_LIMIT)?.ok_or_else(|| damaged("it is missing".to_owned()))?;
+        let content =
+            self.blobs.read(digest, CONFIG_LIMIT)?.ok_or_else(|| damaged("it is missing".to_owned()))?;
         serde_json::from_slice(&content).map_err(|error| damaged(error.to_string()))
     }
 }
@@ -196,7 +202,8 @@ impl Snapshot {
         if hex.len() < PREFIX_LIMIT || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Ok(None);
         }
-        let mut matching = self.images.iter().filter(|(id, _)| id[7..].starts_with(hex)).map(|(_, image)| image);
+        let mut matching =
+            self.images.iter().filter(|(id, _)| id[7..].starts_with(hex)).map(|(_, image)| image);
         match (matching.next(), matching.next()) {
             (Some(_), Some(_)) => Err(ImageError::Invalid {
                 what: "image id",

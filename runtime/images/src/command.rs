@@ -136,7 +136,8 @@ fn list(store: &ImageStore, args: &ListArgs, output: &mut dyn Write) -> anyhow::
         }
         return Ok(());
     }
-    let mut rows = vec![["IMAGE".to_owned(), "TAG".into(), "IMAGE ID".into(), "SIZE".into(), "PINNED".into()]];
+    let mut rows =
+        vec![["IMAGE".to_owned(), "TAG".into(), "IMAGE ID".into(), "SIZE".into(), "PINNED".into()]];
     for image in &images {
         let pinned = if image.pinned { "yes" } else { "no" };
         for (name, tag) in names(image) {
@@ -221,7 +222,11 @@ fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "kB", "MB", "GB"] {
         if value < 1000.0 {
-            return if unit == "B" || value >= 100.0 { format!("{value:.0}{unit}") } else { format!("{value:.1}{unit}") };
+            return if unit == "B" || value >= 100.0 {
+                format!("{value:.0}{unit}")
+            } else {
+                format!("{value:.1}{unit}")
+            };
         }
         value /= 1000.0;
     }

@@ -173,5 +173,7 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<O
         Err(source) => return Err(ImageError::io("read", path, source)),
     };
     let parsed = serde_json::from_slice(&content);
-    parsed.map(Some).map_err(|error| ImageError::io("parse", path, io::Error::new(io::ErrorKind::InvalidData, error)))
+    parsed
+        .map(Some)
+        .map_err(|error| ImageError::io("parse", path, io::Error::new(io::ErrorKind::InvalidData, error)))
 }

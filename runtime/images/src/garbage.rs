@@ -80,7 +80,10 @@ fn sweep_unfinished(
     // Temporary records; their writers hold the lock that is held here.
     for path in children(&paths.images())? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with('.') && name != ".generation" && fs::symlink_metadata(&path).is_ok_and(|file| file.is_file()) {
+        if name.starts_with('.')
+            && name != ".generation"
+            && fs::symlink_metadata(&path).is_ok_and(|file| file.is_file())
+        {
             remove_path(&path)?;
             swept += 1;
         }

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use orlop_distribution::archive::{self, ArchiveError, ArchiveImage, ExportImage, ReadOptions, StagedArchive};
+use orlop_distribution::archive::{
+    self, ArchiveError, ArchiveImage, ExportImage, ReadOptions, StagedArchive,
+};
 use orlop_distribution::blobs::BlobError;
 use orlop_distribution::manifest::{MANIFEST_LIMIT, Manifest, Platform, chain_ids};
 use orlop_types::{Digest, Reference};
@@ -26,7 +28,11 @@ struct Staged {
 
 impl Inner {
     /// Verifies and unpacks everything in an archive, then commits all of it.
-    pub(crate) fn import(&self, path: &Path, base_name: Option<Reference>) -> Result<Vec<ImageRecord>, ImageError> {
+    pub(crate) fn import(
+        &self,
+        path: &Path,
+        base_name: Option<Reference>,
+    ) -> Result<Vec<ImageRecord>, ImageError> {
         let lease = Lease::new(&self.paths)?;
         let have = |digest: &Digest| -> Result<bool, BlobError> {
             // A failing lease shows up as a blob that cannot be kept, so it is not there.
@@ -56,18 +62,25 @@ impl Inner {
         }
         self.commit_records(&records)?;
         let snapshot = self.catalog.snapshot()?;
-        let found = images.iter().filter_map(|image| snapshot.images.get(image.manifest.config.digest.as_str()));
+        let found =
+            images.iter().filter_map(|image| snapshot.images.get(image.manifest.config.digest.as_str()));
         Ok(found.cloned().collect())
     }
 
-    fn check_config(&self, path: &Path, archive: &StagedArchive, image: &ArchiveImage) -> Result<(), ImageError> {
+    fn check_config(
+        &self,
+        path: &Path,
+        archive: &StagedArchive,
+        image: &ArchiveImage,
+    ) -> Result<(), ImageError> {
         let digest = &image.manifest.config.digest;
         let limit = orlop_distribution::manifest::CONFIG_LIMIT;
         let content = match archive.blobs.get(digest) {
             Some(staged) => Some(staged.read(limit)?),
             None => self.blobs.read(digest, limit)?,
         };
-        let parsed = serde_json::from_slice::<oci_spec::image::ImageConfiguration>(&content.unwrap_or_default());
+        let parsed =
+            serde_json::from_slice::<oci_spec::image::ImageConfiguration>(&content.unwrap_or_default());
         let entry = |error: serde_json::Error| ArchiveError::Entry {
             path: path.to_owned(),
             entry: digest.to_string(),
@@ -85,14 +98,17 @@ impl Inner {
     ) -> Result<(), ImageError> {
         let diff_ids = &image.config.rootfs.diff_ids;
         let mut below: Vec<PathBuf> = Vec::new();
-        for ((chain_id, diff_id), layer) in chain_ids(diff_ids).iter().zip(diff_ids).zip(&image.manifest.layers) {
+        for ((chain_id, diff_id), layer) in
+            chain_ids(diff_ids).iter().zip(diff_ids).zip(&image.manifest.layers)
+        {
             lease.keep_layer(chain_id)?;
             let tree = match staged.trees.get(chain_id) {
                 Some(tree) => tree.clone(),
                 None if self.layers.exists(chain_id) => self.layers.tree(chain_id),
                 None => {
                     let blob = archive.blobs.get(&layer.digest);
-                    let source = blob.map_or_else(|| self.blobs.path(&layer.digest), |blob| blob.path().to_owned());
+                    let source =
+                        blob.map_or_else(|| self.blobs.path(&layer.digest), |blob| blob.path().to_owned());
                     let file = File::open(&source).map_err(|error| ImageError::io("open", &source, error))?;
                     let lower = LowerView::new(below.iter().rev().cloned().collect());
                     let unpacked = self.layers.stage(lease.session(), file, diff_id, Some(&lower));
@@ -155,7 +171,10 @@ impl Inner {
     fn export_image(&self, lease: &Lease, image: &ImageRecord) -> Result<ExportImage, ImageError> {
         let damaged = |reason: String| ImageError::Damaged { digest: image.manifest.clone(), reason };
         lease.keep_blob(&image.manifest)?;
-        let bytes = self.blobs.read(&image.manifest, MANIFEST_LIMIT)?.ok_or_else(|| damaged("it is missing".into()))?;
+        let bytes = self
+            .blobs
+            .read(&image.manifest, MANIFEST_LIMIT)?
+            .ok_or_else(|| damaged("it is missing".into()))?;
         let manifest = match Manifest::parse(&bytes, None) {
             Ok(Manifest::Image(manifest)) => *manifest,
             Ok(Manifest::Index(_)) => return Err(damaged("it is an index".into())),

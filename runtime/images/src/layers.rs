@@ -89,13 +89,18 @@ impl LayerStore {
         let directory = self.paths.layers().join(format!(".{session}.{}", unique_name()));
         let mut scratch = Scratch(Some(directory.clone()));
         let tree = directory.join("fs");
-        let made = fs::create_dir(&directory).and_then(|()| fs::create_dir(&tree)).and_then(|()| {
-            fs::set_permissions(&tree, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-        });
-        made.map_err(|source| UnpackError::Write { act: "create", path: tree.display().to_string(), source })?;
+        let made = fs::create_dir(&directory)
+            .and_then(|()| fs::create_dir(&tree))
+            .and_then(|()| fs::set_permissions(&tree, std::os::unix::fs::PermissionsExt::from_mode(0o755)));
+        made.map_err(|source| UnpackError::Write {
+            act: "create",
+            path: tree.display().to_string(),
+            source,
+        })?;
         let unpacked = unpack::unpack(source, &tree, lower, self.limits)?;
         if unpacked.diff_id != *diff_id {
-            let reason = format!("unpacks to {} but the image configuration says {diff_id}", unpacked.diff_id);
+            let reason =
+                format!("unpacks to {} but the image configuration says {diff_id}", unpacked.diff_id);
             return Err(UnpackError::Stream(io::Error::new(io::ErrorKind::InvalidData, reason)));
         }
         scratch.0 = None;

@@ -45,7 +45,8 @@ impl Lease {
             let path = paths.leases().join(&session);
             let file = File::create(&early).map_err(|source| ImageError::io("create", &early, source))?;
             // Locked before it has its name: a file under `leases/` without a lock is dead for sure.
-            retry_flock(&file, FlockOperation::LockExclusive).map_err(|source| ImageError::io("lock", &early, source))?;
+            retry_flock(&file, FlockOperation::LockExclusive)
+                .map_err(|source| ImageError::io("lock", &early, source))?;
             match std::fs::rename(&early, &path) {
                 Ok(()) => {
                     let state = Mutex::new(State { file, kept: HashSet::new() });
@@ -78,7 +79,10 @@ impl Lease {
         // A collection that runs now finishes first; the next one sees the line.
         let _lock = self.paths.lock_shared()?;
         let mut state = self.state();
-        state.file.write_all(line.as_bytes()).map_err(|source| ImageError::io("write", &self.path, source))?;
+        state
+            .file
+            .write_all(line.as_bytes())
+            .map_err(|source| ImageError::io("write", &self.path, source))?;
         state.kept.insert(line);
         Ok(())
     }

@@ -48,8 +48,10 @@ pub(crate) fn create(
     root_mode: &fs::Metadata,
 ) -> Result<(), ImageError> {
     let temporary = paths.containers().join(format!(".{session}.{}", crate::files::unique_name()));
-    let result = fill(&temporary, info, root_mode)
-        .and_then(|()| fs::rename(&temporary, directory).map_err(|source| ImageError::io("rename into place", directory, source)));
+    let result = fill(&temporary, info, root_mode).and_then(|()| {
+        fs::rename(&temporary, directory)
+            .map_err(|source| ImageError::io("rename into place", directory, source))
+    });
     if result.is_err() {
         // The first error is the one to report; the rest is swept later if this fails.
         let _ = fs::remove_dir_all(&temporary);

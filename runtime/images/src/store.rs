@@ -38,7 +38,8 @@ impl ImageStore {
     /// A directory that cannot be made or read.
     pub fn open(config: Config) -> Result<Self, ImageError> {
         fs::create_dir_all(&config.root).map_err(|source| ImageError::io("create", &config.root, source))?;
-        let root = config.root.canonicalize().map_err(|source| ImageError::io("open", &config.root, source))?;
+        let root =
+            config.root.canonicalize().map_err(|source| ImageError::io("open", &config.root, source))?;
         let paths = Paths { root };
         paths.make_all()?;
         let blobs = BlobStore::open(&paths.content(), Durability::Caller)?;
@@ -56,7 +57,11 @@ impl ImageStore {
     ///
     /// # Errors
     /// [`ImageError::kind`] tells whose fault it is.
-    pub async fn pull(&self, reference: &Reference, auth: Option<Credential>) -> Result<ImageRecord, ImageError> {
+    pub async fn pull(
+        &self,
+        reference: &Reference,
+        auth: Option<Credential>,
+    ) -> Result<ImageRecord, ImageError> {
         pull::pull(&self.inner, reference, auth.filter(|credential| !credential.is_empty())).await
     }
 
@@ -87,7 +92,10 @@ impl ImageStore {
             let lock = inner.paths.lock_exclusive()?;
             let snapshot = inner.catalog.snapshot()?;
             let Some(image) = snapshot.find(text)? else { return Ok(()) };
-            let tag = snapshot.find_name(text).map(|record| record.name.as_str()).filter(|name| image.tags.iter().any(|tag| tag == name));
+            let tag = snapshot
+                .find_name(text)
+                .map(|record| record.name.as_str())
+                .filter(|name| image.tags.iter().any(|tag| tag == name));
             let names: Vec<&str> = match tag {
                 Some(tag) if image.tags.len() > 1 => vec![tag],
                 _ => {
@@ -182,7 +190,12 @@ impl ImageStore {
     ///
     /// # Errors
     /// An unknown image, a damaged blob, or the output file's own error.
-    pub fn export(&self, references: &[String], path: &Path, format: ArchiveFormat) -> Result<(), ImageError> {
+    pub fn export(
+        &self,
+        references: &[String],
+        path: &Path,
+        format: ArchiveFormat,
+    ) -> Result<(), ImageError> {
         self.inner.export(references, path, format)
     }
 }
@@ -196,7 +209,8 @@ impl Inner {
             for record in records {
                 let known = crate::files::read_json::<NameRecord>(&self.catalog.path(&record.name))?;
                 // A pull of what was imported does not take the pin away.
-                let pinned = record.pinned || known.is_some_and(|known| known.pinned && known.config == record.config);
+                let pinned =
+                    record.pinned || known.is_some_and(|known| known.pinned && known.config == record.config);
                 self.catalog.put(&NameRecord { pinned, ..record.clone() })?;
             }
             Ok(())
@@ -216,7 +230,8 @@ impl Inner {
             }
             None => self.create_rootfs(&directory, image_id)?,
         };
-        let mut lower: Vec<PathBuf> = info.chain.iter().rev().map(|chain_id| self.layers.tree(chain_id)).collect();
+        let mut lower: Vec<PathBuf> =
+            info.chain.iter().rev().map(|chain_id| self.layers.tree(chain_id)).collect();
         if lower.is_empty() {
             lower.push(self.layers.empty_tree()?);
         }
@@ -250,13 +265,15 @@ impl Inner {
         if image.chain.iter().all(|chain_id| self.layers.exists(chain_id)) {
             return Ok(());
         }
-        let damaged = |digest: &Digest, reason: String| ImageError::Damaged { digest: digest.clone(), reason };
+        let damaged =
+            |digest: &Digest, reason: String| ImageError::Damaged { digest: digest.clone(), reason };
         let bytes = self.blobs.read(&image.manifest, MANIFEST_LIMIT)?;
         let bytes = bytes.ok_or_else(|| damaged(&image.manifest, "it is missing".to_owned()))?;
         let Ok(Manifest::Image(manifest)) = Manifest::parse(&bytes, None) else {
             return Err(damaged(&image.manifest, "it is no image manifest".to_owned()));
         };
-        let diff_ids: Vec<Digest> = image.config.rootfs().diff_ids().iter().filter_map(|text| text.parse().ok()).collect();
+        let diff_ids: Vec<Digest> =
+            image.config.rootfs().diff_ids().iter().filter_map(|text| text.parse().ok()).collect();
         for (index, ((chain_id, layer), diff_id)) in
             image.chain.iter().zip(&manifest.layers).zip(&diff_ids).enumerate()
         {

@@ -26,7 +26,11 @@ fn store() -> (TempDir, ImageStore) {
 fn layers() -> Vec<Vec<u8>> {
     let busybox = std::fs::read(BUSYBOX).unwrap();
     vec![
-        Tar::new().dir("bin/", 0o755).mode("bin/busybox", 0o755, &busybox).symlink("bin/sh", "busybox").bytes(),
+        Tar::new()
+            .dir("bin/", 0o755)
+            .mode("bin/busybox", 0o755, &busybox)
+            .symlink("bin/sh", "busybox")
+            .bytes(),
         Tar::new().dir("etc/", 0o755).file("etc/hostname", b"lab\n").bytes(),
     ]
 }
@@ -69,7 +73,10 @@ fn an_oci_layout_directory_is_imported_and_found_by_every_name() {
     let (directory, store) = store();
     let image = image(&layers(), zstd);
     let layout = directory.path().join("layout");
-    write_files(&layout, &image.oci_files(&json!({"io.containerd.image.name": "registry.example/team/app:v1"})));
+    write_files(
+        &layout,
+        &image.oci_files(&json!({"io.containerd.image.name": "registry.example/team/app:v1"})),
+    );
     let record = store.import(&layout).unwrap().remove(0);
     let digest = record.digests[0].clone();
     let id = record.id.clone();
@@ -192,7 +199,8 @@ fn export_and_import_again() {
         store.export(&[image.id()], &exported, format).unwrap();
         assert_eq!(open(other.path()).import(&exported).unwrap()[0].tags.len(), 2);
     }
-    let error = store.export(&["none:1".to_owned()], &directory.path().join("x"), ArchiveFormat::Oci).unwrap_err();
+    let error =
+        store.export(&["none:1".to_owned()], &directory.path().join("x"), ArchiveFormat::Oci).unwrap_err();
     assert_eq!(error.kind(), ImageErrorKind::NotFound);
     assert!(!directory.path().join("x").exists());
 }

@@ -22,7 +22,12 @@ impl Lab {
         let registry = Registry::start();
         let busybox = std::fs::read("/usr/bin/busybox").unwrap();
         let layers = [
-            Tar::new().dir("usr/bin/", 0o755).symlink("bin", "usr/bin").mode("usr/bin/busybox", 0o755, &busybox).dir("tmp/", 0o1777).bytes(),
+            Tar::new()
+                .dir("usr/bin/", 0o755)
+                .symlink("bin", "usr/bin")
+                .mode("usr/bin/busybox", 0o755, &busybox)
+                .dir("tmp/", 0o1777)
+                .bytes(),
             // Only implied parents, one of them a link below: has to be unpacked on top.
             Tar::new().symlink("bin/sh", "busybox").file("tmp/x", b"x").bytes(),
             Tar::new().file("tmp/y", b"y").bytes(),
@@ -60,7 +65,9 @@ async fn by_tag_and_by_digest() {
     assert_eq!(rootfs.lower.len(), 3);
     assert!(rootfs.lower[1].join("usr/bin/sh").is_symlink(), "the link below is followed");
     assert!(!rootfs.lower[1].join("bin").exists());
-    let mode = |layer: usize| std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(rootfs.lower[layer].join("tmp")).unwrap());
+    let mode = |layer: usize| {
+        std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(rootfs.lower[layer].join("tmp")).unwrap())
+    };
     assert_eq!(mode(0) & 0o7777, 0o1777, "an implied directory looks as below");
     assert_eq!(mode(1) & 0o7777, 0o1777);
     // The same by digest, into another store.
@@ -121,7 +128,10 @@ async fn wrong_content_is_refused_and_the_next_host_asked() {
     let record = store.pull(&lab.reference(lab.registry.port, "app:1"), None).await.unwrap();
     assert_eq!(record.id, lab.id);
     let asked = proxy.requests().split_off(before);
-    assert!(asked.iter().all(|head| head.contains(&format!("?ns=127.0.0.1:{}", lab.registry.port))), "{asked:?}");
+    assert!(
+        asked.iter().all(|head| head.contains(&format!("?ns=127.0.0.1:{}", lab.registry.port))),
+        "{asked:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -135,14 +145,24 @@ async fn tokens_go_to_the_registry_only() {
         assert_eq!(error.kind(), ImageErrorKind::Unauthorized, "{error}");
     }
     store.pull(&reference, Some(Credential::basic("user", "pass"))).await.unwrap();
-    let tokens = token.requests().iter().filter(|head| head.starts_with("GET /token") && head.to_lowercase().contains("dxnlcjpwyxnz")).count();
+    let tokens = token
+        .requests()
+        .iter()
+        .filter(|head| head.starts_with("GET /token") && head.to_lowercase().contains("dxnlcjpwyxnz"))
+        .count();
     assert_eq!(tokens, 1, "the token is kept");
     // A mirror that wants the password does not get it.
     let mirrored = lab.store(|config| config.mirror = Some(format!("http://127.0.0.1:{}", token.port)));
     let before = token.requests().len();
-    mirrored.pull(&lab.reference(lab.registry.port, "app:1"), Some(Credential::basic("user", "pass"))).await.unwrap();
+    mirrored
+        .pull(&lab.reference(lab.registry.port, "app:1"), Some(Credential::basic("user", "pass")))
+        .await
+        .unwrap();
     let asked = token.requests().split_off(before);
-    assert!(!asked.is_empty() && asked.iter().all(|head| !head.to_lowercase().contains("authorization: basic")), "{asked:?}");
+    assert!(
+        !asked.is_empty() && asked.iter().all(|head| !head.to_lowercase().contains("authorization: basic")),
+        "{asked:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

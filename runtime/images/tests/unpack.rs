@@ -19,7 +19,12 @@ struct Lab {
 impl Lab {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let config = Config { root: directory.path().join("store"), max_unpacked_bytes: 64 << 20, max_unpacked_entries: 1000, ..Config::default() };
+        let config = Config {
+            root: directory.path().join("store"),
+            max_unpacked_bytes: 64 << 20,
+            max_unpacked_entries: 1000,
+            ..Config::default()
+        };
         let store = ImageStore::open(config).unwrap();
         Self { directory, store }
     }
@@ -47,7 +52,13 @@ fn is_whiteout(path: &Path) -> bool {
 #[test]
 fn whiteouts_become_overlay_marks() {
     let lab = Lab::new();
-    let below = Tar::new().dir("a/", 0o755).file("a/one", b"1").file("a/two", b"2").dir("b/", 0o755).file("b/x", b"x").bytes();
+    let below = Tar::new()
+        .dir("a/", 0o755)
+        .file("a/one", b"1")
+        .file("a/two", b"2")
+        .dir("b/", 0o755)
+        .file("b/x", b"x")
+        .bytes();
     let above = Tar::new()
         .file("a/.wh.one", b"")
         .file("b/.wh..wh..opq", b"")
@@ -62,7 +73,10 @@ fn whiteouts_become_overlay_marks() {
     assert!(is_whiteout(&top.join("a/one")) && !top.join("a/.wh.one").exists());
     assert!(opaque(&top.join("b")) && top.join("b/y").is_file() && !top.join("b/.wh..wh..opq").exists());
     assert!(!top.join(".wh..wh.plnk").exists());
-    assert!(opaque(&top.join("c")) && top.join("c/new").is_file(), "a whiteout does not hide what the same layer brings");
+    assert!(
+        opaque(&top.join("c")) && top.join("c/new").is_file(),
+        "a whiteout does not hide what the same layer brings"
+    );
     assert!(opaque(&top.join("d")) && top.join("d/inside").is_file(), "deleted, then made again");
 }
 
@@ -77,7 +91,10 @@ fn metadata_is_kept() {
         .dir("d/", 0o1777)
         .pax(&[("SCHILY.xattr.security.capability", capability), ("SCHILY.xattr.user.k", b"v\n=v")])
         .mode("d/ping", 0o4755, b"elf")
-        .pax(&[("SCHILY.xattr.security.capability", with_line_feed), ("SCHILY.xattr.trusted.overlay.redirect", b"/etc")])
+        .pax(&[
+            ("SCHILY.xattr.security.capability", with_line_feed),
+            ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
+        ])
         .file("d/other", b"")
         .link("d/again", "d/ping")
         .symlink("d/link", "/nowhere")
@@ -88,7 +105,11 @@ fn metadata_is_kept() {
     let top = lab.top(&[layer]);
     let directory = std::fs::metadata(top.join("d")).unwrap();
     assert_eq!((directory.mode() & 0o7777, directory.uid(), directory.gid()), (0o1777, 70000, 5));
-    assert_eq!((directory.mtime(), directory.mtime_nsec()), (1_600_000_001, 500_000_000), "not touched by its children");
+    assert_eq!(
+        (directory.mtime(), directory.mtime_nsec()),
+        (1_600_000_001, 500_000_000),
+        "not touched by its children"
+    );
     let file = std::fs::metadata(top.join("d/ping")).unwrap();
     assert_eq!((file.mode() & 0o7777, file.nlink(), file.mtime()), (0o4755, 2, 1_600_000_000));
     assert_eq!(xattr::get(top.join("d/ping"), "security.capability").unwrap().unwrap(), capability);
@@ -216,7 +237,11 @@ fn holes_stay_holes() {
         &["--format=posix", "--sparse", "--sparse-version=1.0"],
         &["--format=gnu"],
     ] {
-        let output = std::process::Command::new("tar").args(arguments).args(["-C", source.to_str().unwrap(), "-cf", "-", "."]).output().unwrap();
+        let output = std::process::Command::new("tar")
+            .args(arguments)
+            .args(["-C", source.to_str().unwrap(), "-cf", "-", "."])
+            .output()
+            .unwrap();
         assert!(output.status.success());
         let top = lab.top(&[output.stdout]);
         assert!(std::fs::read(top.join("sparse")).unwrap() == expected, "{arguments:?}");
@@ -234,7 +259,10 @@ fn long_names_of_both_kinds() {
     std::fs::write(source.join(&long).join("file"), "content").unwrap();
     std::os::unix::fs::symlink(&long, source.join("link")).unwrap();
     for format in ["gnu", "posix"] {
-        let output = std::process::Command::new("tar").args([&format!("--format={format}"), "-C", source.to_str().unwrap(), "-cf", "-", "."]).output().unwrap();
+        let output = std::process::Command::new("tar")
+            .args([&format!("--format={format}"), "-C", source.to_str().unwrap(), "-cf", "-", "."])
+            .output()
+            .unwrap();
         let top = lab.top(&[output.stdout]);
         assert_eq!(std::fs::read_to_string(top.join(&long).join("file")).unwrap(), "content", "{format}");
         assert_eq!(std::fs::read_link(top.join("link")).unwrap(), Path::new(&long), "{format}");

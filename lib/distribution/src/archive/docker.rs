@@ -20,7 +20,10 @@ struct Entry {
     layers: Option<Vec<String>>,
 }
 
-pub(super) fn images(members: &mut Members<'_>, options: &ReadOptions) -> Result<Vec<ArchiveImage>, ArchiveError> {
+pub(super) fn images(
+    members: &mut Members<'_>,
+    options: &ReadOptions,
+) -> Result<Vec<ArchiveImage>, ArchiveError> {
     let mut images = Vec::new();
     for entry in entries(members)? {
         images.push(image(members, &entry, options)?);
@@ -29,7 +32,10 @@ pub(super) fn images(members: &mut Members<'_>, options: &ReadOptions) -> Result
 }
 
 /// The tags that the `manifest.json` beside an OCI layout gives to the image with this configuration (docker 25 and later).
-pub(super) fn repo_tags_by_config(members: &Members<'_>, config: &Digest) -> Result<Vec<Reference>, ArchiveError> {
+pub(super) fn repo_tags_by_config(
+    members: &Members<'_>,
+    config: &Digest,
+) -> Result<Vec<Reference>, ArchiveError> {
     if !members.contains("manifest.json") {
         return Ok(Vec::new());
     }
@@ -48,12 +54,17 @@ fn entries(members: &Members<'_>) -> Result<Vec<Entry>, ArchiveError> {
 
 fn tags(members: &Members<'_>, entry: &Entry) -> Result<Vec<Reference>, ArchiveError> {
     let parse = |tag: &String| {
-        Reference::parse(tag).map_err(|error| members.entry("manifest.json", format!("image name {tag:?}: {error}")))
+        Reference::parse(tag)
+            .map_err(|error| members.entry("manifest.json", format!("image name {tag:?}: {error}")))
     };
     entry.repo_tags.iter().flatten().map(parse).collect()
 }
 
-fn image(members: &mut Members<'_>, entry: &Entry, options: &ReadOptions) -> Result<ArchiveImage, ArchiveError> {
+fn image(
+    members: &mut Members<'_>,
+    entry: &Entry,
+    options: &ReadOptions,
+) -> Result<ArchiveImage, ArchiveError> {
     let (config_digest, config_size) = members.member(&entry.config)?;
     let mut layers = Vec::new();
     for path in entry.layers.iter().flatten() {

@@ -6,17 +6,22 @@ use super::docker::repo_tags_by_config;
 use super::members::Members;
 use super::{ArchiveError, ArchiveImage, CONTAINERD_NAME, REF_NAME, ReadOptions};
 use crate::manifest::{
-    CONFIG_LIMIT, ConfigSummary, Descriptor, ImageIndex, MANIFEST_LIMIT, Manifest, is_image_config, is_index, is_manifest,
+    CONFIG_LIMIT, ConfigSummary, Descriptor, ImageIndex, MANIFEST_LIMIT, Manifest, is_image_config, is_index,
+    is_manifest,
 };
 
 /// Indexes may nest, but nobody nests deeper.
 const DEPTH_LIMIT: usize = 4;
 
-pub(super) fn images(members: &mut Members<'_>, options: &ReadOptions) -> Result<Vec<ArchiveImage>, ArchiveError> {
+pub(super) fn images(
+    members: &mut Members<'_>,
+    options: &ReadOptions,
+) -> Result<Vec<ArchiveImage>, ArchiveError> {
     let document = members.document("index.json")?;
     let index: ImageIndex =
         serde_json::from_slice(&document).map_err(|error| members.entry("index.json", error))?;
-    let candidates = index.manifests.iter().filter(|entry| is_manifest(&entry.media_type) || is_index(&entry.media_type));
+    let candidates =
+        index.manifests.iter().filter(|entry| is_manifest(&entry.media_type) || is_index(&entry.media_type));
     let (named, unnamed): (Vec<&Descriptor>, Vec<&Descriptor>) =
         candidates.partition(|entry| name_annotation(entry).is_some());
     let mut images = Vec::new();
@@ -53,13 +58,17 @@ fn unnamed_images<'a>(
     if unnamed.is_empty() || with_platform < 2 || with_platform != unnamed.len() {
         return Ok(unnamed.to_vec());
     }
-    let alike = ImageIndex { manifests: unnamed.iter().map(|entry| (*entry).clone()).collect(), ..index.clone() };
+    let alike =
+        ImageIndex { manifests: unnamed.iter().map(|entry| (*entry).clone()).collect(), ..index.clone() };
     let chosen = alike.choose(&options.host).map_err(|error| members.entry("index.json", error))?;
     Ok(unnamed.iter().filter(|entry| entry.digest == chosen.digest).take(1).copied().collect())
 }
 
 fn name_annotation(descriptor: &Descriptor) -> Option<&str> {
-    [CONTAINERD_NAME, REF_NAME].into_iter().find_map(|key| descriptor.annotation(key)).filter(|name| !name.is_empty())
+    [CONTAINERD_NAME, REF_NAME]
+        .into_iter()
+        .find_map(|key| descriptor.annotation(key))
+        .filter(|name| !name.is_empty())
 }
 
 /// A name as written by tools: a full reference, a short one, or (with a base name) a tag alone.
@@ -87,7 +96,8 @@ fn resolve(
         let parsed = Manifest::parse(&bytes, Some(&descriptor.media_type));
         match parsed.map_err(|error| members.manifest_error(&digest, error))? {
             Manifest::Index(index) => {
-                let chosen = index.choose(&options.host).map_err(|error| members.manifest_error(&digest, error))?;
+                let chosen =
+                    index.choose(&options.host).map_err(|error| members.manifest_error(&digest, error))?;
                 descriptor = chosen.clone();
                 indexes.push(digest);
             }

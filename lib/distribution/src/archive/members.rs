@@ -71,7 +71,11 @@ impl<'a> Members<'a> {
         ArchiveError::Entry { path: self.path.clone(), entry: entry.into(), reason: reason.to_string() }
     }
 
-    pub(super) fn manifest_error(&self, digest: &Digest, source: crate::manifest::ManifestError) -> ArchiveError {
+    pub(super) fn manifest_error(
+        &self,
+        digest: &Digest,
+        source: crate::manifest::ManifestError,
+    ) -> ArchiveError {
         ArchiveError::Manifest { path: self.path.clone(), digest: digest.clone(), source }
     }
 
@@ -215,7 +219,8 @@ impl<'a> Members<'a> {
         }
         // What follows the end marker is read too: a compressed stream proves only at its end that it is whole.
         let mut rest = tar.into_inner();
-        io::copy(&mut rest, &mut io::sink()).map_err(|error| self.format(format!("after {last}: {error}")))?;
+        io::copy(&mut rest, &mut io::sink())
+            .map_err(|error| self.format(format!("after {last}: {error}")))?;
         Ok(())
     }
 
@@ -245,7 +250,9 @@ impl<'a> Members<'a> {
             writer.append(&buffer[..count])?;
         }
         let staged = match writer.finish(expected.as_ref(), None) {
-            Err(error @ (BlobError::Digest(_) | BlobError::Size { .. })) => return Err(self.entry(name, error)),
+            Err(error @ (BlobError::Digest(_) | BlobError::Size { .. })) => {
+                return Err(self.entry(name, error));
+            }
             result => result?,
         };
         self.members.insert(name.to_owned(), Member::Staged(staged.digest().clone()));

@@ -120,7 +120,9 @@ pub fn stage(
     } else if members.contains("manifest.json") {
         docker::images(&mut members, options)?
     } else {
-        return Err(members.format("neither an OCI image layout (index.json) nor a docker archive (manifest.json)"));
+        return Err(
+            members.format("neither an OCI image layout (index.json) nor a docker archive (manifest.json)")
+        );
     };
     merge(&mut images);
     if images.is_empty() {

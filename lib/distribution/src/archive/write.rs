@@ -75,7 +75,11 @@ pub fn write_oci(store: &BlobStore, images: &[ExportImage], output: &mut dyn Wri
 ///
 /// # Errors
 /// As [`write_oci`].
-pub fn write_docker(store: &BlobStore, images: &[ExportImage], output: &mut dyn Write) -> Result<(), BlobError> {
+pub fn write_docker(
+    store: &BlobStore,
+    images: &[ExportImage],
+    output: &mut dyn Write,
+) -> Result<(), BlobError> {
     let mut tar = Output::new(output);
     let mut written: BTreeSet<Digest> = BTreeSet::new();
     let mut entries = Vec::new();

@@ -100,7 +100,9 @@ impl RegistryClient {
         let key = tokens.key(call.host, repository, credential);
         if let Some(header) = tokens.get(&key) {
             call.headers.insert(AUTHORIZATION, header);
-        } else if let Some(token) = credential.map(|credential| &credential.registry_token).filter(|token| !token.is_empty()) {
+        } else if let Some(token) =
+            credential.map(|credential| &credential.registry_token).filter(|token| !token.is_empty())
+        {
             call.headers.insert(AUTHORIZATION, secret(&call.host.authority, &format!("Bearer {token}"))?);
         }
         let response = transport.send(&call).await?;
@@ -109,7 +111,8 @@ impl RegistryClient {
         }
         tokens.forget(&key);
         let challenges = response.headers().get_all(WWW_AUTHENTICATE);
-        let Some(challenge) = challenge::parse(challenges.iter().filter_map(|value| value.to_str().ok())) else {
+        let Some(challenge) = challenge::parse(challenges.iter().filter_map(|value| value.to_str().ok()))
+        else {
             return Ok(response);
         };
         let Some((header, lifetime)) = self.answer(&call, &challenge, repository, credential).await? else {
@@ -154,10 +157,13 @@ impl RegistryClient {
         let protocol = |reason: String| RegistryError::Protocol { host: host.clone(), reason };
         let uri: http::Uri = realm.parse().map_err(|_| protocol(format!("token realm {realm:?}")))?;
         let plain_registry = call.url.starts_with("http://");
-        let credential = credential.filter(|credential| !credential.username.is_empty() || !credential.identity_token.is_empty());
+        let credential = credential
+            .filter(|credential| !credential.username.is_empty() || !credential.identity_token.is_empty());
         // A registry on TLS must not lure a password into the clear.
         if credential.is_some() && !is_private(&uri) && !plain_registry {
-            return Err(protocol(format!("token realm {realm:?} is not https, the credential is not sent there")));
+            return Err(protocol(format!(
+                "token realm {realm:?} is not https, the credential is not sent there"
+            )));
         }
         let mut token_call = Call {
             host: call.host,
@@ -179,7 +185,9 @@ impl RegistryClient {
                 token_call.method = Method::POST;
                 token_call.url = realm.to_owned();
                 token_call.body = Bytes::from(form(&query));
-                token_call.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+                token_call
+                    .headers
+                    .insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
             }
             None => {
                 if let Some(credential) = credential {
@@ -227,13 +235,19 @@ fn form(pairs: &[(&str, &str)]) -> String {
         let mut out = String::with_capacity(text.len());
         for byte in text.bytes() {
             match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                    out.push(char::from(byte))
+                }
                 _ => out.push_str(&format!("%{byte:02X}")),
             }
         }
         out
     };
-    pairs.iter().map(|(key, value)| format!("{}={}", encode(key), encode(value))).collect::<Vec<_>>().join("&")
+    pairs
+        .iter()
+        .map(|(key, value)| format!("{}={}", encode(key), encode(value)))
+        .collect::<Vec<_>>()
+        .join("&")
 }
 
 #[cfg(test)]
@@ -257,6 +271,9 @@ mod tests {
 
     #[test]
     fn forms_are_encoded() {
-        assert_eq!(form(&[("scope", "repository:a/b:pull"), ("x", "é&=")]), "scope=repository%3Aa%2Fb%3Apull&x=%C3%A9%26%3D");
+        assert_eq!(
+            form(&[("scope", "repository:a/b:pull"), ("x", "é&=")]),
+            "scope=repository%3Aa%2Fb%3Apull&x=%C3%A9%26%3D"
+        );
     }
 }

@@ -18,7 +18,10 @@ pub(super) fn parse<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challe
                 basic = Some(Challenge::Basic);
             } else if scheme.eq_ignore_ascii_case("bearer") {
                 let get = |key: &str| {
-                    parameters.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value.clone())
+                    parameters
+                        .iter()
+                        .find(|(name, _)| name.eq_ignore_ascii_case(key))
+                        .map(|(_, value)| value.clone())
                 };
                 if let Some(realm) = get("realm") {
                     return Some(Challenge::Bearer { realm, service: get("service"), scope: get("scope") });
@@ -104,7 +107,11 @@ mod tests {
             ("", None),
             (
                 "Basic realm=\"a\", Bearer realm=https://t/x , service = \"a\\\"b\"",
-                Some(Challenge::Bearer { realm: "https://t/x".into(), service: Some("a\"b".into()), scope: None }),
+                Some(Challenge::Bearer {
+                    realm: "https://t/x".into(),
+                    service: Some("a\"b".into()),
+                    scope: None,
+                }),
             ),
         ] {
             assert_eq!(parse([header].into_iter()), expected, "{header}");

@@ -59,7 +59,8 @@ impl RegistryClient {
                 told = failure(&host.authority, &what, response, self.inner.config.stall_timeout).await;
                 continue;
             }
-            let length = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+            let length =
+                response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
             match length {
                 Some(length) => return Ok(length),
                 None => {
@@ -161,7 +162,11 @@ impl BlobDownload {
         self.skip = match response.status() {
             StatusCode::OK => self.offset,
             StatusCode::PARTIAL_CONTENT => {
-                let starts = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).and_then(range_start);
+                let starts = response
+                    .headers()
+                    .get(CONTENT_RANGE)
+                    .and_then(|value| value.to_str().ok())
+                    .and_then(range_start);
                 match starts {
                     Some(start) if start <= self.offset => self.offset - start,
                     _ => return Err(self.protocol("a part that was not asked for")),
@@ -169,7 +174,13 @@ impl BlobDownload {
             }
             _ => {
                 let what = format!("blob {} of {}", self.descriptor.digest, self.reference.name());
-                return Err(failure(&host.authority, &what, response, self.client.inner.config.stall_timeout).await);
+                return Err(failure(
+                    &host.authority,
+                    &what,
+                    response,
+                    self.client.inner.config.stall_timeout,
+                )
+                .await);
             }
         };
         self.body = Some(response.into_body());
@@ -181,7 +192,9 @@ impl BlobDownload {
         let host = || self.hosts[self.host].authority.clone();
         let frame = match tokio::time::timeout(stall, body.frame()).await {
             Err(_) => return Err(RegistryError::Timeout { host: host(), what: "data", after: stall }),
-            Ok(Some(Err(error))) => return Err(RegistryError::Cut { host: host(), reason: error.to_string() }),
+            Ok(Some(Err(error))) => {
+                return Err(RegistryError::Cut { host: host(), reason: error.to_string() });
+            }
             Ok(None) => {
                 let reason = format!("{} of {} bytes arrived", self.offset, self.descriptor.size);
                 return Err(RegistryError::Cut { host: host(), reason });

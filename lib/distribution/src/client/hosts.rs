@@ -113,8 +113,10 @@ impl HostsFile {
         if let Some(hosts) = table.get("host") {
             let hosts = hosts.as_table().ok_or_else(|| fail("host is not a table".into()))?;
             for (url, settings) in hosts {
-                let settings = settings.as_table().ok_or_else(|| fail(format!("host {url:?} is not a table")))?;
-                let entry = HostEntry::parse(settings, directory).map_err(|reason| fail(format!("host {url:?}: {reason}")))?;
+                let settings =
+                    settings.as_table().ok_or_else(|| fail(format!("host {url:?} is not a table")))?;
+                let entry = HostEntry::parse(settings, directory)
+                    .map_err(|reason| fail(format!("host {url:?}: {reason}")))?;
                 file.hosts.push(HostEntry { url: Some(url.clone()), ..entry });
             }
         }
@@ -130,12 +132,20 @@ impl HostEntry {
                 "capabilities" => entry.capabilities = Some(texts(key, value)?),
                 "ca" => entry.ca = texts(key, value)?.iter().map(|path| directory.join(path)).collect(),
                 "client" => entry.client = client(value, directory)?,
-                "skip_verify" => entry.skip_verify = value.as_bool().ok_or("skip_verify is not true or false")?,
-                "override_path" => entry.override_path = value.as_bool().ok_or("override_path is not true or false")?,
-                "dial_timeout" => entry.dial_timeout = Some(duration(value.as_str().ok_or("dial_timeout is not a text")?)?),
+                "skip_verify" => {
+                    entry.skip_verify = value.as_bool().ok_or("skip_verify is not true or false")?
+                }
+                "override_path" => {
+                    entry.override_path = value.as_bool().ok_or("override_path is not true or false")?
+                }
+                "dial_timeout" => {
+                    entry.dial_timeout = Some(duration(value.as_str().ok_or("dial_timeout is not a text")?)?)
+                }
                 "header" => {
                     for (name, value) in value.as_table().ok_or("header is not a table")? {
-                        entry.headers.extend(texts(name, value)?.into_iter().map(|value| (name.clone(), value)));
+                        entry
+                            .headers
+                            .extend(texts(name, value)?.into_iter().map(|value| (name.clone(), value)));
                     }
                 }
                 // What newer versions of the format add must not stop pulls.
@@ -158,10 +168,12 @@ impl HostEntry {
             return Err(format!("{url:?} is not an http or https URL"));
         }
         let base = full.trim_end_matches('/');
-        let url = if self.override_path || base.ends_with("/v2") { base.to_owned() } else { format!("{base}/v2") };
+        let url =
+            if self.override_path || base.ends_with("/v2") { base.to_owned() } else { format!("{base}/v2") };
         let is_own = authority == registry || authority == default_authority(registry);
         let capabilities = self.capabilities.as_ref();
-        let can = |name: &str| capabilities.is_none_or(|list| list.iter().any(|capability| capability == name));
+        let can =
+            |name: &str| capabilities.is_none_or(|list| list.iter().any(|capability| capability == name));
         Ok(Host {
             url,
             is_own,
@@ -183,7 +195,11 @@ impl HostEntry {
 ///
 /// # Errors
 /// [`HostsError`] for a URL that is none.
-pub fn plan_hosts(registry: &str, file: Option<HostsFile>, mirror: Option<&str>) -> Result<Vec<Host>, HostsError> {
+pub fn plan_hosts(
+    registry: &str,
+    file: Option<HostsFile>,
+    mirror: Option<&str>,
+) -> Result<Vec<Host>, HostsError> {
     let file = file.unwrap_or_default();
     let fail = |reason: String| HostsError { path: file.path.clone(), reason };
     let mut hosts = Vec::new();
@@ -321,7 +337,8 @@ mod tests {
 
     #[test]
     fn mistakes_name_the_file() {
-        for text in ["server = 1", "host = 1", "[host.x]\nca = 1", "[host.x]\ndial_timeout = \"soon\"", "x ="] {
+        for text in ["server = 1", "host = 1", "[host.x]\nca = 1", "[host.x]\ndial_timeout = \"soon\"", "x ="]
+        {
             let error = HostsFile::parse(text, Path::new("/certs.d/x/hosts.toml")).unwrap_err().to_string();
             assert!(error.contains("/certs.d/x/hosts.toml"), "{error}");
         }
@@ -334,7 +351,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let write = |name: &str| {
             std::fs::create_dir_all(directory.path().join(name)).unwrap();
-            std::fs::write(directory.path().join(name).join("hosts.toml"), format!("server = \"https://{name}\"")).unwrap();
+            std::fs::write(
+                directory.path().join(name).join("hosts.toml"),
+                format!("server = \"https://{name}\""),
+            )
+            .unwrap();
         };
         let found = || read_hosts(directory.path(), "reg:5000").unwrap().and_then(|file| file.server.url);
         assert_eq!(found(), None);

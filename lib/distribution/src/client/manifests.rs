@@ -37,7 +37,8 @@ impl RegistryClient {
     ) -> Result<FetchedManifest, RegistryError> {
         let hosts = self.hosts(reference)?;
         let by_tag = reference.digest().is_none();
-        let mut usable: Vec<&Host> = hosts.iter().filter(|host| if by_tag { host.can_resolve } else { host.can_pull }).collect();
+        let mut usable: Vec<&Host> =
+            hosts.iter().filter(|host| if by_tag { host.can_resolve } else { host.can_pull }).collect();
         if usable.is_empty() {
             // A file that takes every right away leaves the registry itself.
             usable.extend(hosts.last());
@@ -96,7 +97,9 @@ impl RegistryClient {
         if !response.status().is_success() {
             return Err(failure(&host.authority, &reference.to_string(), response, stall).await);
         }
-        let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let text = |name: &str| {
+            response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+        };
         let announced = text("docker-content-digest");
         let media_type = text(CONTENT_TYPE.as_str());
         let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
@@ -119,14 +122,21 @@ impl RegistryClient {
 }
 
 /// By digest the content must be that; by tag it must be what the registry announced.
-fn verify(host: &Host, reference: &Reference, announced: Option<&str>, bytes: &[u8]) -> Result<Digest, RegistryError> {
+fn verify(
+    host: &Host,
+    reference: &Reference,
+    announced: Option<&str>,
+    bytes: &[u8],
+) -> Result<Digest, RegistryError> {
     let announced = announced.and_then(|text| text.parse::<Digest>().ok());
     let expected = reference.digest().cloned().or(announced);
     let Some(expected) = expected else { return Ok(Digest::sha256(bytes)) };
     match expected.verify(bytes) {
         Ok(()) => Ok(expected),
-        Err(error) => {
-            Err(RegistryError::Content { host: host.authority.clone(), digest: expected, reason: error.to_string() })
-        }
+        Err(error) => Err(RegistryError::Content {
+            host: host.authority.clone(),
+            digest: expected,
+            reason: error.to_string(),
+        }),
     }
 }

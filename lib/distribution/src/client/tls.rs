@@ -41,8 +41,11 @@ impl TlsKey {
             None => Ok(builder.with_no_client_auth()),
             Some((certificate, key)) => {
                 let key_path = key.as_ref().unwrap_or(certificate);
-                let key = PrivateKeyDer::from_pem_file(key_path).map_err(|error| format!("{}: {error}", key_path.display()))?;
-                builder.with_client_auth_cert(certificates(certificate)?, key).map_err(|error| error.to_string())
+                let key = PrivateKeyDer::from_pem_file(key_path)
+                    .map_err(|error| format!("{}: {error}", key_path.display()))?;
+                builder
+                    .with_client_auth_cert(certificates(certificate)?, key)
+                    .map_err(|error| error.to_string())
             }
         }
     }
@@ -91,7 +94,12 @@ impl ServerCertVerifier for TakeAny {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -100,7 +108,12 @@ impl ServerCertVerifier for TakeAny {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

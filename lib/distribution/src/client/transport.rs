@@ -53,7 +53,8 @@ impl Transport {
     pub(super) async fn send(&self, call: &Call<'_>) -> Result<Response<Incoming>, RegistryError> {
         let name = &call.host.authority;
         let protocol = |reason: String| RegistryError::Protocol { host: name.clone(), reason };
-        let mut uri: Uri = call.url.parse().map_err(|error| protocol(format!("URL {:?}: {error}", call.url)))?;
+        let mut uri: Uri =
+            call.url.parse().map_err(|error| protocol(format!("URL {:?}: {error}", call.url)))?;
         let mut headers = call.headers.clone();
         add_headers(&mut headers, &call.host.headers);
         let first = uri.clone();
@@ -64,7 +65,8 @@ impl Transport {
             }
             let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
             let location = location.ok_or_else(|| protocol("a redirect without a location".into()))?;
-            let next = resolve(&uri, location).ok_or_else(|| protocol(format!("a redirect to {location:?}")))?;
+            let next =
+                resolve(&uri, location).ok_or_else(|| protocol(format!("a redirect to {location:?}")))?;
             if first.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
                 return Err(protocol(format!("a redirect from https to {next}")));
             }
@@ -81,7 +83,12 @@ impl Transport {
         Err(protocol(format!("more than {REDIRECT_LIMIT} redirects")))
     }
 
-    async fn exchange(&self, call: &Call<'_>, uri: &Uri, headers: &HeaderMap) -> Result<Response<Incoming>, RegistryError> {
+    async fn exchange(
+        &self,
+        call: &Call<'_>,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<Response<Incoming>, RegistryError> {
         let host = uri.authority().map_or_else(|| call.host.authority.clone(), ToString::to_string);
         let mut request = Request::new(Full::new(call.body.clone()));
         *request.method_mut() = call.method.clone();
@@ -91,7 +98,9 @@ impl Transport {
         let client = self.client(call)?;
         match tokio::time::timeout(self.first_byte, client.request(request)).await {
             Err(_) => Err(RegistryError::Timeout { host, what: "answer", after: self.first_byte }),
-            Ok(Err(error)) if error.is_connect() => Err(RegistryError::Connect { host, reason: chain(&error) }),
+            Ok(Err(error)) if error.is_connect() => {
+                Err(RegistryError::Connect { host, reason: chain(&error) })
+            }
             Ok(Err(error)) => Err(RegistryError::Cut { host, reason: chain(&error) }),
             Ok(Ok(response)) => Ok(response),
         }
@@ -103,14 +112,20 @@ impl Transport {
         if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
-        let tls = key.0.config().map_err(|reason| RegistryError::Connect { host: call.host.authority.clone(), reason })?;
+        let tls = key
+            .0
+            .config()
+            .map_err(|reason| RegistryError::Connect { host: call.host.authority.clone(), reason })?;
         let mut http = HttpConnector::new();
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(call.connect_timeout));
         http.set_keepalive(Some(Duration::from_secs(30)));
-        let connector =
-            hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(http);
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(http);
         let client: HttpClient = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(Duration::from_secs(30))
             .pool_max_idle_per_host(8)
@@ -156,7 +171,8 @@ pub(super) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
 
 /// Whether a secret may travel there: TLS, or the machine itself.
 pub(super) fn is_private(uri: &Uri) -> bool {
-    uri.scheme_str() == Some("https") || uri.authority().is_some_and(|authority| is_loopback(authority.as_str()))
+    uri.scheme_str() == Some("https")
+        || uri.authority().is_some_and(|authority| is_loopback(authority.as_str()))
 }
 
 /// The causes of an error, innermost last, without repetition.
@@ -184,9 +200,13 @@ pub(super) async fn read_body(
     let mut content = Vec::new();
     loop {
         let frame = match tokio::time::timeout(stall, body.frame()).await {
-            Err(_) => return Err(RegistryError::Timeout { host: host.to_owned(), what: "data", after: stall }),
+            Err(_) => {
+                return Err(RegistryError::Timeout { host: host.to_owned(), what: "data", after: stall });
+            }
             Ok(None) => return Ok(content),
-            Ok(Some(Err(error))) => return Err(RegistryError::Cut { host: host.to_owned(), reason: error.to_string() }),
+            Ok(Some(Err(error))) => {
+                return Err(RegistryError::Cut { host: host.to_owned(), reason: error.to_string() });
+            }
             Ok(Some(Ok(frame))) => frame,
         };
         if let Ok(data) = frame.into_data() {
@@ -200,12 +220,21 @@ pub(super) async fn read_body(
 }
 
 /// Turns an answer that is no success into an error with the registry's own words.
-pub(super) async fn failure(host: &str, what: &str, response: Response<Incoming>, stall: Duration) -> RegistryError {
+pub(super) async fn failure(
+    host: &str,
+    what: &str,
+    response: Response<Incoming>,
+    stall: Duration,
+) -> RegistryError {
     let status = response.status();
     let retry_after = response.headers().get(http::header::RETRY_AFTER);
-    let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_secs);
-    let body = read_body(host, response, ERROR_BODY_LIMIT, stall.min(Duration::from_secs(5))).await.unwrap_or_default();
-    let reason = words(&body).unwrap_or_else(|| status.canonical_reason().unwrap_or("no reason given").to_owned());
+    let retry_after =
+        retry_after.and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_secs);
+    let body = read_body(host, response, ERROR_BODY_LIMIT, stall.min(Duration::from_secs(5)))
+        .await
+        .unwrap_or_default();
+    let reason =
+        words(&body).unwrap_or_else(|| status.canonical_reason().unwrap_or("no reason given").to_owned());
     let host = host.to_owned();
     match status.as_u16() {
         404 => RegistryError::NotFound { what: what.to_owned(), host },
@@ -231,7 +260,8 @@ fn words(body: &[u8]) -> Option<String> {
     let document: Document = serde_json::from_slice(body).ok()?;
     let item = document.errors.into_iter().next()?;
     let text = if item.message.is_empty() { item.code } else { item.message };
-    Some(text.chars().filter(|c| !c.is_control()).take(300).collect()).filter(|text: &String| !text.is_empty())
+    Some(text.chars().filter(|c| !c.is_control()).take(300).collect())
+        .filter(|text: &String| !text.is_empty())
 }
 
 #[cfg(test)]

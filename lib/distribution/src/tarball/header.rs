@@ -101,14 +101,19 @@ fn text(field: &[u8]) -> &[u8] {
 pub(super) fn number(field: &[u8]) -> Option<u64> {
     if field.first().is_some_and(|byte| byte & 0x80 != 0) {
         let (last, rest) = field.split_last_chunk::<8>().map(|(rest, last)| (last, rest))?;
-        let lead_is_zero = rest.iter().enumerate().all(|(i, byte)| if i == 0 { byte & 0x7f == 0 } else { *byte == 0 });
+        let lead_is_zero =
+            rest.iter().enumerate().all(|(i, byte)| if i == 0 { byte & 0x7f == 0 } else { *byte == 0 });
         // A field of eight bytes has its flag in the number itself.
         let value = u64::from_be_bytes(*last);
         let value = if rest.is_empty() { value & (u64::MAX >> 1) } else { value };
         return lead_is_zero.then_some(value);
     }
-    let digits: Vec<u8> =
-        field.iter().copied().skip_while(|byte| *byte == b' ').take_while(|byte| !matches!(byte, b' ' | 0)).collect();
+    let digits: Vec<u8> = field
+        .iter()
+        .copied()
+        .skip_while(|byte| *byte == b' ')
+        .take_while(|byte| !matches!(byte, b' ' | 0))
+        .collect();
     if digits.is_empty() {
         return Some(0);
     }
@@ -119,7 +124,9 @@ pub(super) fn number(field: &[u8]) -> Option<u64> {
 /// Times may lie before 1970: binary fields are two's complement. What cannot be read is the epoch.
 fn signed_number(field: &[u8]) -> i64 {
     match field.split_last_chunk::<8>() {
-        Some((rest, last)) if field[0] == 0xff && rest.iter().all(|byte| *byte == 0xff) => i64::from_be_bytes(*last),
+        Some((rest, last)) if field[0] == 0xff && rest.iter().all(|byte| *byte == 0xff) => {
+            i64::from_be_bytes(*last)
+        }
         _ => number(field).and_then(|value| i64::try_from(value).ok()).unwrap_or(0),
     }
 }

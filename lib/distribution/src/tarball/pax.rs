@@ -54,7 +54,9 @@ mod tests {
         let records = parse(b"14 path=a/b\nc\n6 x=1\n").unwrap();
         assert_eq!(records[0], (b"path".to_vec(), b"a/b\nc".to_vec()));
         assert_eq!(records[1], (b"x".to_vec(), b"1".to_vec()));
-        for bad in [&b"99 a=b\n"[..], b"a=b\n", b"0 a=b\n", b"5 a=b", b"4 ab\n", b"18446744073709551616 a=b\n"] {
+        for bad in
+            [&b"99 a=b\n"[..], b"a=b\n", b"0 a=b\n", b"5 a=b", b"4 ab\n", b"18446744073709551616 a=b\n"]
+        {
             assert!(parse(bad).is_none(), "{bad:?}");
         }
     }

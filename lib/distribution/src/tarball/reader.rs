@@ -128,10 +128,18 @@ impl<R: Read> TarReader<R> {
         }
     }
 
-    fn entry(&mut self, header: &HeaderBlock<'_>, size: u64, offset: u64, extensions: Extensions) -> io::Result<TarEntry> {
+    fn entry(
+        &mut self,
+        header: &HeaderBlock<'_>,
+        size: u64,
+        offset: u64,
+        extensions: Extensions,
+    ) -> io::Result<TarEntry> {
         let record = |key: &[u8]| extensions.records.get(key).or_else(|| self.global.get(key));
         let number = |key: &[u8], field: Option<u64>, what: &str| match record(key) {
-            Some(value) => pax::number(value).ok_or_else(|| malformed(offset, format!("{what} is not a number"))),
+            Some(value) => {
+                pax::number(value).ok_or_else(|| malformed(offset, format!("{what} is not a number")))
+            }
             None => field.ok_or_else(|| malformed(offset, format!("{what} is not a number"))),
         };
         let stored = number(b"size", Some(size), "size")?;
@@ -154,7 +162,8 @@ impl<R: Read> TarReader<R> {
             kind,
         };
         if matches!(entry.kind, EntryKind::CharacterDevice | EntryKind::BlockDevice) {
-            entry.device = header.device().ok_or_else(|| malformed(offset, "device number is not a number"))?;
+            entry.device =
+                header.device().ok_or_else(|| malformed(offset, "device number is not a number"))?;
         }
         // Links and devices have no data, whatever their size field says (POSIX.1-2008 pax, "size").
         let has_data = matches!(entry.kind, EntryKind::File | EntryKind::Other(_));
@@ -202,12 +211,18 @@ impl<R: Read> TarReader<R> {
         self.set_segments(map.segments, real_size, entry)
     }
 
-    fn set_segments(&mut self, segments: Vec<(u64, u64)>, real_size: u64, entry: &mut TarEntry) -> io::Result<()> {
+    fn set_segments(
+        &mut self,
+        segments: Vec<(u64, u64)>,
+        real_size: u64,
+        entry: &mut TarEntry,
+    ) -> io::Result<()> {
         if sparse::total(&segments, real_size) != Some(self.remaining) {
             return Err(malformed(entry.offset, "sparse map does not fit the data"));
         }
         entry.size = real_size;
-        entry.sparse = Some(segments.into_iter().map(|(offset, length)| Segment { offset, length }).collect());
+        entry.sparse =
+            Some(segments.into_iter().map(|(offset, length)| Segment { offset, length }).collect());
         Ok(())
     }
 

@@ -8,11 +8,11 @@ use orlop_types::{Digest, DigestError};
 
 use super::feed::{Feed, FeedReader, feed};
 use super::{Pull, blocking};
+use crate::ImageError;
 use crate::layers::StagedLayer;
 use crate::lease::Lease;
 use crate::store::Inner;
 use crate::unpack::UnpackError;
-use crate::ImageError;
 
 /// One layer of an image.
 pub(super) struct LayerPlan {
@@ -78,7 +78,12 @@ impl Pull<'_> {
         }
     }
 
-    async fn attempt(&self, plan: &LayerPlan, download: &mut BlobDownload, unpack: bool) -> Result<Attempt, ImageError> {
+    async fn attempt(
+        &self,
+        plan: &LayerPlan,
+        download: &mut BlobDownload,
+        unpack: bool,
+    ) -> Result<Attempt, ImageError> {
         let (inner, session) = (Arc::clone(self.inner), self.lease.session().to_owned());
         let (write_feed, write_reader) = feed();
         let layer = plan.layer.clone();
@@ -91,7 +96,8 @@ impl Pull<'_> {
             let (unpack_feed, reader) = feed();
             let (inner, session) = (Arc::clone(self.inner), self.lease.session().to_owned());
             let diff_id = plan.diff_id.clone();
-            let task = tokio::task::spawn_blocking(move || inner.layers.stage(&session, reader, &diff_id, None));
+            let task =
+                tokio::task::spawn_blocking(move || inner.layers.stage(&session, reader, &diff_id, None));
             unpacking = Some((unpack_feed, task));
         }
         let (unpack_feed, unpack_task) = unpacking.unzip();
@@ -114,7 +120,12 @@ impl Pull<'_> {
     }
 
     /// Moves chunks from the network to those who want them, at the pace of the slowest.
-    async fn pump(&self, download: &mut BlobDownload, write: Feed, mut unpack: Option<Feed>) -> Result<(), ImageError> {
+    async fn pump(
+        &self,
+        download: &mut BlobDownload,
+        write: Feed,
+        mut unpack: Option<Feed>,
+    ) -> Result<(), ImageError> {
         while let Some(chunk) = download.chunk().await.map_err(|error| self.failed(error))? {
             if let Some(feed) = &unpack
                 && !feed.send(chunk.clone()).await

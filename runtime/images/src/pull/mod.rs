@@ -20,7 +20,8 @@ use futures::future::{BoxFuture, Shared, WeakShared};
 use orlop_distribution::Credential;
 use orlop_distribution::client::{ClientConfig, FetchedManifest, RegistryClient};
 use orlop_distribution::manifest::{
-    CONFIG_LIMIT, ConfigSummary, Descriptor, ImageManifest, Manifest, ManifestError, Platform, chain_ids, is_image_config,
+    CONFIG_LIMIT, ConfigSummary, Descriptor, ImageManifest, Manifest, ManifestError, Platform, chain_ids,
+    is_image_config,
 };
 use orlop_types::{Digest, Reference};
 use tokio::sync::Semaphore;
@@ -77,7 +78,9 @@ impl Puller {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
 ) -> Result<T, ImageError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(ImageError::Interrupted(error.to_string())))
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(ImageError::Interrupted(error.to_string())))
 }
 
 /// Joins a running pull of the same reference with the same credential, or starts one.
@@ -96,7 +99,9 @@ pub(crate) async fn pull(
 fn join_flight(inner: &Arc<Inner>, reference: &Reference, credential: Option<Credential>) -> Flight {
     let key = (reference.to_string(), credential.clone());
     let mut flights = inner.puller.flights.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(flight) = flights.get(&key).and_then(WeakShared::upgrade).filter(|flight| flight.peek().is_none()) {
+    if let Some(flight) =
+        flights.get(&key).and_then(WeakShared::upgrade).filter(|flight| flight.peek().is_none())
+    {
         return flight;
     }
     flights.retain(|_, flight| flight.upgrade().is_some());
@@ -137,7 +142,11 @@ struct Pull<'a> {
     credential: Option<&'a Credential>,
 }
 
-async fn run(inner: &Arc<Inner>, reference: &Reference, credential: Option<&Credential>) -> Result<ImageRecord, ImageError> {
+async fn run(
+    inner: &Arc<Inner>,
+    reference: &Reference,
+    credential: Option<&Credential>,
+) -> Result<ImageRecord, ImageError> {
     let owner = Arc::clone(inner);
     let lease = blocking(move || Lease::new(&owner.paths)).await?;
     let pull = Pull { inner, lease: Arc::new(lease), reference, credential };
@@ -191,7 +200,9 @@ impl Pull<'_> {
                 }
                 Manifest::Image(manifest) => {
                     if !is_image_config(&manifest.config.media_type) {
-                        return Err(self.failed(ManifestError::NotAnImage(manifest.config.media_type.clone())));
+                        return Err(
+                            self.failed(ManifestError::NotAnImage(manifest.config.media_type.clone()))
+                        );
                     }
                     let config = self.fetch_config(&manifest, &host).await?;
                     return Ok(Resolved {
@@ -210,7 +221,8 @@ impl Pull<'_> {
 
     async fn fetch_manifest(&self, reference: &Reference) -> Result<FetchedManifest, ImageError> {
         let client = &self.inner.puller.client;
-        let fetched = client.manifest(reference, self.credential).await.map_err(|error| self.failed(error))?;
+        let fetched =
+            client.manifest(reference, self.credential).await.map_err(|error| self.failed(error))?;
         self.store(&fetched.digest, fetched.bytes.clone()).await?;
         Ok(fetched)
     }
@@ -224,7 +236,11 @@ impl Pull<'_> {
         .await
     }
 
-    async fn fetch_config(&self, manifest: &ImageManifest, host: &Platform) -> Result<ConfigSummary, ImageError> {
+    async fn fetch_config(
+        &self,
+        manifest: &ImageManifest,
+        host: &Platform,
+    ) -> Result<ConfigSummary, ImageError> {
         let descriptor = &manifest.config;
         if descriptor.size > CONFIG_LIMIT {
             let reason = format!("the image configuration has {} bytes", descriptor.size);
@@ -234,7 +250,9 @@ impl Pull<'_> {
         let config = ConfigSummary::parse(&content, manifest, host).map_err(|error| self.failed(error))?;
         // Parsed in full now, so that nothing is stored that cannot be listed.
         let parsed = serde_json::from_slice::<oci_spec::image::ImageConfiguration>(&content);
-        parsed.map_err(|error| self.failed(ManifestError::Malformed(format!("image configuration: {error}"))))?;
+        parsed.map_err(|error| {
+            self.failed(ManifestError::Malformed(format!("image configuration: {error}")))
+        })?;
         self.store(&descriptor.digest, content.into()).await?;
         Ok(config)
     }
@@ -256,7 +274,9 @@ impl Pull<'_> {
                     tracing::warn!(host = download.host_name(), %error, "wrong content, the next host is asked");
                     skip = download.host_index() + 1;
                 }
-                Err(error) => return Err(self.failed(layer::wrong_content(&download, &descriptor.digest, &error))),
+                Err(error) => {
+                    return Err(self.failed(layer::wrong_content(&download, &descriptor.digest, &error)));
+                }
             }
         }
     }
@@ -264,7 +284,9 @@ impl Pull<'_> {
 
 fn records(reference: &Reference, resolved: &Resolved, chain: &[Digest]) -> Vec<NameRecord> {
     let manifest = &resolved.manifest;
-    let size = resolved.manifest_size + manifest.config.size + manifest.layers.iter().map(|layer| layer.size).sum::<u64>();
+    let size = resolved.manifest_size
+        + manifest.config.size
+        + manifest.layers.iter().map(|layer| layer.size).sum::<u64>();
     let mut names = vec![reference.with_digest(resolved.target.clone()).to_string()];
     if reference.digest().is_none() {
         names.push(reference.to_string());

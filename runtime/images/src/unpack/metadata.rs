@@ -34,7 +34,10 @@ impl Attributes {
     pub(super) fn of_entry(entry: &TarEntry) -> Result<Self, String> {
         let identity = |what: &str, value: u64| {
             // The highest number means "leave it as it is" to chown(2).
-            u32::try_from(value).ok().filter(|id| *id != u32::MAX).ok_or_else(|| format!("{what} {value} is out of range"))
+            u32::try_from(value)
+                .ok()
+                .filter(|id| *id != u32::MAX)
+                .ok_or_else(|| format!("{what} {value} is out of range"))
         };
         Ok(Self {
             uid: identity("owner", entry.uid)?,

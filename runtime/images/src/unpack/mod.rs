@@ -91,7 +91,8 @@ pub(crate) fn unpack(
     limits: Limits,
 ) -> Result<Unpacked, UnpackError> {
     let source = Decompressed::new(source).map_err(UnpackError::Stream)?;
-    let hashing = Hashing { source, digester: Digester::new(Algorithm::Sha256), count: 0, limit: limits.bytes };
+    let hashing =
+        Hashing { source, digester: Digester::new(Algorithm::Sha256), count: 0, limit: limits.bytes };
     let mut tar = TarReader::new(hashing);
     let mut tree = Tree::open(destination, lower)?;
     let mut entries = 0u64;
@@ -116,7 +117,11 @@ pub(crate) fn unpack(
 }
 
 /// Gives directories that the tar only implied the metadata they have below. A no-op for layers unpacked with `lower`.
-pub(crate) fn adopt_lower(unpacked: &Unpacked, destination: &Path, lower: &LowerView) -> Result<(), UnpackError> {
+pub(crate) fn adopt_lower(
+    unpacked: &Unpacked,
+    destination: &Path,
+    lower: &LowerView,
+) -> Result<(), UnpackError> {
     tree::adopt_lower(&unpacked.implied, destination, lower)
 }
 

@@ -26,7 +26,11 @@ pub(super) fn clean(path: &[u8]) -> Option<Names> {
 
 /// The steps of a symbolic link's target, to be walked one by one.
 pub(super) fn steps(target: &[u8]) -> VecDeque<Vec<u8>> {
-    target.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".").map(<[u8]>::to_vec).collect()
+    target
+        .split(|byte| *byte == b'/')
+        .filter(|name| !name.is_empty() && *name != b".")
+        .map(<[u8]>::to_vec)
+        .collect()
 }
 
 pub(super) fn join(names: &[Vec<u8>]) -> Vec<u8> {
@@ -74,7 +78,12 @@ mod tests {
 
     #[test]
     fn paths_are_cleaned() {
-        let names = |text: &str| text.split('/').filter(|part| !part.is_empty()).map(|part| part.as_bytes().to_vec()).collect::<Names>();
+        let names = |text: &str| {
+            text.split('/')
+                .filter(|part| !part.is_empty())
+                .map(|part| part.as_bytes().to_vec())
+                .collect::<Names>()
+        };
         for (given, expected) in [
             ("./a/b/", Some("a/b")),
             ("/etc/passwd", Some("etc/passwd")),
@@ -101,7 +110,9 @@ mod tests {
     #[test]
     fn overlay_attributes_are_refused() {
         assert!(is_allowed_xattr(b"security.capability") && is_allowed_xattr(b"user.mime"));
-        for name in [&b"trusted.overlay.redirect"[..], b"user.overlay.opaque", b"security.selinux", b"trusted.x"] {
+        for name in
+            [&b"trusted.overlay.redirect"[..], b"user.overlay.opaque", b"security.selinux", b"trusted.x"]
+        {
             assert!(!is_allowed_xattr(name));
         }
     }

@@ -11,18 +11,19 @@ use orlop_distribution::tarball::{EntryKind, TarEntry};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timestamps, Uid};
 use rustix::io::Errno;
 
+use super::UnpackError;
 use super::lower::{Found, LowerView};
 use super::metadata::{Attributes, set_opaque};
 use super::path::{Marker, Names, clean, join, marker, show, steps};
 use super::writing::write_content;
-use super::UnpackError;
 use crate::Usage;
 
 /// As many symbolic links as Linux follows in one path (path_resolution(7)).
 const LINK_LIMIT: usize = 40;
 /// PATH_MAX of Linux; also bounds how deep a tree gets.
 const PATH_LIMIT: usize = 4096;
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Accounted for a directory.
 const DIRECTORY_BYTES: u64 = 4096;
 
@@ -171,7 +172,12 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    fn make_directory(&mut self, parent: &Parent, name: &[u8], attributes: &Attributes) -> Result<(), UnpackError> {
+    fn make_directory(
+        &mut self,
+        parent: &Parent,
+        name: &[u8],
+        attributes: &Attributes,
+    ) -> Result<(), UnpackError> {
         let names = parent.child(name);
         let hides = match node(&parent.directory, name).map_err(failed("look at", &names))? {
             Node::Directory | Node::Missing => false,
@@ -405,10 +411,12 @@ impl<'a> Tree<'a> {
     pub(super) fn finish(self) -> Result<(Usage, Vec<Vec<u8>>), UnpackError> {
         for (names, times) in self.directory_times.iter().rev() {
             if let Some(directory) = self.open_plain(&join(names)) {
-                rustix::fs::futimens(&directory, times).map_err(|error| failed("set times of", names)(error.into()))?;
+                rustix::fs::futimens(&directory, times)
+                    .map_err(|error| failed("set times of", names)(error.into()))?;
             }
         }
-        let implied = self.implied.iter().filter(|names| !self.is_hidden(names)).map(|names| join(names)).collect();
+        let implied =
+            self.implied.iter().filter(|names| !self.is_hidden(names)).map(|names| join(names)).collect();
         Ok((self.usage, implied))
     }
 }
@@ -426,7 +434,9 @@ fn make_special(entry: &TarEntry, parent: &Parent, name: &[u8], attributes: &Att
     let device = rustix::fs::makedev(entry.device.0, entry.device.1);
     match entry.kind {
         EntryKind::Symlink => rustix::fs::symlinkat(entry.link.as_slice(), directory, name)?,
-        EntryKind::CharacterDevice => rustix::fs::mknodat(directory, name, FileType::CharacterDevice, mode, device)?,
+        EntryKind::CharacterDevice => {
+            rustix::fs::mknodat(directory, name, FileType::CharacterDevice, mode, device)?
+        }
         EntryKind::BlockDevice => rustix::fs::mknodat(directory, name, FileType::BlockDevice, mode, device)?,
         _ => rustix::fs::mkfifoat(directory, name, mode)?,
     }
@@ -457,7 +467,11 @@ fn remove_tree(parent: &impl AsFd, name: &[u8]) -> io::Result<()> {
     Ok(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?)
 }
 
-pub(super) fn adopt_lower(implied: &[Vec<u8>], destination: &Path, lower: &LowerView) -> Result<(), UnpackError> {
+pub(super) fn adopt_lower(
+    implied: &[Vec<u8>],
+    destination: &Path,
+    lower: &LowerView,
+) -> Result<(), UnpackError> {
     let tree = Tree::open(destination, None)?;
     // Deepest first: setting attributes changes no parent, but keeps times simple to reason about.
     for path in implied.iter().rev() {

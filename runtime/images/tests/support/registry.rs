@@ -122,7 +122,13 @@ fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&head).into_owned())
 }
 
-fn serve(mut client: TcpStream, upstream: u16, fault: Fault, log: &Mutex<Log>, port: u16) -> std::io::Result<()> {
+fn serve(
+    mut client: TcpStream,
+    upstream: u16,
+    fault: Fault,
+    log: &Mutex<Log>,
+    port: u16,
+) -> std::io::Result<()> {
     let head = read_head(&mut client)?;
     log.lock().unwrap().requests.push(head.clone());
     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
@@ -135,7 +141,11 @@ fn serve(mut client: TcpStream, upstream: u16, fault: Fault, log: &Mutex<Log>, p
             let good = lower.contains("authorization: basic dxnlcjpwyxnz");
             let body = if good { r#"{"token":"good","expires_in":300}"# } else { "{}" };
             let status = if good { "200 OK" } else { "401 Unauthorized" };
-            return write!(client, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+            return write!(
+                client,
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
         }
         if !lower.contains("authorization: bearer good") {
             let body = r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#;
@@ -156,7 +166,11 @@ fn serve(mut client: TcpStream, upstream: u16, fault: Fault, log: &Mutex<Log>, p
     let mut server = TcpStream::connect(("127.0.0.1", upstream))?;
     let forwarded: String = head
         .split("\r\n")
-        .filter(|line| !line.to_lowercase().starts_with("connection:") && !line.to_lowercase().starts_with("authorization:") && !line.is_empty())
+        .filter(|line| {
+            !line.to_lowercase().starts_with("connection:")
+                && !line.to_lowercase().starts_with("authorization:")
+                && !line.is_empty()
+        })
         .map(|line| format!("{line}\r\n"))
         .collect();
     write!(server, "{forwarded}Connection: close\r\n\r\n")?;
