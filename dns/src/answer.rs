@@ -73,13 +73,7 @@ impl Responder {
         metrics: Metrics,
         config: &Config,
     ) -> Self {
-        Self {
-            origin,
-            snapshots,
-            forwarder,
-            metrics,
-            reverse_cidrs: config.reverse_cidrs.clone(),
-        }
+        Self { origin, snapshots, forwarder, metrics, reverse_cidrs: config.reverse_cidrs.clone() }
     }
 
     /// Decodes a query and answers it if that needs nobody else.
@@ -96,13 +90,7 @@ impl Responder {
                 return self.malformed(bytes, transport, started);
             }
         };
-        let frame = Frame {
-            query,
-            transport,
-            aliases: Vec::new(),
-            zone: OTHER_ZONE,
-            started,
-        };
+        let frame = Frame { query, transport, aliases: Vec::new(), zone: OTHER_ZONE, started };
         if frame.query.metadata.op_code != OpCode::Query {
             return self.fail(frame, ResponseCode::NotImp);
         }
@@ -114,13 +102,8 @@ impl Responder {
         }
         let asked = asked.clone();
         let proto = if transport == Transport::Udp { "udp" } else { "tcp" };
-        let zone = if self.origin.zone_of(asked.name()) {
-            CLUSTER_ZONE
-        } else {
-            OTHER_ZONE
-        };
-        self.metrics
-            .request(zone, proto, client.is_ipv6(), type_label(asked.query_type()));
+        let zone = if self.origin.zone_of(asked.name()) { CLUSTER_ZONE } else { OTHER_ZONE };
+        self.metrics.request(zone, proto, client.is_ipv6(), type_label(asked.query_type()));
         self.route(Frame { zone, ..frame }, &asked)
     }
 
@@ -194,11 +177,8 @@ impl Responder {
         let mut message = self.reply(&frame);
         message.metadata.authoritative = true;
         // The status is that of the last name of a chain (RFC 6604).
-        message.metadata.response_code = if answer.found == Found::NoName {
-            ResponseCode::NXDomain
-        } else {
-            ResponseCode::NoError
-        };
+        message.metadata.response_code =
+            if answer.found == Found::NoName { ResponseCode::NXDomain } else { ResponseCode::NoError };
         if answer.found != Found::Records {
             message.add_authority(self.snapshots.origin.soa(zone.serial));
         }
@@ -214,11 +194,7 @@ impl Responder {
             name: name.to_lowercase(),
             kind,
             class,
-            wants_dnssec: frame
-                .query
-                .edns
-                .as_ref()
-                .is_some_and(|edns| edns.flags().dnssec_ok),
+            wants_dnssec: frame.query.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok),
             checking_disabled: frame.query.metadata.checking_disabled,
         };
         Step::Forward(Box::new(Pending { frame, question }))
@@ -233,14 +209,12 @@ impl Responder {
         let asked = frame.query.queries.first().map(|asked| asked.name().clone());
         message.answers = std::mem::take(&mut frame.aliases);
         let aliased = !message.answers.is_empty();
-        message
-            .answers
-            .extend(upstream.answers.into_iter().map(|mut record| {
-                if let Some(asked) = asked.as_ref().filter(|asked| !aliased && **asked == record.name) {
-                    record.name = asked.clone();
-                }
-                record
-            }));
+        message.answers.extend(upstream.answers.into_iter().map(|mut record| {
+            if let Some(asked) = asked.as_ref().filter(|asked| !aliased && **asked == record.name) {
+                record.name = asked.clone();
+            }
+            record
+        }));
         message.authorities = upstream.authorities;
         message.additionals = upstream.additionals;
         self.encode(&frame, message)
@@ -255,9 +229,7 @@ impl Responder {
         message.add_queries(frame.query.queries.iter().cloned());
         if let Some(edns) = &frame.query.edns {
             let mut own = Edns::new();
-            own.set_max_payload(UDP_BYTES_EDNS)
-                .set_version(0)
-                .set_dnssec_ok(edns.flags().dnssec_ok);
+            own.set_max_payload(UDP_BYTES_EDNS).set_version(0).set_dnssec_ok(edns.flags().dnssec_ok);
             message.set_edns(own);
         }
         message
@@ -286,13 +258,7 @@ impl Responder {
     fn malformed(&self, bytes: &[u8], transport: Transport, started: Instant) -> Step {
         let id = u16::from_be_bytes([bytes[0], bytes[1]]);
         let query = Message::new(id, MessageType::Query, OpCode::Query);
-        let frame = Frame {
-            query,
-            transport,
-            aliases: Vec::new(),
-            zone: OTHER_ZONE,
-            started,
-        };
+        let frame = Frame { query, transport, aliases: Vec::new(), zone: OTHER_ZONE, started };
         self.fail(frame, ResponseCode::FormErr)
     }
 
@@ -305,8 +271,7 @@ impl Responder {
             (Transport::Udp, None) => UDP_BYTES,
         };
         let code = message.metadata.response_code;
-        self.metrics
-            .response(frame.zone, rcode_label(code), frame.started.elapsed());
+        self.metrics.response(frame.zone, rcode_label(code), frame.started.elapsed());
         match fit(message, limit) {
             Ok(bytes) => bytes,
             Err(error) => {
@@ -355,13 +320,9 @@ fn reverse_ip(name: &Name) -> Option<IpAddr> {
     let is = |label: &[u8], text: &str| label.eq_ignore_ascii_case(text.as_bytes());
     let text = |label: &[u8]| std::str::from_utf8(label).ok().map(str::to_owned);
     match labels.as_slice() {
-        [d, c, b, a, domain, top] if is(domain, "in-addr") && is(top, "arpa") => [*a, *b, *c, *d]
-            .into_iter()
-            .map(text)
-            .collect::<Option<Vec<_>>>()?
-            .join(".")
-            .parse()
-            .ok(),
+        [d, c, b, a, domain, top] if is(domain, "in-addr") && is(top, "arpa") => {
+            [*a, *b, *c, *d].into_iter().map(text).collect::<Option<Vec<_>>>()?.join(".").parse().ok()
+        }
         [nibbles @ .., domain, top] if nibbles.len() == 32 && is(domain, "ip6") && is(top, "arpa") => {
             let mut bits = 0u128;
             for nibble in nibbles.iter().rev() {

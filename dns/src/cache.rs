@@ -39,14 +39,7 @@ pub(crate) struct Cache {
 
 impl Cache {
     pub(crate) fn new(limit: usize, longest: Duration) -> Self {
-        Self {
-            entries: HashMap::new(),
-            order: VecDeque::new(),
-            ticket: 0,
-            denials: 0,
-            limit,
-            longest,
-        }
+        Self { entries: HashMap::new(), order: VecDeque::new(), ticket: 0, denials: 0, limit, longest }
     }
 
     /// The remembered answer with times to live that have run down, and whether it is a denial.
@@ -59,11 +52,7 @@ impl Cache {
         }
         let seconds = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
         let mut message = Message::clone(&entry.message);
-        let sections = [
-            &mut message.answers,
-            &mut message.authorities,
-            &mut message.additionals,
-        ];
+        let sections = [&mut message.answers, &mut message.authorities, &mut message.additionals];
         for record in sections.into_iter().flatten() {
             record.decrement_ttl(seconds);
         }
@@ -84,11 +73,7 @@ impl Cache {
             let Some((ticket, oldest)) = self.order.pop_front() else {
                 break;
             };
-            if self
-                .entries
-                .get(&oldest)
-                .is_some_and(|entry| entry.ticket == ticket)
-            {
+            if self.entries.get(&oldest).is_some_and(|entry| entry.ticket == ticket) {
                 self.remove(&oldest);
             }
         }
@@ -166,11 +151,7 @@ mod tests {
 
     fn answer(ttl: u32) -> Message {
         let mut message = Message::response(1, OpCode::Query);
-        message.add_answer(Record::from_rdata(
-            Name::root(),
-            ttl,
-            RData::A(A::new(1, 2, 3, 4)),
-        ));
+        message.add_answer(Record::from_rdata(Name::root(), ttl, RData::A(A::new(1, 2, 3, 4))));
         message
     }
 

@@ -76,10 +76,7 @@ impl Validate for Config {
             problems.push("listen is empty: give at least one address with a port".to_owned());
         }
         if self.domain.trim_matches('.').is_empty() || self.origin().is_err() {
-            problems.push(format!(
-                "domain {:?} is no DNS name: give one like cluster.local",
-                self.domain
-            ));
+            problems.push(format!("domain {:?} is no DNS name: give one like cluster.local", self.domain));
         }
         if self.ttl_seconds > 3600 {
             problems.push(format!("ttlSeconds is {}: give at most 3600", self.ttl_seconds));
@@ -97,10 +94,7 @@ impl Validate for Config {
             problems.push("forwardTimeoutMilliseconds and tcpIdleSeconds must be at least 1".to_owned());
         }
         if self.cache_entries > 1_000_000 {
-            problems.push(format!(
-                "cacheEntries is {}: give at most 1000000",
-                self.cache_entries
-            ));
+            problems.push(format!("cacheEntries is {}: give at most 1000000", self.cache_entries));
         }
         problems
     }
@@ -113,12 +107,8 @@ mod tests {
     #[test]
     fn defaults_are_valid_and_problems_are_named() {
         assert!(Config::default().problems().is_empty());
-        let config = Config {
-            listen: Vec::new(),
-            domain: "a..b".into(),
-            max_connections: 0,
-            ..Config::default()
-        };
+        let config =
+            Config { listen: Vec::new(), domain: "a..b".into(), max_connections: 0, ..Config::default() };
         let problems = config.problems().join("\n");
         for key in ["listen", "domain", "maxConnections"] {
             assert!(problems.contains(key), "{key}: {problems}");

@@ -28,10 +28,7 @@ pub(crate) enum ForwardError {
     #[error("too many forwarded queries are under way")]
     Busy,
     #[error("upstream {upstream} did not answer in {milliseconds} ms")]
-    Timeout {
-        upstream: SocketAddr,
-        milliseconds: u128,
-    },
+    Timeout { upstream: SocketAddr, milliseconds: u128 },
     #[error("failed to ask upstream {upstream}")]
     Io {
         upstream: SocketAddr,
@@ -99,12 +96,8 @@ impl Forwarder {
             let upstream = upstreams[index];
             let started = Instant::now();
             let result = self.ask(question, upstream).await;
-            let rcode = result
-                .as_ref()
-                .ok()
-                .map(|message| message.metadata.response_code.to_string());
-            self.metrics
-                .forwarded(upstream.to_string(), rcode, started.elapsed());
+            let rcode = result.as_ref().ok().map(|message| message.metadata.response_code.to_string());
+            self.metrics.forwarded(upstream.to_string(), rcode, started.elapsed());
             match result {
                 Ok(message)
                     if !matches!(
@@ -132,10 +125,7 @@ impl Forwarder {
         let query = build(question);
         let bytes = query.to_vec().map_err(ForwardError::Encode)?;
         let io = |source| ForwardError::Io { upstream, source };
-        let late = |_| ForwardError::Timeout {
-            upstream,
-            milliseconds: self.timeout.as_millis(),
-        };
+        let late = |_| ForwardError::Timeout { upstream, milliseconds: self.timeout.as_millis() };
         let over_udp = tokio::time::timeout(self.timeout, ask_udp(&query, &bytes, upstream));
         let answer = over_udp.await.map_err(late)?.map_err(io)?;
         if !answer.metadata.truncation {
@@ -154,9 +144,7 @@ fn build(question: &Question) -> Message {
     asked.set_query_class(question.class);
     query.add_query(asked);
     let mut edns = Edns::new();
-    edns.set_max_payload(PAYLOAD_BYTES)
-        .set_version(0)
-        .set_dnssec_ok(question.wants_dnssec);
+    edns.set_max_payload(PAYLOAD_BYTES).set_version(0).set_dnssec_ok(question.wants_dnssec);
     query.set_edns(edns);
     query
 }
@@ -170,11 +158,8 @@ fn is_answer_to(query: &Message, answer: &Message) -> bool {
 
 /// A fresh socket for every query: the kernel draws its port.
 async fn ask_udp(query: &Message, bytes: &[u8], upstream: SocketAddr) -> std::io::Result<Message> {
-    let any: IpAddr = if upstream.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
+    let any: IpAddr =
+        if upstream.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
     socket.connect(upstream).await?;
     socket.send(bytes).await?;
@@ -200,9 +185,5 @@ async fn ask_tcp(query: &Message, bytes: &[u8], upstream: SocketAddr) -> std::io
     let mut buffer = vec![0; usize::from(length)];
     stream.read_exact(&mut buffer).await?;
     let answer = Message::from_vec(&buffer).map_err(|error| invalid(&error.to_string()))?;
-    if is_answer_to(query, &answer) {
-        Ok(answer)
-    } else {
-        Err(invalid("answer to another question"))
-    }
+    if is_answer_to(query, &answer) { Ok(answer) } else { Err(invalid("answer to another question")) }
 }

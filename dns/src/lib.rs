@@ -49,9 +49,7 @@ pub async fn start(frame: &Frame, watches: &NetworkWatches, config: Config) -> a
     let snapshots = snapshot::start(frame, watches, &origin, &config);
     let upstreams = upstreams::start(frame, &config);
     let forwarder = forward::Forwarder::new(upstreams, &config, metrics.clone());
-    let responder = Arc::new(answer::Responder::new(
-        origin, snapshots, forwarder, metrics, &config,
-    ));
+    let responder = Arc::new(answer::Responder::new(origin, snapshots, forwarder, metrics, &config));
     server::start(frame, &responder, &config);
     Ok(())
 }

@@ -88,21 +88,9 @@ impl Metrics {
             metrics.responses.clone(),
         );
         let help = "Histogram of the time (in seconds) each request took per zone";
-        registry.register(
-            "coredns_dns_request_duration_seconds",
-            help,
-            metrics.duration.clone(),
-        );
-        registry.register(
-            "coredns_cache_hits",
-            "The count of cache hits",
-            metrics.hits.clone(),
-        );
-        registry.register(
-            "coredns_cache_misses",
-            "The count of cache misses",
-            metrics.misses.clone(),
-        );
+        registry.register("coredns_dns_request_duration_seconds", help, metrics.duration.clone());
+        registry.register("coredns_cache_hits", "The count of cache hits", metrics.hits.clone());
+        registry.register("coredns_cache_misses", "The count of cache misses", metrics.misses.clone());
         registry.register(
             "coredns_cache_entries",
             "The number of elements in the cache",
@@ -114,23 +102,11 @@ impl Metrics {
             metrics.forwards.clone(),
         );
         let help = "Counter of responses received per upstream";
-        registry.register(
-            "coredns_forward_responses",
-            help,
-            metrics.forward_responses.clone(),
-        );
+        registry.register("coredns_forward_responses", help, metrics.forward_responses.clone());
         let help = "Histogram of the time each request took per upstream";
-        registry.register(
-            "coredns_forward_request_duration_seconds",
-            help,
-            metrics.forward_duration.clone(),
-        );
+        registry.register("coredns_forward_request_duration_seconds", help, metrics.forward_duration.clone());
         let help = "Counter of the number of queries rejected because the concurrent queries were at maximum";
-        registry.register(
-            "coredns_forward_max_concurrent_rejects",
-            help,
-            metrics.rejected.clone(),
-        );
+        registry.register("coredns_forward_max_concurrent_rejects", help, metrics.rejected.clone());
         drop(registry);
         metrics
     }
@@ -152,55 +128,26 @@ impl Metrics {
 
     pub(crate) fn request(&self, zone: &'static str, proto: &'static str, is_v6: bool, kind: &'static str) {
         let family = if is_v6 { "2" } else { "1" };
-        self.requests
-            .get_or_create(&Request {
-                server: SERVER,
-                zone,
-                proto,
-                family,
-                r#type: kind,
-            })
-            .inc();
+        self.requests.get_or_create(&Request { server: SERVER, zone, proto, family, r#type: kind }).inc();
     }
 
     pub(crate) fn response(&self, zone: &'static str, rcode: String, took: Duration) {
-        self.responses
-            .get_or_create(&Response {
-                server: SERVER,
-                zone,
-                rcode,
-            })
-            .inc();
-        self.duration
-            .get_or_create(&Served { server: SERVER, zone })
-            .observe(took.as_secs_f64());
+        self.responses.get_or_create(&Response { server: SERVER, zone, rcode }).inc();
+        self.duration.get_or_create(&Served { server: SERVER, zone }).observe(took.as_secs_f64());
     }
 
     pub(crate) fn cache_hit(&self, is_denial: bool) {
         let kind = if is_denial { "denial" } else { "success" };
-        self.hits
-            .get_or_create(&CacheLabels {
-                server: SERVER,
-                r#type: kind,
-            })
-            .inc();
+        self.hits.get_or_create(&CacheLabels { server: SERVER, r#type: kind }).inc();
     }
 
     pub(crate) fn cache_miss(&self) {
-        self.misses
-            .get_or_create(&Served {
-                server: SERVER,
-                zone: OTHER_ZONE,
-            })
-            .inc();
+        self.misses.get_or_create(&Served { server: SERVER, zone: OTHER_ZONE }).inc();
     }
 
     pub(crate) fn cache_entries(&self, success: usize, denial: usize) {
         for (kind, count) in [("success", success), ("denial", denial)] {
-            let gauge = self.entries.get_or_create(&CacheLabels {
-                server: SERVER,
-                r#type: kind,
-            });
+            let gauge = self.entries.get_or_create(&CacheLabels { server: SERVER, r#type: kind });
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
@@ -208,9 +155,7 @@ impl Metrics {
     pub(crate) fn forwarded(&self, to: String, rcode: Option<String>, took: Duration) {
         self.forwards.get_or_create(&To { to: to.clone() }).inc();
         if let Some(rcode) = rcode {
-            self.forward_duration
-                .get_or_create(&To { to: to.clone() })
-                .observe(took.as_secs_f64());
+            self.forward_duration.get_or_create(&To { to: to.clone() }).observe(took.as_secs_f64());
             self.forward_responses.get_or_create(&ToCode { to, rcode }).inc();
         }
     }

@@ -26,10 +26,7 @@ pub(crate) fn start(frame: &Frame, responder: &Arc<Responder>, config: &Arc<Conf
         let guard = frame.ready().guard(format!("dns-udp-{address}"));
         let (task, drain, queries) = (responder.clone(), frame.drain(), queries.clone());
         frame.spawn(format!("dns-udp-{address}"), async move {
-            let bound = bind(address, &drain, |address| async move {
-                UdpSocket::bind(address).await
-            })
-            .await;
+            let bound = bind(address, &drain, |address| async move { UdpSocket::bind(address).await }).await;
             if let Some(socket) = bound {
                 guard.set();
                 serve_udp(Arc::new(socket), &task, &queries, &drain).await;
@@ -40,10 +37,8 @@ pub(crate) fn start(frame: &Frame, responder: &Arc<Responder>, config: &Arc<Conf
         let (task, drain, connections) = (responder.clone(), frame.drain(), connections.clone());
         let idle = Duration::from_secs(u64::from(config.tcp_idle_seconds));
         frame.spawn(format!("dns-tcp-{address}"), async move {
-            let bound = bind(address, &drain, |address| async move {
-                TcpListener::bind(address).await
-            })
-            .await;
+            let bound =
+                bind(address, &drain, |address| async move { TcpListener::bind(address).await }).await;
             if let Some(listener) = bound {
                 guard.set();
                 serve_tcp(listener, &task, &connections, idle, &drain).await;
@@ -195,8 +190,6 @@ async fn serve_connection(
         let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
         let mut framed = length.to_be_bytes().to_vec();
         framed.extend_from_slice(&bytes[..usize::from(length)]);
-        tokio::time::timeout(idle, stream.write_all(&framed))
-            .await
-            .map_err(late)??;
+        tokio::time::timeout(idle, stream.write_all(&framed)).await.map_err(late)??;
     }
 }

@@ -27,10 +27,7 @@ impl Snapshots {
 
     #[cfg(test)]
     pub(crate) fn fixed(origin: Origin, zone: Option<Zone>) -> Self {
-        Self {
-            origin: Arc::new(origin),
-            current: Arc::new(ArcSwapOption::new(zone.map(Arc::new))),
-        }
+        Self { origin: Arc::new(origin), current: Arc::new(ArcSwapOption::new(zone.map(Arc::new))) }
     }
 }
 
@@ -42,10 +39,7 @@ pub(crate) fn start(frame: &Frame, watches: &NetworkWatches, origin: &Name, conf
         ttl_seconds: config.ttl_seconds,
         servers: config.listen.iter().map(std::net::SocketAddr::ip).collect(),
     };
-    let snapshots = Snapshots {
-        origin: Arc::new(origin),
-        current: Arc::default(),
-    };
+    let snapshots = Snapshots { origin: Arc::new(origin), current: Arc::default() };
     frame.dump("dns", {
         let snapshots = snapshots.clone();
         move || match snapshots.current() {
@@ -66,12 +60,7 @@ pub(crate) fn start(frame: &Frame, watches: &NetworkWatches, origin: &Name, conf
             serial = next_serial(serial);
             let zone = build(&watches, serial);
             let took = started.elapsed();
-            tracing::debug!(
-                serial,
-                services = zone.len(),
-                microseconds = took.as_micros(),
-                "zone built"
-            );
+            tracing::debug!(serial, services = zone.len(), microseconds = took.as_micros(), "zone built");
             built.current.store(Some(Arc::new(zone)));
             if !drain.sleep(took * 5).await {
                 return Ok(());
@@ -100,11 +89,6 @@ fn build(watches: &NetworkWatches, serial: u32) -> Zone {
 
 /// Seconds since the epoch, as CoreDNS, but never the same twice.
 fn next_serial(last: u32) -> u32 {
-    let seconds = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
-    u32::try_from(seconds & u64::from(u32::MAX))
-        .unwrap_or(0)
-        .max(last.wrapping_add(1))
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    u32::try_from(seconds & u64::from(u32::MAX)).unwrap_or(0).max(last.wrapping_add(1))
 }

@@ -19,10 +19,7 @@ pub(crate) type Upstreams = Arc<ArcSwap<Vec<SocketAddr>>>;
 /// Reads the list and, when it comes from resolv.conf, keeps it current.
 pub(crate) fn start(frame: &Frame, config: &Arc<Config>) -> Upstreams {
     if !config.upstreams.is_empty() {
-        return Arc::new(ArcSwap::from_pointee(without_own(
-            config.upstreams.clone(),
-            &config.listen,
-        )));
+        return Arc::new(ArcSwap::from_pointee(without_own(config.upstreams.clone(), &config.listen)));
     }
     let upstreams = Arc::new(ArcSwap::from_pointee(read(config)));
     let (current, config, drain) = (upstreams.clone(), config.clone(), frame.drain());
@@ -41,9 +38,7 @@ pub(crate) fn start(frame: &Frame, config: &Arc<Config>) -> Upstreams {
 }
 
 fn modified(config: &Config) -> Option<SystemTime> {
-    std::fs::metadata(&config.resolv_conf)
-        .and_then(|metadata| metadata.modified())
-        .ok()
+    std::fs::metadata(&config.resolv_conf).and_then(|metadata| metadata.modified()).ok()
 }
 
 fn read(config: &Config) -> Vec<SocketAddr> {
@@ -66,9 +61,7 @@ fn parse(text: &str) -> Vec<SocketAddr> {
         let keyword = words.next()?;
         // A zone suffix (fe80::1%eth0) is not needed to reach a name server of ours.
         let address = words.next()?.split('%').next()?;
-        (keyword == "nameserver")
-            .then(|| address.parse::<IpAddr>().ok())
-            .flatten()
+        (keyword == "nameserver").then(|| address.parse::<IpAddr>().ok()).flatten()
     });
     servers.map(|ip| SocketAddr::new(ip, 53)).take(MOST).collect()
 }
@@ -95,10 +88,7 @@ mod tests {
     fn resolv_conf_without_ourselves() {
         let text = "# c\nsearch a b\nnameserver 10.96.0.10\nnameserver 192.0.2.1\n  nameserver fe80::1%eth0\nnameserver x\noptions ndots:5\n";
         let own = ["10.96.0.10:53".parse().unwrap()];
-        let found: Vec<_> = without_own(parse(text), &own)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let found: Vec<_> = without_own(parse(text), &own).iter().map(ToString::to_string).collect();
         assert_eq!(found, ["192.0.2.1:53", "[fe80::1]:53"]);
     }
 }

@@ -1,5 +1,7 @@
 //! The server on loopback, asked by dig; the upstream is a second server of ours.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
@@ -47,26 +49,18 @@ fn dig(server: SocketAddr, words: &[&str]) -> String {
 }
 
 fn service(address: &str) -> Service {
-    Service {
-        cluster_ips: vec![address.parse().unwrap()],
-        ..Service::default()
-    }
+    Service { cluster_ips: vec![address.parse().unwrap()], ..Service::default() }
 }
 
 fn key(name: &str) -> Key {
-    Key {
-        namespace: "default".into(),
-        name: name.into(),
-    }
+    Key { namespace: "default".into(), name: name.into() }
 }
 
 #[test]
 fn answers_follow_the_watches_and_other_names_are_forwarded() {
     let (near, far) = (free_address(), free_address());
     let upstream_watches = NetworkWatches::detached(true);
-    upstream_watches
-        .services
-        .set(key("far"), Some(service("192.0.2.1")));
+    upstream_watches.services.set(key("far"), Some(service("192.0.2.1")));
     let upstream_config = Config {
         listen: vec![far],
         domain: "example.org".into(),
@@ -76,11 +70,7 @@ fn answers_follow_the_watches_and_other_names_are_forwarded() {
     let (upstream, upstream_thread) = serve(upstream_watches, upstream_config);
 
     let watches = NetworkWatches::detached(false);
-    let config = Config {
-        listen: vec![near],
-        upstreams: vec![far],
-        ..Config::default()
-    };
+    let config = Config { listen: vec![near], upstreams: vec![far], ..Config::default() };
     let (frame, thread) = serve(watches.clone(), config);
     let name = "web.default.svc.cluster.local";
     assert!(dig(near, &[name]).contains("status: SERVFAIL"), "not synced");
@@ -110,16 +100,11 @@ fn answers_follow_the_watches_and_other_names_are_forwarded() {
         );
     }
     assert!(
-        frame
-            .metrics_text()
-            .contains(r#"coredns_cache_hits_total{server="dns://:53",type="success"} 1"#),
+        frame.metrics_text().contains(r#"coredns_cache_hits_total{server="dns://:53",type="success"} 1"#),
         "{}",
         frame.metrics_text()
     );
-    assert!(
-        dig(near, &["elsewhere.example.net"]).contains("status: SERVFAIL"),
-        "no upstream knows"
-    );
+    assert!(dig(near, &["elsewhere.example.net"]).contains("status: SERVFAIL"), "no upstream knows");
     frame.shutdown();
     upstream.shutdown();
     thread.join().unwrap();

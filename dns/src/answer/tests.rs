@@ -9,15 +9,8 @@ use super::*;
 use crate::model::Origin;
 
 fn responder(is_synced: bool) -> Responder {
-    let config = Config {
-        reverse_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
-        ..Config::default()
-    };
-    let origin = Origin {
-        name: config.origin().unwrap(),
-        ttl_seconds: 5,
-        servers: Vec::new(),
-    };
+    let config = Config { reverse_cidrs: vec!["10.244.0.0/16".parse().unwrap()], ..Config::default() };
+    let origin = Origin { name: config.origin().unwrap(), ttl_seconds: 5, servers: Vec::new() };
     let endpoints = (0..200u8).map(|number| kube::Endpoint {
         addresses: vec![format!("10.244.0.{number}").parse().unwrap()],
         ready: true,
@@ -26,17 +19,9 @@ fn responder(is_synced: bool) -> Responder {
         hostname: None,
         node: None,
     });
-    let key = |name: &str| Key {
-        namespace: "d".into(),
-        name: name.into(),
-    };
+    let key = |name: &str| Key { namespace: "d".into(), name: name.into() };
     let service = |name: Option<&str>| kube::Service {
-        kind: if name.is_some() {
-            "ExternalName"
-        } else {
-            "ClusterIP"
-        }
-        .into(),
+        kind: if name.is_some() { "ExternalName" } else { "ClusterIP" }.into(),
         headless: name.is_none(),
         external_name: name.map(str::to_owned),
         ..kube::Service::default()
@@ -49,23 +34,11 @@ fn responder(is_synced: bool) -> Responder {
     ];
     let slice = (
         key("big-1"),
-        kube::EndpointSlice {
-            service: "big".into(),
-            endpoints: endpoints.collect(),
-            ports: Vec::new(),
-        },
+        kube::EndpointSlice { service: "big".into(), endpoints: endpoints.collect(), ports: Vec::new() },
     );
-    let zone = Zone::build(
-        services.iter().map(|(key, service)| (key, service)),
-        [(&slice.0, &slice.1)],
-        1,
-    );
+    let zone = Zone::build(services.iter().map(|(key, service)| (key, service)), [(&slice.0, &slice.1)], 1);
     let metrics = Metrics::new();
-    let forwarder = Forwarder::new(
-        Arc::new(ArcSwap::from_pointee(Vec::new())),
-        &config,
-        metrics.clone(),
-    );
+    let forwarder = Forwarder::new(Arc::new(ArcSwap::from_pointee(Vec::new())), &config, metrics.clone());
     let snapshots = Snapshots::fixed(origin.clone(), is_synced.then_some(zone));
     Responder::new(origin.name, snapshots, forwarder, metrics, &config)
 }
@@ -96,11 +69,7 @@ fn answer(responder: &Responder, bytes: &[u8], transport: Transport) -> (Message
 #[test]
 fn before_the_watches_are_synced_it_is_servfail() {
     let responder = responder(false);
-    for name in [
-        "big.d.svc.cluster.local.",
-        "nothing.cluster.local.",
-        "1.0.244.10.in-addr.arpa.",
-    ] {
+    for name in ["big.d.svc.cluster.local.", "nothing.cluster.local.", "1.0.244.10.in-addr.arpa."] {
         let (message, _) = answer(&responder, &query(name, RecordType::A, None), Transport::Udp);
         assert_eq!(message.metadata.response_code, ResponseCode::ServFail, "{name}");
     }
@@ -134,20 +103,12 @@ fn aliases_are_followed_inside_and_out_and_never_for_ever() {
     assert_eq!(inner.answers.len(), 201);
     assert_eq!(inner.answers[0].record_type(), RecordType::CNAME);
     assert_eq!(
-        ask("loop.d.svc.cluster.local.", RecordType::A)
-            .metadata
-            .response_code,
+        ask("loop.d.svc.cluster.local.", RecordType::A).metadata.response_code,
         ResponseCode::ServFail
     );
-    assert_eq!(
-        ask("outer.d.svc.cluster.local.", RecordType::CNAME).answers.len(),
-        1
-    );
+    assert_eq!(ask("outer.d.svc.cluster.local.", RecordType::CNAME).answers.len(), 1);
     let bytes = query("outer.d.svc.cluster.local.", RecordType::A, None);
-    assert!(matches!(
-        responder.step(&bytes, Transport::Udp, client()),
-        Step::Forward(_)
-    ));
+    assert!(matches!(responder.step(&bytes, Transport::Udp, client()), Step::Forward(_)));
 }
 
 #[test]
@@ -156,40 +117,25 @@ fn negative_answers_have_a_soa_and_reverse_names_stay_inside() {
     for (name, kind, code) in [
         ("none.cluster.local.", RecordType::A, ResponseCode::NXDomain),
         ("big.d.svc.cluster.local.", RecordType::MX, ResponseCode::NoError),
-        (
-            "9.9.244.10.in-addr.arpa.",
-            RecordType::PTR,
-            ResponseCode::NXDomain,
-        ),
+        ("9.9.244.10.in-addr.arpa.", RecordType::PTR, ResponseCode::NXDomain),
     ] {
         let (message, _) = answer(&responder, &query(name, kind, None), Transport::Udp);
         assert_eq!(message.metadata.response_code, code, "{name}");
         assert_eq!(message.authorities[0].record_type(), RecordType::SOA, "{name}");
     }
-    let (message, _) = answer(
-        &responder,
-        &query("7.0.244.10.in-addr.arpa.", RecordType::PTR, None),
-        Transport::Udp,
-    );
-    assert_eq!(
-        message.answers[0].data.to_string(),
-        "10-244-0-7.big.d.svc.cluster.local."
-    );
+    let (message, _) =
+        answer(&responder, &query("7.0.244.10.in-addr.arpa.", RecordType::PTR, None), Transport::Udp);
+    assert_eq!(message.answers[0].data.to_string(), "10-244-0-7.big.d.svc.cluster.local.");
     let bytes = query("1.1.1.1.in-addr.arpa.", RecordType::PTR, None);
-    assert!(matches!(
-        responder.step(&bytes, Transport::Udp, client()),
-        Step::Forward(_)
-    ));
+    assert!(matches!(responder.step(&bytes, Transport::Udp, client()), Step::Forward(_)));
 }
 
 #[tokio::test]
 async fn without_upstreams_other_names_are_servfail() {
     let responder = responder(true);
-    let Step::Forward(pending) = responder.step(
-        &query("example.com.", RecordType::A, None),
-        Transport::Udp,
-        client(),
-    ) else {
+    let Step::Forward(pending) =
+        responder.step(&query("example.com.", RecordType::A, None), Transport::Udp, client())
+    else {
         panic!("not forwarded")
     };
     let message = Message::from_vec(&responder.finish(*pending).await).unwrap();
@@ -203,25 +149,13 @@ fn what_is_no_query_is_refused_or_dropped() {
     let plain = query("big.d.svc.cluster.local.", RecordType::A, None);
     let mut response = plain.clone();
     response[2] |= 0x80;
-    assert!(matches!(
-        responder.step(&response, Transport::Udp, client()),
-        Step::Drop
-    ));
-    assert!(matches!(
-        responder.step(&plain[..11], Transport::Udp, client()),
-        Step::Drop
-    ));
+    assert!(matches!(responder.step(&response, Transport::Udp, client()), Step::Drop));
+    assert!(matches!(responder.step(&plain[..11], Transport::Udp, client()), Step::Drop));
     assert_eq!(code(&plain[..14]), ResponseCode::FormErr);
     let mut update = plain.clone();
     update[2] |= 5 << 3;
-    assert!(matches!(
-        code(&update),
-        ResponseCode::NotImp | ResponseCode::FormErr
-    ));
-    assert_eq!(
-        code(&query("cluster.local.", RecordType::AXFR, None)),
-        ResponseCode::Refused
-    );
+    assert!(matches!(code(&update), ResponseCode::NotImp | ResponseCode::FormErr));
+    assert_eq!(code(&query("cluster.local.", RecordType::AXFR, None)), ResponseCode::Refused);
     let mut future = Message::from_vec(&query("cluster.local.", RecordType::SOA, Some(1232))).unwrap();
     future.edns.as_mut().unwrap().set_version(1);
     let (message, _) = answer(&responder, &future.to_vec().unwrap(), Transport::Udp);

@@ -43,24 +43,12 @@ pub struct Answer {
 
 impl Answer {
     fn of(records: Vec<Record>) -> Self {
-        let found = if records.is_empty() {
-            Found::NoData
-        } else {
-            Found::Records
-        };
-        Self {
-            found,
-            records,
-            additionals: Vec::new(),
-            alias: None,
-        }
+        let found = if records.is_empty() { Found::NoData } else { Found::Records };
+        Self { found, records, additionals: Vec::new(), alias: None }
     }
 
     fn no_name() -> Self {
-        Self {
-            found: Found::NoName,
-            ..Self::of(Vec::new())
-        }
+        Self { found: Found::NoName, ..Self::of(Vec::new()) }
     }
 }
 
@@ -69,24 +57,14 @@ impl Origin {
     pub fn soa(&self, serial: u32) -> Record {
         let seconds = i32::try_from(self.ttl_seconds).unwrap_or(i32::MAX);
         let (server, contact) = (self.child(&["ns", "dns"]), self.child(&["hostmaster"]));
-        let soa = SOA::new(
-            server,
-            contact,
-            serial,
-            7200,
-            1800,
-            86400.max(seconds),
-            self.ttl_seconds,
-        );
+        let soa = SOA::new(server, contact, serial, 7200, 1800, 86400.max(seconds), self.ttl_seconds);
         Record::from_rdata(self.name.clone(), self.ttl_seconds, RData::SOA(soa))
     }
 
     fn child(&self, labels: &[&str]) -> Name {
         // Labels come from object names and addresses, which are shorter and plainer than DNS allows; one that is not makes the apex.
         let relative = Name::from_labels(labels.iter().map(|label| label.as_bytes()));
-        relative
-            .and_then(|name| name.append_domain(&self.name))
-            .unwrap_or_else(|_| self.name.clone())
+        relative.and_then(|name| name.append_domain(&self.name)).unwrap_or_else(|_| self.name.clone())
     }
 
     fn record(&self, name: &Name, data: RData) -> Record {
@@ -153,9 +131,7 @@ impl Zone {
         }
         // A cluster address has one name; a pod has one in each of its Services.
         let is_cluster_address = holders.first().is_some_and(|holder| holder.endpoint.is_none());
-        let named = holders
-            .iter()
-            .filter(|holder| !is_cluster_address || holder.endpoint.is_none());
+        let named = holders.iter().filter(|holder| !is_cluster_address || holder.endpoint.is_none());
         let targets: BTreeSet<Name> = named
             .map(|holder| match &holder.endpoint {
                 Some(label) => endpoint_name(origin, &holder.service, label),
@@ -163,10 +139,7 @@ impl Zone {
             })
             .collect();
         Some(Answer::of(
-            targets
-                .into_iter()
-                .map(|target| origin.record(name, RData::PTR(PTR(target))))
-                .collect(),
+            targets.into_iter().map(|target| origin.record(name, RData::PTR(PTR(target)))).collect(),
         ))
     }
 
@@ -204,11 +177,7 @@ fn service_answer(
     kind: RecordType,
 ) -> Answer {
     if let Target::External(target) = &service.target {
-        return if rest.is_empty() {
-            external(origin, target, name, kind)
-        } else {
-            Answer::no_name()
-        };
+        return if rest.is_empty() { external(origin, target, name, kind) } else { Answer::no_name() };
     }
     let is_empty_headless = service.target == Target::Headless && service.endpoints.is_empty();
     match rest {
@@ -218,19 +187,15 @@ fn service_answer(
         [] => match &service.target {
             Target::Cluster(ips) => Answer::of(origin.addresses(name, ips, kind)),
             _ => {
-                let ips: BTreeSet<_> = service
-                    .endpoints
-                    .values()
-                    .flat_map(|endpoint| &endpoint.ips)
-                    .collect();
+                let ips: BTreeSet<_> =
+                    service.endpoints.values().flat_map(|endpoint| &endpoint.ips).collect();
                 Answer::of(origin.addresses(name, ips, kind))
             }
         },
         [port, protocol] if is_service_label(port) && is_service_label(protocol) => {
             let (port, protocol) = (&port[1..], &protocol[1..]);
-            let answer = srv(origin, service, name, |found, transport| {
-                found == port && transport == protocol
-            });
+            let answer =
+                srv(origin, service, name, |found, transport| found == port && transport == protocol);
             match (answer.found, kind) {
                 (Found::NoData, _) => Answer::no_name(),
                 (_, RecordType::SRV | RecordType::ANY) => answer,
@@ -239,11 +204,7 @@ fn service_answer(
         }
         [protocol] if is_service_label(protocol) => {
             let exists = named_ports(service).any(|(_, transport)| **transport == protocol[1..]);
-            if exists {
-                Answer::of(Vec::new())
-            } else {
-                Answer::no_name()
-            }
+            if exists { Answer::of(Vec::new()) } else { Answer::no_name() }
         }
         [label] => match service.endpoints.get(*label) {
             Some(endpoint) if kind == RecordType::SRV => endpoint_srv(origin, service, endpoint, name),
@@ -263,9 +224,7 @@ fn named_ports(service: &Service) -> impl Iterator<Item = (&String, &&'static st
         Target::Headless => Box::new(service.endpoints.values().flat_map(|endpoint| &endpoint.ports)),
         _ => Box::new(service.ports.iter()),
     };
-    ports
-        .filter(|(name, _, _)| !name.is_empty())
-        .map(|(name, transport, _)| (name, transport))
+    ports.filter(|(name, _, _)| !name.is_empty()).map(|(name, transport, _)| (name, transport))
 }
 
 /// SRV records of the ports that `wanted` picks: one per port, for a headless Service one per port and endpoint.
@@ -274,19 +233,13 @@ fn srv(origin: &Origin, service: &Service, name: &Name, wanted: impl Fn(&str, &s
     match &service.target {
         Target::Cluster(ips) => {
             let target = service_name(origin, service);
-            let ports = service
-                .ports
-                .iter()
-                .filter(|(port, transport, _)| wanted(port, transport));
+            let ports = service.ports.iter().filter(|(port, transport, _)| wanted(port, transport));
             targets.extend(ports.map(|(_, _, number)| (*number, target.clone(), ips.clone())));
         }
         Target::Headless => {
             for endpoint in service.endpoints.values() {
                 let target = endpoint_name(origin, service, &endpoint.label);
-                let ports = endpoint
-                    .ports
-                    .iter()
-                    .filter(|(port, transport, _)| wanted(port, transport));
+                let ports = endpoint.ports.iter().filter(|(port, transport, _)| wanted(port, transport));
                 targets.extend(ports.map(|(_, _, number)| (*number, target.clone(), endpoint.ips.clone())));
             }
         }
@@ -297,10 +250,7 @@ fn srv(origin: &Origin, service: &Service, name: &Name, wanted: impl Fn(&str, &s
 
 fn endpoint_srv(origin: &Origin, service: &Service, endpoint: &Endpoint, name: &Name) -> Answer {
     let target = endpoint_name(origin, service, &endpoint.label);
-    let targets = endpoint
-        .ports
-        .iter()
-        .map(|(_, _, number)| (*number, target.clone(), endpoint.ips.clone()));
+    let targets = endpoint.ports.iter().map(|(_, _, number)| (*number, target.clone(), endpoint.ips.clone()));
     srv_records(origin, name, targets.collect())
 }
 
@@ -315,10 +265,7 @@ fn srv_records(origin: &Origin, name: &Name, targets: Vec<(u16, Name, Vec<IpAddr
         }
         records.push(origin.record(name, RData::SRV(SRV::new(0, weight, port, target))));
     }
-    Answer {
-        additionals,
-        ..Answer::of(records)
-    }
+    Answer { additionals, ..Answer::of(records) }
 }
 
 fn external(origin: &Origin, target: &str, name: &Name, kind: RecordType) -> Answer {
@@ -341,10 +288,7 @@ mod tests {
     use super::*;
 
     fn key(name: &str) -> Key {
-        Key {
-            namespace: "ns".into(),
-            name: name.into(),
-        }
+        Key { namespace: "ns".into(), name: name.into() }
     }
 
     fn service(change: impl FnOnce(&mut kube::Service)) -> kube::Service {
@@ -388,11 +332,7 @@ mod tests {
         kube::EndpointSlice {
             service: service.into(),
             endpoints,
-            ports: vec![kube::EndpointPort {
-                name: "http".into(),
-                protocol: Protocol::Tcp,
-                port: 8080,
-            }],
+            ports: vec![kube::EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
         }
     }
 
@@ -422,10 +362,7 @@ mod tests {
             ),
         ];
         let slices = [
-            (
-                key("web-1"),
-                slice("web", vec![endpoint("10.244.0.9", None, true)]),
-            ),
+            (key("web-1"), slice("web", vec![endpoint("10.244.0.9", None, true)])),
             (
                 key("db-1"),
                 slice(
@@ -437,10 +374,7 @@ mod tests {
                     ],
                 ),
             ),
-            (
-                key("eager-1"),
-                slice("eager", vec![endpoint("10.244.0.6", None, false)]),
-            ),
+            (key("eager-1"), slice("eager", vec![endpoint("10.244.0.6", None, false)])),
         ];
         let services = services.iter().map(|(key, service)| (key, service));
         Zone::build(services, slices.iter().map(|(key, slice)| (key, slice)), 7)
@@ -455,11 +389,7 @@ mod tests {
     }
 
     fn show(answer: &Answer) -> String {
-        let mut records: Vec<_> = answer
-            .records
-            .iter()
-            .map(|record| record.data.to_string())
-            .collect();
+        let mut records: Vec<_> = answer.records.iter().map(|record| record.data.to_string()).collect();
         records.sort();
         match answer.found {
             Found::Records => records.join(" | "),
@@ -484,21 +414,9 @@ mod tests {
             ("WEB.Ns.SVC", T::A, "10.96.0.7"),
             ("web.ns.svc", T::AAAA, "fd00::7"),
             ("web.ns.svc", T::MX, "NoData"),
-            (
-                "web.ns.svc",
-                T::SRV,
-                "0 50 53 web.ns.svc.cluster.local. | 0 50 80 web.ns.svc.cluster.local.",
-            ),
-            (
-                "_http._tcp.web.ns.svc",
-                T::SRV,
-                "0 100 80 web.ns.svc.cluster.local.",
-            ),
-            (
-                "_HTTP._TCP.web.ns.svc",
-                T::SRV,
-                "0 100 80 web.ns.svc.cluster.local.",
-            ),
+            ("web.ns.svc", T::SRV, "0 50 53 web.ns.svc.cluster.local. | 0 50 80 web.ns.svc.cluster.local."),
+            ("_http._tcp.web.ns.svc", T::SRV, "0 100 80 web.ns.svc.cluster.local."),
+            ("_HTTP._TCP.web.ns.svc", T::SRV, "0 100 80 web.ns.svc.cluster.local."),
             ("_http._tcp.web.ns.svc", T::A, "NoData"),
             ("_http._udp.web.ns.svc", T::SRV, "NoName"),
             ("_tcp.web.ns.svc", T::A, "NoData"),
@@ -535,11 +453,7 @@ mod tests {
                 format!("{name}.cluster.local.")
             })
             .unwrap();
-            assert_eq!(
-                show(&zone.answer(&origin, &name, kind)),
-                expected,
-                "{name} {kind}"
-            );
+            assert_eq!(show(&zone.answer(&origin, &name, kind)), expected, "{name} {kind}");
         }
     }
 
@@ -572,23 +486,13 @@ mod tests {
             "ns.dns.cluster.local. hostmaster.cluster.local. 7 7200 1800 86400 5"
         );
         let name = Name::from_ascii("out.ns.svc.cluster.local.").unwrap();
-        assert_eq!(
-            zone.answer(&origin, &name, RecordType::A)
-                .alias
-                .unwrap()
-                .to_ascii(),
-            "example.com."
-        );
+        assert_eq!(zone.answer(&origin, &name, RecordType::A).alias.unwrap().to_ascii(), "example.com.");
     }
 
     #[test]
     fn dashed_labels_begin_and_end_well() {
-        for (ip, label) in [
-            ("10.0.0.1", "10-0-0-1"),
-            ("::1", "0--1"),
-            ("fd00::", "fd00--0"),
-            ("::", "0--0"),
-        ] {
+        for (ip, label) in [("10.0.0.1", "10-0-0-1"), ("::1", "0--1"), ("fd00::", "fd00--0"), ("::", "0--0")]
+        {
             let ip: IpAddr = ip.parse().unwrap();
             assert_eq!(super::super::zone::dashed(ip), label);
             assert_eq!(undashed(label), Some(ip));

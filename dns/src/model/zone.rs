@@ -68,15 +68,9 @@ impl Zone {
     ) -> Self {
         let mut by_service: HashMap<(&str, &str), Vec<&kube::EndpointSlice>> = HashMap::new();
         for (key, slice) in slices {
-            by_service
-                .entry((&key.namespace, &slice.service))
-                .or_default()
-                .push(slice);
+            by_service.entry((&key.namespace, &slice.service)).or_default().push(slice);
         }
-        let mut zone = Self {
-            serial,
-            ..Self::default()
-        };
+        let mut zone = Self { serial, ..Self::default() };
         for (key, service) in services {
             let slices = by_service.get(&(key.namespace.as_str(), key.name.as_str()));
             if let Some(service) = build_service(key, service, slices.map(Vec::as_slice).unwrap_or_default())
@@ -91,20 +85,14 @@ impl Zone {
         let service = Arc::new(service);
         if let Target::Cluster(ips) = &service.target {
             for ip in ips {
-                let holder = Holder {
-                    service: service.clone(),
-                    endpoint: None,
-                };
+                let holder = Holder { service: service.clone(), endpoint: None };
                 // The Service's own name comes before those of endpoints.
                 self.reverse.entry(*ip).or_default().insert(0, holder);
             }
         }
         for endpoint in service.endpoints.values() {
             for ip in &endpoint.ips {
-                let holder = Holder {
-                    service: service.clone(),
-                    endpoint: Some(endpoint.label.clone()),
-                };
+                let holder = Holder { service: service.clone(), endpoint: Some(endpoint.label.clone()) };
                 self.reverse.entry(*ip).or_default().push(holder);
             }
         }
@@ -133,10 +121,7 @@ fn build_service(key: &Key, service: &kube::Service, slices: &[&kube::EndpointSl
     } else {
         Target::Cluster(service.cluster_ips.clone())
     };
-    let ports = service
-        .ports
-        .iter()
-        .map(|port| (port.name.to_lowercase(), port.protocol.name(), port.port));
+    let ports = service.ports.iter().map(|port| (port.name.to_lowercase(), port.protocol.name(), port.port));
     let mut endpoints: BTreeMap<String, Endpoint> = BTreeMap::new();
     for slice in slices {
         let ports: Vec<_> = slice
@@ -144,10 +129,7 @@ fn build_service(key: &Key, service: &kube::Service, slices: &[&kube::EndpointSl
             .iter()
             .map(|port| (port.name.to_lowercase(), port.protocol.name(), port.port))
             .collect();
-        let shown = slice
-            .endpoints
-            .iter()
-            .filter(|endpoint| endpoint.ready || service.publish_not_ready);
+        let shown = slice.endpoints.iter().filter(|endpoint| endpoint.ready || service.publish_not_ready);
         for endpoint in shown {
             add_endpoint(&mut endpoints, endpoint, &ports);
         }
@@ -205,8 +187,5 @@ pub(super) fn dashed(ip: IpAddr) -> String {
 /// The address that a dashed label stands for.
 pub(super) fn undashed(label: &str) -> Option<IpAddr> {
     let dotted = label.replace('-', ".");
-    dotted
-        .parse()
-        .ok()
-        .or_else(|| label.replace('-', ":").parse().ok())
+    dotted.parse().ok().or_else(|| label.replace('-', ":").parse().ok())
 }

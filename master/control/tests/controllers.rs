@@ -1,5 +1,7 @@
 //! The controllers against the real API server, in process.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod harness;
 
 use std::collections::BTreeSet;

@@ -3,9 +3,9 @@
 //! Invariant: Services without a selector are left alone, but for mirroring; `default/kubernetes` is the API server's own.
 
 mod plan;
+mod unseen;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as core;
@@ -15,6 +15,7 @@ use kube::Api;
 use orlop_kube::Key;
 use orlop_kube::network::SERVICE_NAME_LABEL;
 use plan::{Address, SliceContent};
+use unseen::Unseen;
 
 use crate::Context;
 use crate::api::{self, Act as _, ApplyError};
@@ -37,9 +38,6 @@ struct Controller {
     context: Context,
     unseen: Unseen,
 }
-
-/// Slices just written, with the Service they belong to; a plan waits until the watch has caught up, else it would double them.
-type Unseen = Arc<Mutex<HashMap<Key, (Key, u64)>>>;
 
 /// Starts the workers and their routes.
 pub(crate) fn start(context: &Context, routes: &mut Routes) {
@@ -75,7 +73,7 @@ fn add_routes(context: &Context, routes: &mut Routes, queue: &Arc<WorkQueue>, un
     routes.slices.on({
         let (queue, unseen) = (queue.clone(), unseen.clone());
         move |key, old, new| {
-            unseen.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+            unseen.seen(key);
             for slice in old.into_iter().chain(new) {
                 if let Some(name) = slice.meta.labels.get(SERVICE_NAME_LABEL) {
                     queue.add(Key { namespace: key.namespace.clone(), name: name.clone() });
@@ -86,10 +84,8 @@ fn add_routes(context: &Context, routes: &mut Routes, queue: &Arc<WorkQueue>, un
     routes.pods.on({
         let (queue, services) = (queue.clone(), context.watches.services.clone());
         move |key, old, new| {
-            if let (Some(old), Some(new)) = (old, new) {
-                if !matters(old, new) {
-                    return;
-                }
+            if old.zip(new).is_some_and(|(old, new)| !matters(old, new)) {
+                return;
             }
             for service in watch::in_namespace(&services, &key.namespace) {
                 let selected =
@@ -235,10 +231,9 @@ impl Controller {
         families: &[(String, Vec<Address>)],
     ) -> Result<Next, ApplyError> {
         let namespace = &service.meta.namespace;
-        let (waiting, existing) = self.own_slices(namespace, &service.meta.name, manager);
-        if waiting {
+        let Some(existing) = self.own_slices(namespace, &service.meta.name, manager) else {
             return Ok(Next::After(ECHO));
-        }
+        };
         let mut plan = plan::plan_slices(&existing, families);
         let api: Api<discovery::EndpointSlice> = Api::namespaced(self.context.client.clone(), namespace);
         let labels = slice_labels(source, service, manager);
@@ -274,20 +269,21 @@ impl Controller {
         Ok(Next::Done)
     }
 
-    /// Whether a write of ours has not come back yet, and the slices as watched.
-    fn own_slices(&self, namespace: &str, service: &str, manager: &str) -> (bool, Vec<Arc<EndpointSlice>>) {
-        let slices: Vec<_> = watch::in_namespace(&self.context.watches.slices, namespace)
-            .into_iter()
-            .filter(|slice| {
+    /// The slices as watched; `None` while a write of ours has not come back. Asked before the slices are read: an echo that came
+    /// earlier is then among them.
+    fn own_slices(&self, namespace: &str, service: &str, manager: &str) -> Option<Vec<Arc<EndpointSlice>>> {
+        let key = Key { namespace: namespace.to_owned(), name: service.to_owned() };
+        if self.unseen.holds_any_of(&key) {
+            return None;
+        }
+        let slices =
+            watch::in_namespace(&self.context.watches.slices, namespace).into_iter().filter(|slice| {
                 let label = |key: &str| slice.meta.labels.get(key).map(String::as_str);
                 label(SERVICE_NAME_LABEL) == Some(service)
                     && label(MANAGED_BY) == Some(manager)
                     && slice.meta.deleting.is_none()
-            })
-            .collect();
-        let unseen = self.unseen.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiting = unseen.values().any(|(key, _)| key.namespace == namespace && key.name == service);
-        (waiting, slices)
+            });
+        Some(slices.collect())
     }
 
     /// Remembers a write until the watch shows it; an echo that was skipped is forgotten after a while.
@@ -295,25 +291,18 @@ impl Controller {
         let service = Key { namespace: service.namespace.clone(), name: service.name.clone() };
         let key = Key { namespace: service.namespace.clone(), name: name.to_owned() };
         let ticket = rand::random::<u64>();
-        let lock = |unseen: &Unseen, act: &dyn Fn(&mut HashMap<Key, (Key, u64)>)| {
-            act(&mut unseen.lock().unwrap_or_else(PoisonError::into_inner));
-        };
-        lock(&self.unseen, &|unseen| drop(unseen.insert(key.clone(), (service.clone(), ticket))));
+        self.unseen.add(&key, service, ticket);
         // The watch may have been quicker than the answer. Asked after the insertion, so that one of both sees the other.
         let watched = self.context.watches.slices.get(&key).map(|slice| slice.meta.resource_version.clone());
         if watched.unwrap_or_default() != version_before {
-            lock(&self.unseen, &|unseen| drop(unseen.remove(&key)));
+            self.unseen.seen(&key);
             return;
         }
         let (unseen, drain) = (self.unseen.clone(), self.context.frame.drain());
         // Bounded by the slices written within the echo time; ends by itself.
         tokio::spawn(async move {
             drain.sleep(ECHO).await;
-            lock(&unseen, &|unseen| {
-                if unseen.get(&key).is_some_and(|(_, latest)| *latest == ticket) {
-                    unseen.remove(&key);
-                }
-            });
+            unseen.expire(&key, ticket);
         });
     }
 }

@@ -93,10 +93,10 @@ fn pod_route(
         }
         // A pod that was released or taken over concerns its former controller too.
         let former = old.and_then(|old| old.meta.controller()).filter(|owner| owner.kind == KIND);
-        if let (Some(owner), Some(new)) = (former, new) {
-            if new.meta.controller().is_none_or(|controller| controller.uid != owner.uid) {
-                queue.add(Key { namespace: new.meta.namespace.clone(), name: owner.name.clone() });
-            }
+        if let (Some(owner), Some(new)) = (former, new)
+            && new.meta.controller().is_none_or(|controller| controller.uid != owner.uid)
+        {
+            queue.add(Key { namespace: new.meta.namespace.clone(), name: owner.name.clone() });
         }
     }
 }
