@@ -24,12 +24,7 @@ pub(crate) enum Mode {
     /// Only listens to events.
     Events,
     /// Follows a container's first process.
-    Attach {
-        container: String,
-        stdin: bool,
-        stdout: bool,
-        stderr: bool,
-    },
+    Attach { container: String, stdin: bool, stdout: bool, stderr: bool },
     /// Owns an exec'd process.
     Exec { process: u64 },
     /// Is a TCP connection.
@@ -73,11 +68,7 @@ impl Connection {
         match self.stream.read(&mut chunk) {
             Ok(0) => self.ended = true,
             Ok(count) => self.input.extend_from_slice(&chunk[..count]),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(_) => self.broken = true,
         }
     }
@@ -110,10 +101,7 @@ impl Connection {
         match encode(value) {
             Ok(frame) => self.output.extend_from_slice(&frame),
             Err(error) => {
-                let refusal = Response::Error {
-                    kind: ErrorKind::Failed,
-                    message: error.to_string(),
-                };
+                let refusal = Response::Error { kind: ErrorKind::Failed, message: error.to_string() };
                 self.output.extend(encode(&refusal).unwrap_or_default());
             }
         }

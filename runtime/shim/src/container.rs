@@ -111,11 +111,7 @@ impl Container {
 /// Ids become directory and cgroup names.
 pub(crate) fn is_valid_id(id: &str) -> bool {
     let first = id.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    first
-        && id.len() <= 128
-        && id
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+    first && id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
 }
 
 /// `linux.cgroupsPath` alone, so that the whole configuration is not kept in memory.
@@ -131,10 +127,7 @@ pub(crate) fn cgroup_path(config: &Path, id: &str) -> anyhow::Result<String> {
     }
     let text = std::fs::read(config)?;
     let config: Config = serde_json::from_slice(&text)?;
-    Ok(config
-        .linux
-        .and_then(|linux| linux.cgroups_path)
-        .unwrap_or_else(|| format!("/{id}")))
+    Ok(config.linux.and_then(|linux| linux.cgroups_path).unwrap_or_else(|| format!("/{id}")))
 }
 
 #[cfg(test)]

@@ -40,11 +40,7 @@ mod tests {
     fn comes_back() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(read(directory.path()).unwrap(), None);
-        let exit = ExitStatus {
-            code: 137,
-            finished_at: 5,
-            oom_killed: true,
-        };
+        let exit = ExitStatus { code: 137, finished_at: 5, oom_killed: true };
         write(directory.path(), &exit).unwrap();
         assert_eq!(read(directory.path()).unwrap(), Some(exit));
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);

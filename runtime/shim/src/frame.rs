@@ -113,10 +113,7 @@ mod tests {
                 seen.push(serde_json::from_slice::<Request>(&body).unwrap());
             }
         }
-        assert!(matches!(
-            seen[..],
-            [Request::State, Request::Hello { version: 7 }]
-        ));
+        assert!(matches!(seen[..], [Request::State, Request::Hello { version: 7 }]));
         assert!(input.is_empty());
     }
 
@@ -125,14 +122,8 @@ mod tests {
         let mut bytes = Vec::new();
         write_stream_frame(&mut bytes, 1, b"hello").unwrap();
         write_stream_frame(&mut bytes, 2, b"").unwrap();
-        assert_eq!(
-            read_stream_frame(&mut &bytes[..]).unwrap(),
-            (1, b"hello".to_vec())
-        );
-        assert_eq!(
-            take_stream_frame(&mut bytes).unwrap(),
-            Some((1, b"hello".to_vec()))
-        );
+        assert_eq!(read_stream_frame(&mut &bytes[..]).unwrap(), (1, b"hello".to_vec()));
+        assert_eq!(take_stream_frame(&mut bytes).unwrap(), Some((1, b"hello".to_vec())));
         assert_eq!(take_stream_frame(&mut bytes).unwrap(), Some((2, Vec::new())));
         assert_eq!(take_stream_frame(&mut bytes).unwrap(), None);
     }

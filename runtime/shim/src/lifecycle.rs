@@ -49,9 +49,7 @@ impl Shim {
             return;
         }
         if self.reaper == Some(pid) {
-            say(&format!(
-                "the reaper of the shared PID namespace ended with code {code}"
-            ));
+            say(&format!("the reaper of the shared PID namespace ended with code {code}"));
             self.reaper = None;
         }
         // Set-up's own helpers and orphans end here too.
@@ -59,19 +57,13 @@ impl Shim {
         if self.unclaimed.len() > UNCLAIMED_LIMIT {
             self.unclaimed.pop_front();
         }
-        if self
-            .find(|running| matches!(running.stage, Stage::Preparing { .. }))
-            .is_none()
-        {
+        if self.find(|running| matches!(running.stage, Stage::Preparing { .. })).is_none() {
             self.unclaimed.clear();
         }
     }
 
     fn find(&self, matches: impl Fn(&Running) -> bool) -> Option<u64> {
-        self.processes
-            .iter()
-            .find(|(_, running)| matches(running))
-            .map(|(key, _)| *key)
+        self.processes.iter().find(|(_, running)| matches(running)).map(|(key, _)| *key)
     }
 
     pub(crate) fn answer_ready(&mut self, key: u64) {
@@ -91,19 +83,13 @@ impl Shim {
         let Some(pid) = answer.pid else {
             self.fail_preparation(
                 key,
-                answer
-                    .error
-                    .unwrap_or_else(|| "the set-up child said nothing".to_owned()),
+                answer.error.unwrap_or_else(|| "the set-up child said nothing".to_owned()),
             );
             return;
         };
         running.pid = Some(pid);
         running.deadline = running.time_limit;
-        running.stage = if running.is_init() {
-            Stage::Waiting
-        } else {
-            Stage::Starting
-        };
+        running.stage = if running.is_init() { Stage::Waiting } else { Stage::Starting };
         if let Console::Listener(listener) = &running.console {
             running.console = match listener.accept() {
                 Ok((stream, _)) if stream.set_nonblocking(true).is_ok() => Console::Socket(stream.into()),
@@ -267,28 +253,15 @@ impl Shim {
         let Some(running) = self.processes.remove(&key) else {
             return;
         };
-        let exit = ExitStatus {
-            code,
-            finished_at: at,
-            oom_killed: false,
-        };
+        let exit = ExitStatus { code, finished_at: at, oom_killed: false };
         match running.role {
             Role::Init => self.finish_container(&running.container, exit),
             Role::Session { connection } => self.end_session(connection, &exit),
-            Role::Collected {
-                connection,
-                stdout,
-                stderr,
-                timed_out,
-            } => {
+            Role::Collected { connection, stdout, stderr, timed_out } => {
                 use base64::Engine as _;
                 let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
-                let response = Response::ExecSync {
-                    stdout: encode(&stdout),
-                    stderr: encode(&stderr),
-                    exit,
-                    timed_out,
-                };
+                let response =
+                    Response::ExecSync { stdout: encode(&stdout), stderr: encode(&stderr), exit, timed_out };
                 self.answer(connection, &response);
             }
         }
@@ -317,11 +290,7 @@ impl Shim {
             self.answer(stopper, &Response::Ok);
         }
         for starter in starters {
-            self.refuse(
-                starter,
-                ErrorKind::WrongState,
-                format!("container {id} ended before it started"),
-            );
+            self.refuse(starter, ErrorKind::WrongState, format!("container {id} ended before it started"));
         }
         if wants_removal {
             self.begin_removal(id);
@@ -331,10 +300,7 @@ impl Shim {
     pub(crate) fn begin_removal(&mut self, id: &str) {
         let now = Instant::now();
         if let Some(container) = self.containers.get_mut(id) {
-            container.removal = Some(Removal {
-                next_try: now,
-                give_up_at: now + REMOVAL_LIMIT,
-            });
+            container.removal = Some(Removal { next_try: now, give_up_at: now + REMOVAL_LIMIT });
             self.try_removal(id, now);
         }
     }
@@ -385,28 +351,16 @@ impl Shim {
             self.answer(key, &Response::Ok);
         }
         for key in container.creators {
-            self.refuse(
-                key,
-                ErrorKind::Failed,
-                container.failure.clone().unwrap_or_default(),
-            );
+            self.refuse(key, ErrorKind::Failed, container.failure.clone().unwrap_or_default());
         }
     }
 
     /// The earliest thing that must happen without a descriptor's help.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        let of_processes = self
-            .processes
-            .values()
-            .flat_map(|running| [running.deadline, running.drain_until]);
+        let of_processes =
+            self.processes.values().flat_map(|running| [running.deadline, running.drain_until]);
         let of_containers = self.containers.values().flat_map(|container| {
-            let stop = container.stop.map(|stop| {
-                if stop.killed {
-                    stop.give_up_at
-                } else {
-                    stop.kill_at
-                }
-            });
+            let stop = container.stop.map(|stop| if stop.killed { stop.give_up_at } else { stop.kill_at });
             [stop, container.removal.map(|removal| removal.next_try)]
         });
         let of_end = self.ending.map(|ending| ending.give_up_at);
@@ -479,11 +433,7 @@ impl Shim {
         } else if stop.killed && now >= stop.give_up_at {
             container.stop = None;
             for stopper in std::mem::take(&mut container.stoppers) {
-                self.refuse(
-                    stopper,
-                    ErrorKind::Failed,
-                    format!("container {id} does not die of SIGKILL"),
-                );
+                self.refuse(stopper, ErrorKind::Failed, format!("container {id} does not die of SIGKILL"));
             }
         }
     }
@@ -496,9 +446,7 @@ impl Shim {
         }
         if let Some(reaper) = self.reaper.take() {
             let _ = send(reaper, libc::SIGKILL);
-            let pid = i32::try_from(reaper)
-                .ok()
-                .and_then(rustix::process::Pid::from_raw);
+            let pid = i32::try_from(reaper).ok().and_then(rustix::process::Pid::from_raw);
             let _ = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty());
         }
         let own = self.hierarchies.cgroup(&self.config.cgroup);

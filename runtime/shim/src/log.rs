@@ -81,10 +81,7 @@ pub(crate) struct ContainerLog {
 impl ContainerLog {
     /// Opens the file; no path keeps no log.
     pub(crate) fn open(path: Option<PathBuf>) -> io::Result<Self> {
-        let mut log = Self {
-            path,
-            ..Self::default()
-        };
+        let mut log = Self { path, ..Self::default() };
         log.reopen()?;
         Ok(log)
     }
@@ -92,11 +89,7 @@ impl ContainerLog {
     /// Opens the file anew, between lines. The old one stays in use when that fails.
     pub(crate) fn reopen(&mut self) -> io::Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o640)
-            .open(path)?;
+        let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
         self.file = Some(file);
         self.torn = false;
         Ok(())
@@ -124,10 +117,7 @@ impl ContainerLog {
         self.stderr.finish(&stamp, "stderr", &mut out);
         self.append(&out);
         if self.dropped > 0 {
-            crate::say(&format!(
-                "log {:?}: {} lines could not be written",
-                self.path, self.dropped
-            ));
+            crate::say(&format!("log {:?}: {} lines could not be written", self.path, self.dropped));
             self.dropped = 0;
         }
     }
@@ -204,10 +194,7 @@ mod tests {
             .lines()
             .map(|line| (line.chars().nth(9).unwrap(), line.len() - "T stdout F ".len()))
             .collect();
-        assert_eq!(
-            sizes,
-            [('P', PIECE_LIMIT_BYTES), ('P', PIECE_LIMIT_BYTES), ('F', 5)]
-        );
+        assert_eq!(sizes, [('P', PIECE_LIMIT_BYTES), ('P', PIECE_LIMIT_BYTES), ('F', 5)]);
         let exact = vec![b'x'; PIECE_LIMIT_BYTES];
         assert_eq!(feed(&[&exact, b"\n"]).lines().count(), 1);
     }
@@ -222,18 +209,9 @@ mod tests {
         log.write(Stream::Stderr, b"two\n");
         log.reopen().unwrap();
         log.write(Stream::Stdout, b"three\n");
-        assert_eq!(
-            std::fs::read_to_string(directory.path().join("old"))
-                .unwrap()
-                .lines()
-                .count(),
-            2
-        );
+        assert_eq!(std::fs::read_to_string(directory.path().join("old")).unwrap().lines().count(), 2);
         let text = std::fs::read_to_string(&path).unwrap();
-        assert!(
-            text.ends_with(" stdout F three\n") && text.contains("T") && text.contains("Z "),
-            "{text}"
-        );
+        assert!(text.ends_with(" stdout F three\n") && text.contains("T") && text.contains("Z "), "{text}");
         log.file = Some(OpenOptions::new().append(true).open("/dev/full").unwrap());
         log.write(Stream::Stdout, b"lost\nlost\n");
         assert_eq!(log.dropped, 2);

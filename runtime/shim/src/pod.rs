@@ -47,13 +47,8 @@ fn mount_shared_memory(config: &ShimConfig) -> anyhow::Result<()> {
 
 /// Only settings that live in a namespace of the pod's own; anything else would be the machine's.
 fn sysctl_path(name: &str, config: &ShimConfig) -> anyhow::Result<std::path::PathBuf> {
-    const OF_IPC: [&str; 5] = [
-        "kernel.shm",
-        "kernel.msg",
-        "kernel.sem",
-        "kernel.shm_rmid_forced",
-        "fs.mqueue.",
-    ];
+    const OF_IPC: [&str; 5] =
+        ["kernel.shm", "kernel.msg", "kernel.sem", "kernel.shm_rmid_forced", "fs.mqueue."];
     let dotted = name.replace('/', ".");
     let own = if dotted.starts_with("net.") {
         config.new_network_namespace
@@ -77,11 +72,7 @@ fn sysctl_path(name: &str, config: &ShimConfig) -> anyhow::Result<std::path::Pat
             }
         })
         .collect();
-    if !own
-        || path
-            .split('/')
-            .any(|part| part.is_empty() || part == "." || part == "..")
-    {
+    if !own || path.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
         bail!("sysctl {name} is not one of the pod's own namespaces");
     }
     Ok(Path::new("/proc/sys").join(path))
@@ -106,22 +97,12 @@ mod tests {
         };
         let path =
             |name: &str, config: &ShimConfig| sysctl_path(name, config).ok().map(|p| p.display().to_string());
-        assert_eq!(
-            path("net.ipv4.ip_forward", &config).unwrap(),
-            "/proc/sys/net/ipv4/ip_forward"
-        );
+        assert_eq!(path("net.ipv4.ip_forward", &config).unwrap(), "/proc/sys/net/ipv4/ip_forward");
         assert_eq!(
             path("net.ipv4.conf.eth0/1.arp_ignore", &config).unwrap(),
             "/proc/sys/net/ipv4/conf/eth0.1/arp_ignore"
         );
-        for name in [
-            "kernel.shmmax",
-            "vm.swappiness",
-            "kernel.panic",
-            "net.//.kernel.panic",
-            "net..x",
-            "",
-        ] {
+        for name in ["kernel.shmmax", "vm.swappiness", "kernel.panic", "net.//.kernel.panic", "net..x", ""] {
             assert_eq!(path(name, &config), None, "{name}");
         }
         config.new_ipc_namespace = true;

@@ -110,25 +110,13 @@ impl Forward {
 
 fn refused(port: u16, errno: Errno) -> io::Error {
     let error = io::Error::from(errno);
-    io::Error::new(
-        error.kind(),
-        format!("failed to connect to port {port} of the pod: {error}"),
-    )
+    io::Error::new(error.kind(), format!("failed to connect to port {port} of the pod: {error}"))
 }
 
 /// A socket and whether it is still connecting.
 fn begin(address: SocketAddr) -> Result<(OwnedFd, bool), Errno> {
-    let family = if address.is_ipv4() {
-        AddressFamily::INET
-    } else {
-        AddressFamily::INET6
-    };
-    let socket = socket_with(
-        family,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )?;
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     match connect(&socket, &address) {
         Ok(()) => Ok((socket, false)),
         Err(Errno::INPROGRESS) => Ok((socket, true)),

@@ -40,28 +40,18 @@ impl Shim {
     /// Does a request; the answer comes now or when the work is done.
     pub(crate) fn request(&mut self, key: u64, request: Request) {
         let done = match request {
-            Request::Hello { .. } => Ok(Some(Response::Hello {
-                version: VERSION,
-                pid: std::process::id(),
-            })),
+            Request::Hello { .. } => Ok(Some(Response::Hello { version: VERSION, pid: std::process::id() })),
             Request::State => Ok(Some(Response::State(self.state()))),
             Request::Create(request) => self.create(key, *request),
             Request::Start { id } => self.start(key, &id),
             Request::Signal { id, signal, all } => self.signal(&id, signal, all),
             Request::Stop { id, grace_millis } => self.stop(key, &id, Duration::from_millis(grace_millis)),
             Request::Remove { id } => self.remove(key, &id),
-            Request::ExecSync {
-                id,
-                process,
-                timeout_millis,
-            } => self.exec_sync(key, &id, &process, timeout_millis),
+            Request::ExecSync { id, process, timeout_millis } => {
+                self.exec_sync(key, &id, &process, timeout_millis)
+            }
             Request::Exec { id, process } => self.exec_session(key, &id, &process),
-            Request::Attach {
-                id,
-                stdin,
-                stdout,
-                stderr,
-            } => self.attach(key, &id, stdin, stdout, stderr),
+            Request::Attach { id, stdin, stdout, stderr } => self.attach(key, &id, stdin, stdout, stderr),
             Request::PortForward { port } => self.port_forward(key, port),
             Request::ReopenLog { id } => self.reopen_log(&id),
             Request::Stats { id } => self.stats(&id),
@@ -82,10 +72,7 @@ impl Shim {
     }
 
     fn state(&self) -> ShimState {
-        let known = self
-            .containers
-            .values()
-            .filter(|container| !container.is_unborn());
+        let known = self.containers.values().filter(|container| !container.is_unborn());
         ShimState {
             sandbox_id: self.config.sandbox_id.clone(),
             containers: known.map(Container::state).collect(),
@@ -94,10 +81,7 @@ impl Shim {
 
     fn create(&mut self, key: u64, request: CreateContainer) -> Result<Option<Response>, Refusal> {
         if !is_valid_id(&request.id) {
-            return Err((
-                ErrorKind::Invalid,
-                format!("{:?} is not a container id", request.id),
-            ));
+            return Err((ErrorKind::Invalid, format!("{:?} is not a container id", request.id)));
         }
         if self.ending.is_some() {
             return Err((ErrorKind::WrongState, "the pod is ending".to_owned()));
@@ -175,15 +159,10 @@ impl Shim {
         let init = container.init.and_then(|init| self.processes.get_mut(&init));
         let Some(init) = init.filter(|init| matches!(init.stage, Stage::Waiting) && init.exited.is_none())
         else {
-            return Err((
-                ErrorKind::WrongState,
-                format!("container {id} is not waiting to be started"),
-            ));
+            return Err((ErrorKind::WrongState, format!("container {id} is not waiting to be started")));
         };
         let directory = container.work().join("state").join(id);
-        notify(&directory)
-            .context("failed to start the container")
-            .map_err(|error| failed(&error))?;
+        notify(&directory).context("failed to start the container").map_err(|error| failed(&error))?;
         init.stage = Stage::Starting;
         container.starters.push(key);
         Ok(None)
@@ -194,15 +173,12 @@ impl Shim {
         if !(1..=64).contains(&signal) {
             return Err((ErrorKind::Invalid, format!("{signal} is not a signal")));
         }
-        let pid = container
-            .pid
-            .ok_or_else(|| (ErrorKind::WrongState, format!("container {id} does not run")))?;
+        let pid =
+            container.pid.ok_or_else(|| (ErrorKind::WrongState, format!("container {id} does not run")))?;
         if all {
             container.cgroup.signal(signal);
         } else {
-            send(pid, signal)
-                .context("failed to send the signal")
-                .map_err(|error| failed(&error))?;
+            send(pid, signal).context("failed to send the signal").map_err(|error| failed(&error))?;
         }
         Ok(Some(Response::Ok))
     }
@@ -214,23 +190,13 @@ impl Shim {
         }
         let now = Instant::now();
         // A container that was never started has nothing to say to a polite signal.
-        let grace = if container.phase == Phase::Created {
-            Duration::ZERO
-        } else {
-            grace
-        };
-        let kill_at = now
-            .checked_add(grace)
-            .unwrap_or(now + Duration::from_secs(u64::from(u32::MAX)));
+        let grace = if container.phase == Phase::Created { Duration::ZERO } else { grace };
+        let kill_at = now.checked_add(grace).unwrap_or(now + Duration::from_secs(u64::from(u32::MAX)));
         container.stoppers.push(key);
         match &mut container.stop {
             Some(stop) => stop.kill_at = stop.kill_at.min(kill_at),
             None => {
-                container.stop = Some(Stop {
-                    kill_at,
-                    killed: false,
-                    give_up_at: kill_at + DEATH_LIMIT,
-                });
+                container.stop = Some(Stop { kill_at, killed: false, give_up_at: kill_at + DEATH_LIMIT });
                 if let Some(pid) = container.pid.filter(|_| !grace.is_zero()) {
                     // Gone just now is what we want.
                     let _ = send(pid, container.request.stop_signal);
@@ -278,12 +244,8 @@ impl Shim {
             stdout: true,
             stderr: true,
         };
-        let role = Role::Collected {
-            connection: key,
-            stdout: Vec::new(),
-            stderr: Vec::new(),
-            timed_out: false,
-        };
+        let role =
+            Role::Collected { connection: key, stdout: Vec::new(), stderr: Vec::new(), timed_out: false };
         let process_key = self.exec(id, &process, role)?;
         if let (Some(running), Some(timeout)) = (self.processes.get_mut(&process_key), timeout) {
             running.deadline = running.deadline.min(Instant::now().checked_add(timeout));
@@ -310,8 +272,7 @@ impl Shim {
             return Err((ErrorKind::Invalid, "no program to run".to_owned()));
         }
         let config = container.config();
-        self.begin_exec(id, pid, config, process, role)
-            .map_err(|error| failed(&error))
+        self.begin_exec(id, pid, config, process, role).map_err(|error| failed(&error))
     }
 
     fn begin_exec(
@@ -347,10 +308,8 @@ impl Shim {
         };
         let mut keep = streams.theirs();
         keep.extend(theirs.as_ref().map(AsFd::as_fd));
-        let setup_pid = self
-            .program
-            .start("exec", &request, &keep)
-            .context("failed to start the set-up child")?;
+        let setup_pid =
+            self.program.start("exec", &request, &keep).context("failed to start the set-up child")?;
         let key = self.new_key();
         let running = streams.into_running(id, role, setup_pid, ours);
         self.processes.insert(key, running);
@@ -374,12 +333,7 @@ impl Shim {
             return Err((ErrorKind::WrongState, format!("container {id} has ended")));
         }
         if let Some(connection) = self.connections.get_mut(&key) {
-            connection.mode = Mode::Attach {
-                container: id.to_owned(),
-                stdin,
-                stdout,
-                stderr,
-            };
+            connection.mode = Mode::Attach { container: id.to_owned(), stdin, stdout, stderr };
         }
         Ok(Some(Response::Ok))
     }
@@ -395,11 +349,7 @@ impl Shim {
 
     fn reopen_log(&mut self, id: &str) -> Result<Option<Response>, Refusal> {
         let container = self.containers.get_mut(id).ok_or_else(|| not_found(id))?;
-        container
-            .log
-            .reopen()
-            .context("failed to open the log")
-            .map_err(|error| failed(&error))?;
+        container.log.reopen().context("failed to open the log").map_err(|error| failed(&error))?;
         Ok(Some(Response::Ok))
     }
 
@@ -421,9 +371,7 @@ impl Shim {
             .containers
             .values()
             .filter(|container| container.exit.is_some())
-            .map(|container| Event {
-                container: container.state(),
-            })
+            .map(|container| Event { container: container.state() })
             .collect();
         self.answer(key, &Response::Ok);
         if let Some(connection) = self.connections.get_mut(&key) {
@@ -435,10 +383,7 @@ impl Shim {
     }
 
     fn begin_end(&mut self, key: u64) {
-        self.ending = Some(Ending {
-            connection: key,
-            give_up_at: Instant::now() + END_LIMIT,
-        });
+        self.ending = Some(Ending { connection: key, give_up_at: Instant::now() + END_LIMIT });
         let ids: Vec<String> = self.containers.keys().cloned().collect();
         for id in ids {
             let Some(container) = self.containers.get(&id) else {
@@ -526,11 +471,7 @@ impl Streams {
         Running {
             container: container.to_owned(),
             role,
-            stage: Stage::Preparing {
-                setup_pid,
-                answer: self.answer.ours,
-                text: Vec::new(),
-            },
+            stage: Stage::Preparing { setup_pid, answer: self.answer.ours, text: Vec::new() },
             pid: None,
             status: Some(self.status.ours),
             status_text: Vec::new(),

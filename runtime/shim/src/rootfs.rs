@@ -20,10 +20,7 @@ const OPTIONS_LIMIT_BYTES: usize = 4096;
 /// Mounts the overlay at `target`, which is made if missing.
 pub(crate) fn mount_overlay(rootfs: &RootfsMount, target: &Path) -> io::Result<()> {
     if rootfs.lower.is_empty() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "a root file system needs a layer",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a root file system needs a layer"));
     }
     std::fs::create_dir_all(target)?;
     match mount_by_steps(rootfs, target) {
@@ -57,11 +54,8 @@ fn mount_at_once(rootfs: &RootfsMount, target: &Path) -> io::Result<()> {
         return mount_with(&full, target);
     }
     let parent = common_parent(&rootfs.lower);
-    let relative: Vec<PathBuf> = rootfs
-        .lower
-        .iter()
-        .map(|lower| lower.strip_prefix(&parent).unwrap_or(lower).to_path_buf())
-        .collect();
+    let relative: Vec<PathBuf> =
+        rootfs.lower.iter().map(|lower| lower.strip_prefix(&parent).unwrap_or(lower).to_path_buf()).collect();
     let short = options(&relative, rootfs);
     if short.len() >= OPTIONS_LIMIT_BYTES {
         return Err(io::Error::new(
@@ -78,14 +72,8 @@ fn mount_at_once(rootfs: &RootfsMount, target: &Path) -> io::Result<()> {
 
 fn mount_with(options: &[u8], target: &Path) -> io::Result<()> {
     let options = std::ffi::CString::new(options).map_err(io::Error::other)?;
-    mount(
-        "overlay",
-        target,
-        "overlay",
-        MountFlags::empty(),
-        Some(options.as_c_str()),
-    )
-    .map_err(io::Error::from)
+    mount("overlay", target, "overlay", MountFlags::empty(), Some(options.as_c_str()))
+        .map_err(io::Error::from)
 }
 
 fn options(lower: &[PathBuf], rootfs: &RootfsMount) -> Vec<u8> {
@@ -114,11 +102,7 @@ fn escape(path: &Path, out: &mut Vec<u8>) {
 }
 
 fn common_parent(paths: &[PathBuf]) -> PathBuf {
-    let mut parent = paths
-        .first()
-        .and_then(|path| path.parent())
-        .unwrap_or(Path::new("/"))
-        .to_path_buf();
+    let mut parent = paths.first().and_then(|path| path.parent()).unwrap_or(Path::new("/")).to_path_buf();
     while !paths.iter().all(|path| path.starts_with(&parent)) && parent.pop() {}
     parent
 }
@@ -146,10 +130,7 @@ mod tests {
             upper: "/u,".into(),
             work: "/w".into(),
         };
-        assert_eq!(
-            options(&rootfs.lower, &rootfs),
-            b"lowerdir=/a/x\\:1:/a/y,upperdir=/u\\,,workdir=/w"
-        );
+        assert_eq!(options(&rootfs.lower, &rootfs), b"lowerdir=/a/x\\:1:/a/y,upperdir=/u\\,,workdir=/w");
         assert_eq!(common_parent(&rootfs.lower), Path::new("/a"));
         assert_eq!(common_parent(&["/a/b/c".into(), "/d".into()]), Path::new("/"));
     }

@@ -25,23 +25,14 @@ pub(crate) enum Role {
     /// Belongs to a session.
     Session { connection: u64 },
     /// Its output is collected.
-    Collected {
-        connection: u64,
-        stdout: Vec<u8>,
-        stderr: Vec<u8>,
-        timed_out: bool,
-    },
+    Collected { connection: u64, stdout: Vec<u8>, stderr: Vec<u8>, timed_out: bool },
 }
 
 /// How far it is.
 #[derive(Debug)]
 pub(crate) enum Stage {
     /// The set-up child works.
-    Preparing {
-        setup_pid: u32,
-        answer: OwnedFd,
-        text: Vec<u8>,
-    },
+    Preparing { setup_pid: u32, answer: OwnedFd, text: Vec<u8> },
     /// Made, not started (first processes only).
     Waiting,
     /// execve is pending.
@@ -232,12 +223,7 @@ impl Running {
 
     fn apply_size(&mut self) {
         if let (Some(terminal), Some(size)) = (&self.terminal, self.size) {
-            let size = Winsize {
-                ws_row: size.height,
-                ws_col: size.width,
-                ws_xpixel: 0,
-                ws_ypixel: 0,
-            };
+            let size = Winsize { ws_row: size.height, ws_col: size.width, ws_xpixel: 0, ws_ypixel: 0 };
             // A terminal that is gone has no size.
             let _ = rustix::termios::tcsetwinsize(terminal, size);
         }

@@ -108,13 +108,9 @@ impl Shim {
 
     fn wait(&self) -> Vec<(Source, PollFlags)> {
         let interests = self.interests();
-        let mut polled: Vec<PollFd<'_>> = interests
-            .iter()
-            .map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
-            .collect();
-        let timeout = self
-            .next_deadline()
-            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let mut polled: Vec<PollFd<'_>> =
+            interests.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
+        let timeout = self.next_deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timeout = timeout.map(|left| Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: left.subsec_nanos().into(),
@@ -129,10 +125,7 @@ impl Shim {
                 return Vec::new();
             }
         }
-        let answers = interests
-            .iter()
-            .zip(&polled)
-            .map(|((source, ..), fd)| (*source, fd.revents()));
+        let answers = interests.iter().zip(&polled).map(|((source, ..), fd)| (*source, fd.revents()));
         answers.filter(|(_, flags)| !flags.is_empty()).collect()
     }
 
@@ -188,10 +181,9 @@ impl Shim {
         }
         // An exec session's client must hear "ok" before it hears the program; and it may be slow.
         let congested = match running.role {
-            Role::Session { connection } => self
-                .connections
-                .get(&connection)
-                .is_some_and(Connection::is_congested),
+            Role::Session { connection } => {
+                self.connections.get(&connection).is_some_and(Connection::is_congested)
+            }
             Role::Init | Role::Collected { .. } => false,
         };
         if matches!(running.stage, Stage::Running) && !congested {
@@ -208,12 +200,8 @@ impl Shim {
             Mode::Requests => !connection.busy && !connection.last,
             Mode::Events => true,
             Mode::Attach { container, .. } => {
-                let init = self
-                    .containers
-                    .get(container)
-                    .and_then(|container| container.init);
-                init.and_then(|key| self.processes.get(&key))
-                    .is_none_or(Running::wants_input)
+                let init = self.containers.get(container).and_then(|container| container.init);
+                init.and_then(|key| self.processes.get(&key)).is_none_or(Running::wants_input)
             }
             Mode::Exec { process } => self.processes.get(process).is_none_or(Running::wants_input),
             Mode::Forward(forward) => forward.has_room(),
@@ -317,11 +305,7 @@ impl Shim {
 
     /// What the end of a client's input means for what its connection is.
     fn input_ended(&mut self, key: u64) {
-        let Some(connection) = self
-            .connections
-            .get_mut(&key)
-            .filter(|connection| connection.ended)
-        else {
+        let Some(connection) = self.connections.get_mut(&key).filter(|connection| connection.ended) else {
             return;
         };
         match &connection.mode {
@@ -370,13 +354,9 @@ impl Shim {
         let Some(container) = self.containers.get(id) else {
             return;
         };
-        let event = Event {
-            container: container.state(),
-        };
-        for connection in self
-            .connections
-            .values_mut()
-            .filter(|connection| matches!(connection.mode, Mode::Events))
+        let event = Event { container: container.state() };
+        for connection in
+            self.connections.values_mut().filter(|connection| matches!(connection.mode, Mode::Events))
         {
             connection.push(&event);
             connection.cut_if_slow();

@@ -29,13 +29,7 @@ impl Shim {
                     container.log.write(stream, data);
                 }
                 for connection in self.connections.values_mut() {
-                    let Mode::Attach {
-                        container,
-                        stdout,
-                        stderr,
-                        ..
-                    } = &connection.mode
-                    else {
+                    let Mode::Attach { container, stdout, stderr, .. } = &connection.mode else {
                         continue;
                     };
                     let wanted = match stream {
@@ -84,12 +78,8 @@ impl Shim {
     /// The container ended; so do the sessions that follow it.
     pub(crate) fn end_attached(&mut self, id: &str, exit: &ExitStatus) {
         let follows = |mode: &Mode| matches!(mode, Mode::Attach { container, .. } if container == id);
-        let keys: Vec<u64> = self
-            .connections
-            .iter()
-            .filter(|(_, c)| follows(&c.mode))
-            .map(|(key, _)| *key)
-            .collect();
+        let keys: Vec<u64> =
+            self.connections.iter().filter(|(_, c)| follows(&c.mode)).map(|(key, _)| *key).collect();
         for key in keys {
             self.end_session(key, exit);
         }
@@ -116,10 +106,9 @@ impl Shim {
                 }
             }
             channel::RESIZE => {
-                if let (Ok(size), Some(running)) = (
-                    serde_json::from_slice::<TerminalSize>(data),
-                    self.processes.get_mut(&process),
-                ) {
+                if let (Ok(size), Some(running)) =
+                    (serde_json::from_slice::<TerminalSize>(data), self.processes.get_mut(&process))
+                {
                     running.resize(size);
                 }
             }
@@ -135,10 +124,9 @@ impl Shim {
             return;
         };
         let once = match self.connections.get(&key).map(|connection| &connection.mode) {
-            Some(Mode::Attach { container, .. }) => self
-                .containers
-                .get(container)
-                .is_some_and(|container| container.request.stdin_once),
+            Some(Mode::Attach { container, .. }) => {
+                self.containers.get(container).is_some_and(|container| container.request.stdin_once)
+            }
             _ => true,
         };
         if may_write
@@ -210,10 +198,8 @@ impl Shim {
                 Ok(false) => {}
                 Err(error) => {
                     connection.mode = Mode::Requests;
-                    connection.answer(&Response::Error {
-                        kind: ErrorKind::Failed,
-                        message: error.to_string(),
-                    });
+                    connection
+                        .answer(&Response::Error { kind: ErrorKind::Failed, message: error.to_string() });
                 }
             }
             return;
@@ -244,12 +230,8 @@ fn receive_descriptor(socket: &OwnedFd) -> std::io::Result<Option<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut data = [0; 256];
-    match recvmsg(
-        socket.as_fd(),
-        &mut [IoSliceMut::new(&mut data)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    ) {
+    match recvmsg(socket.as_fd(), &mut [IoSliceMut::new(&mut data)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    {
         Ok(_) => {}
         Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(None),
         Err(errno) => return Err(errno.into()),
@@ -261,7 +243,5 @@ fn receive_descriptor(socket: &OwnedFd) -> std::io::Result<Option<OwnedFd>> {
             return Ok(Some(descriptor));
         }
     }
-    Err(std::io::Error::other(
-        "the console socket closed without a terminal",
-    ))
+    Err(std::io::Error::other("the console socket closed without a terminal"))
 }

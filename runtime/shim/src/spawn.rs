@@ -30,13 +30,8 @@ impl Program {
             orlop_linux::mount::set_read_only(&copy, false)?;
             Ok(copy)
         })();
-        let sealed = sealed
-            .inspect_err(|error| say(&format!("the program is not sealed: {error}")))
-            .ok();
-        Self {
-            sealed,
-            path: PathBuf::from("/proc/self/exe"),
-        }
+        let sealed = sealed.inspect_err(|error| say(&format!("the program is not sealed: {error}"))).ok();
+        Self { sealed, path: PathBuf::from("/proc/self/exe") }
     }
 
     fn path(&self) -> PathBuf {
@@ -79,10 +74,7 @@ impl Program {
     /// Starts process 1 of the pod's shared PID namespace; returns its pid as we see it.
     pub(crate) fn start_reaper(&self, single: &SingleThreaded) -> anyhow::Result<u32> {
         let path = std::ffi::CString::new(self.path().into_os_string().into_encoded_bytes())?;
-        let options = CloneOptions {
-            new_pid_namespace: true,
-            ..CloneOptions::default()
-        };
+        let options = CloneOptions { new_pid_namespace: true, ..CloneOptions::default() };
         match orlop_linux::process::clone(single, options)? {
             Side::Parent(pid) => Ok(pid),
             Side::Child => {

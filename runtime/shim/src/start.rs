@@ -59,11 +59,7 @@ fn fork(config: &Path) -> anyhow::Result<i32> {
             }
             anyhow::bail!(
                 "{}",
-                if said.is_empty() {
-                    "the shim died".into()
-                } else {
-                    String::from_utf8_lossy(&said)
-                }
+                if said.is_empty() { "the shim died".into() } else { String::from_utf8_lossy(&said) }
             )
         }
         Side::Child => {
@@ -100,11 +96,7 @@ fn prepare(config: ShimConfig, single: &SingleThreaded) -> anyhow::Result<Shim> 
         .context("failed to become a subreaper")?;
     redirect_streams(&config.state_dir)?;
     pod::isolate(&config)?;
-    let reaper = if config.shared_pid_namespace {
-        Some(program.start_reaper(single)?)
-    } else {
-        None
-    };
+    let reaper = if config.shared_pid_namespace { Some(program.start_reaper(single)?) } else { None };
     let mut awaited = SigSet::empty();
     awaited.add(Signal::SIGCHLD);
     awaited.thread_block()?;
@@ -112,31 +104,16 @@ fn prepare(config: ShimConfig, single: &SingleThreaded) -> anyhow::Result<Shim> 
     // The daemon's SIGHUP, SIGTERM and SIGINT are not ours: only Shutdown and SIGKILL end a shim.
     let listener = listen(&config.state_dir).context("failed to listen")?;
     let pid = std::process::id();
-    let identity = Identity {
-        pid,
-        start_time: orlop_linux::process::start_time(pid)?,
-        version: VERSION,
-    };
-    write_json(
-        &config.state_dir.join("shim.json"),
-        &serde_json::to_vec(&identity)?,
-    )
-    .context("failed to write shim.json")?;
+    let identity = Identity { pid, start_time: orlop_linux::process::start_time(pid)?, version: VERSION };
+    write_json(&config.state_dir.join("shim.json"), &serde_json::to_vec(&identity)?)
+        .context("failed to write shim.json")?;
     Ok(Shim::new(config, program, hierarchies, reaper, listener, signals))
 }
 
 /// Nothing of the daemon's terminal or pipes stays.
 fn redirect_streams(state_dir: &Path) -> anyhow::Result<()> {
-    let null: OwnedFd = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?
-        .into();
-    let log = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .open(state_dir.join("shim.log"))?;
+    let null: OwnedFd = OpenOptions::new().read(true).write(true).open("/dev/null")?.into();
+    let log = OpenOptions::new().append(true).create(true).mode(0o640).open(state_dir.join("shim.log"))?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&log)?;

@@ -16,14 +16,13 @@ use orlop_shim::protocol::{
 };
 
 const BUSYBOX: &str = "/usr/bin/busybox";
-const TOOLS: &str =
-    "sh sleep echo cat true false id mkdir ls kill ps tty stty dd head seq nc wc trap touch grep hostname readlink test env pwd mknod";
-pub const DEADLINE: Duration = Duration::from_secs(30);
+const TOOLS: &str = "sh sleep echo cat true false id mkdir ls kill ps tty stty dd head seq nc wc trap touch grep hostname readlink test env pwd mknod";
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// Why this machine cannot run the tests.
-pub fn missing() -> Option<&'static str> {
+pub(crate) fn missing() -> Option<&'static str> {
     if !rustix::process::geteuid().is_root() {
         return Some("root");
     }
@@ -40,19 +39,19 @@ macro_rules! needs_root {
     };
 }
 
-pub struct Pod {
-    pub directory: tempfile::TempDir,
-    pub cgroup: String,
-    pub shim_pid: u32,
+pub(crate) struct Pod {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) cgroup: String,
+    pub(crate) shim_pid: u32,
     ended: bool,
 }
 
 impl Pod {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(|_| {})
     }
 
-    pub fn start_with(change: impl FnOnce(&mut ShimConfig)) -> Self {
+    pub(crate) fn start_with(change: impl FnOnce(&mut ShimConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("/orlop-shim-test-{}-{number}", std::process::id());
@@ -79,25 +78,31 @@ impl Pod {
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let identity: serde_json::Value = serde_json::from_slice(&fs::read(state_dir.join("shim.json")).unwrap()).unwrap();
+        let identity: serde_json::Value =
+            serde_json::from_slice(&fs::read(state_dir.join("shim.json")).unwrap()).unwrap();
         let shim_pid = u32::try_from(identity["pid"].as_u64().unwrap()).unwrap();
         Self { directory, cgroup, shim_pid, ended: false }
     }
 
-    pub fn state_dir(&self) -> PathBuf {
+    pub(crate) fn state_dir(&self) -> PathBuf {
         self.directory.path().join("state")
     }
 
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::connect(&self.state_dir(), DEADLINE).unwrap()
     }
 
-    pub fn call(&self, request: &Request) -> Result<Response, ClientError> {
+    pub(crate) fn call(&self, request: &Request) -> Result<Response, ClientError> {
         self.client().call(request)
     }
 
     /// A container's request; its configuration is written.
-    pub fn container(&self, id: &str, arguments: &[&str], change: impl FnOnce(&mut serde_json::Value)) -> CreateContainer {
+    pub(crate) fn container(
+        &self,
+        id: &str,
+        arguments: &[&str],
+        change: impl FnOnce(&mut serde_json::Value),
+    ) -> CreateContainer {
         let bundle = self.directory.path().join("bundles").join(id);
         fs::create_dir_all(&bundle).unwrap();
         let mut config = serde_json::json!({
@@ -145,17 +150,17 @@ impl Pod {
         }
     }
 
-    pub fn log_path(&self, id: &str) -> PathBuf {
+    pub(crate) fn log_path(&self, id: &str) -> PathBuf {
         self.directory.path().join(format!("{id}.log"))
     }
 
     /// Lines of the log as `stream tag text`.
-    pub fn log(&self, id: &str) -> Vec<String> {
+    pub(crate) fn log(&self, id: &str) -> Vec<String> {
         let text = fs::read_to_string(self.log_path(id)).unwrap_or_default();
         text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
     }
 
-    pub fn create(&self, request: CreateContainer) -> Result<ContainerState, ClientError> {
+    pub(crate) fn create(&self, request: CreateContainer) -> Result<ContainerState, ClientError> {
         match self.call(&Request::Create(Box::new(request)))? {
             Response::Container(state) => Ok(state),
             other => panic!("{other:?}"),
@@ -163,16 +168,21 @@ impl Pod {
     }
 
     /// Creates and starts.
-    pub fn run(&self, id: &str, arguments: &[&str]) -> ContainerState {
+    pub(crate) fn run(&self, id: &str, arguments: &[&str]) -> ContainerState {
         self.run_with(id, arguments, |_| {})
     }
 
-    pub fn run_with(&self, id: &str, arguments: &[&str], change: impl FnOnce(&mut serde_json::Value)) -> ContainerState {
+    pub(crate) fn run_with(
+        &self,
+        id: &str,
+        arguments: &[&str],
+        change: impl FnOnce(&mut serde_json::Value),
+    ) -> ContainerState {
         self.create(self.container(id, arguments, change)).unwrap();
         self.start_container(id).unwrap()
     }
 
-    pub fn start_container(&self, id: &str) -> Result<ContainerState, ClientError> {
+    pub(crate) fn start_container(&self, id: &str) -> Result<ContainerState, ClientError> {
         match self.call(&Request::Start { id: id.into() })? {
             Response::Container(state) => Ok(state),
             other => panic!("{other:?}"),
@@ -180,7 +190,7 @@ impl Pod {
     }
 
     /// Waits for the end, by events.
-    pub fn wait(&self, id: &str) -> ExitStatus {
+    pub(crate) fn wait(&self, id: &str) -> ExitStatus {
         let mut client = self.client();
         assert!(matches!(client.call(&Request::Events).unwrap(), Response::Ok));
         loop {
@@ -189,38 +199,50 @@ impl Pod {
                 && let Some(exit) = event.container.exit
             {
                 let directory = self.state_dir().join("containers").join(id);
-                assert_eq!(orlop_shim::exit_file::read(&directory).unwrap().as_ref(), Some(&exit), "on disk before told");
+                assert_eq!(
+                    orlop_shim::exit_file::read(&directory).unwrap().as_ref(),
+                    Some(&exit),
+                    "on disk before told"
+                );
                 return exit;
             }
         }
     }
 
-    pub fn exec(&self, id: &str, arguments: &[&str], timeout_millis: u64) -> Result<(String, String, i32, bool), ClientError> {
+    pub(crate) fn exec(
+        &self,
+        id: &str,
+        arguments: &[&str],
+        timeout_millis: u64,
+    ) -> Result<(String, String, i32, bool), ClientError> {
         use base64::Engine as _;
         let request = Request::ExecSync { id: id.into(), process: process(arguments), timeout_millis };
         let decode = |text: &str| {
-            String::from_utf8_lossy(&base64::engine::general_purpose::STANDARD.decode(text).unwrap()).into_owned()
+            String::from_utf8_lossy(&base64::engine::general_purpose::STANDARD.decode(text).unwrap())
+                .into_owned()
         };
         match self.call(&request)? {
-            Response::ExecSync { stdout, stderr, exit, timed_out } => Ok((decode(&stdout), decode(&stderr), exit.code, timed_out)),
+            Response::ExecSync { stdout, stderr, exit, timed_out } => {
+                Ok((decode(&stdout), decode(&stderr), exit.code, timed_out))
+            }
             other => panic!("{other:?}"),
         }
     }
 
-    pub fn remove(&self, id: &str) {
+    pub(crate) fn remove(&self, id: &str) {
         assert!(matches!(self.call(&Request::Remove { id: id.into() }).unwrap(), Response::Ok));
     }
 
-    pub fn stop(&self, id: &str, grace_millis: u64) {
+    pub(crate) fn stop(&self, id: &str, grace_millis: u64) {
         assert!(matches!(self.call(&Request::Stop { id: id.into(), grace_millis }).unwrap(), Response::Ok));
     }
 
-    pub fn shim_log(&self) -> String {
+    pub(crate) fn shim_log(&self) -> String {
         fs::read_to_string(self.state_dir().join("shim.log")).unwrap_or_default()
     }
 
     /// Ends the shim and checks that nothing of the pod is left.
-    pub fn end(mut self) {
+    pub(crate) fn end(mut self) {
         self.ended = true;
         assert!(matches!(self.call(&Request::Shutdown).unwrap(), Response::Ok));
         for _ in 0..200 {
@@ -260,7 +282,7 @@ impl Drop for Pod {
     }
 }
 
-pub fn process(arguments: &[&str]) -> ExecProcess {
+pub(crate) fn process(arguments: &[&str]) -> ExecProcess {
     ExecProcess {
         args: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
         terminal: false,
@@ -278,7 +300,8 @@ fn make_root(root: &Path) {
     for tool in TOOLS.split(' ') {
         symlink("busybox", root.join("bin").join(tool)).unwrap();
     }
-    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/home/web:/bin/sh\n").unwrap();
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/home/web:/bin/sh\n")
+        .unwrap();
     fs::write(root.join("etc/group"), "root:x:0:\nweb:x:33:\n").unwrap();
     fs::write(root.join("bin/not-executable"), "x").unwrap();
 }

@@ -1,0 +1,278 @@
+//! Streams: exec, attach, terminals, port forwarding, logs that rotate.
+
+mod rig;
+
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use orlop_shim::client::{Client, ClientError};
+use orlop_shim::protocol::{ErrorKind, ExecProcess, ExitStatus, Request, Response, channel};
+use rig::{Pod, process};
+
+const SECCOMP: &str = r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_X86_64"],
+    "syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":1}]}"#;
+
+/// Reads a session to its end: standard output, standard error, exit.
+fn drain(client: &mut Client) -> (String, String, i32) {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    loop {
+        match client.receive().unwrap() {
+            (channel::STDOUT, data) => stdout.extend(data),
+            (channel::STDERR, data) => stderr.extend(data),
+            (channel::EXIT, data) => {
+                let exit: ExitStatus = serde_json::from_slice(&data).unwrap();
+                return (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap(), exit.code);
+            }
+            (other, _) => panic!("channel {other}"),
+        }
+    }
+}
+
+/// Reads until standard output has the text.
+fn expect(client: &mut Client, text: &str) {
+    let mut seen = String::new();
+    while !seen.contains(text) {
+        let (channel, data) = client.receive().unwrap();
+        assert_eq!(channel, channel::STDOUT, "{seen}");
+        seen.push_str(&String::from_utf8_lossy(&data));
+    }
+}
+
+fn session(pod: &Pod, request: &Request) -> Client {
+    let mut client = pod.client();
+    assert!(matches!(client.call(request).unwrap(), Response::Ok));
+    client
+}
+
+fn exec(pod: &Pod, process: ExecProcess) -> Client {
+    session(pod, &Request::Exec { id: "c1".into(), process })
+}
+
+#[test]
+fn exec_is_in_the_container_in_every_way() {
+    needs_root!();
+    let pod = Pod::start();
+    pod.run_with("c1", &["sleep", "1000"], |config| {
+        config["linux"]["seccomp"] = serde_json::from_str(SECCOMP).unwrap();
+        config["process"]["user"] = serde_json::json!({"uid": 33, "gid": 33});
+        config["process"]["cwd"] = "/tmp".into();
+    });
+    let script = "pwd; id -u; hostname; echo $WHO; ps | wc -l; grep -E 'Seccomp:|CapBnd' /proc/self/status; mkdir /tmp/x; echo $?; \
+                  cat /proc/self/cgroup; readlink /proc/self/ns/*; echo done >&2; exit 5";
+    let (stdout, stderr, code, timed_out) = pod.exec("c1", &["sh", "-c", script], 10_000).unwrap();
+    assert_eq!((code, timed_out), (5, false), "{stdout} {stderr}");
+    assert!(stdout.starts_with("/tmp\n33\npod-1\nme\n"), "{stdout}");
+    assert!(stdout.contains("Seccomp:\t2\n") && stdout.contains("CapBnd:\t0000000008000020\n"), "{stdout}");
+    assert!(stderr.contains("not permitted") && stderr.ends_with("done\n"), "{stderr}");
+    assert!(
+        stdout.contains(&format!("memory:{}/c1\n", pod.cgroup))
+            || stdout.contains(&format!("0::{}/c1\n", pod.cgroup)),
+        "{stdout}"
+    );
+    let (_, _, own, _) = pod
+        .exec("c1", &["sh", "-c", "[ $(readlink /proc/self/ns/mnt) = $(readlink /proc/1/ns/mnt) ]"], 0)
+        .unwrap();
+    assert_eq!(own, 0, "the same mount namespace");
+    pod.stop("c1", 0);
+    assert!(matches!(
+        pod.exec("c1", &["true"], 0),
+        Err(ClientError::Refused { kind: ErrorKind::WrongState, .. })
+    ));
+    pod.end();
+}
+
+#[test]
+fn exec_that_takes_too_long_or_says_too_much() {
+    needs_root!();
+    let pod = Pod::start();
+    pod.run("c1", &["sleep", "1000"]);
+    let (stdout, _, code, timed_out) =
+        pod.exec("c1", &["sh", "-c", "echo first; sleep 1001; echo never"], 300).unwrap();
+    assert_eq!((stdout.as_str(), code, timed_out), ("first\n", 137, true));
+    let (stdout, ..) = pod.exec("c1", &["ps"], 0).unwrap();
+    assert!(!stdout.contains("1001"), "{stdout}");
+    let (stdout, _, code, _) = pod.exec("c1", &["sh", "-c", "head -c 9000000 /dev/zero"], 0).unwrap();
+    assert_eq!((stdout.len(), code), (1400 * 1024, 0));
+    // A child that keeps the pipe open does not keep the caller waiting.
+    let (stdout, _, code, _) = pod.exec("c1", &["sh", "-c", "sleep 1002 & echo here"], 0).unwrap();
+    assert_eq!((stdout.as_str(), code), ("here\n", 0));
+    match pod.exec("c1", &["no-such-program"], 0) {
+        Err(ClientError::Refused { kind: ErrorKind::Failed, message }) => {
+            assert!(message.contains("no-such-program"), "{message}")
+        }
+        other => panic!("{other:?}"),
+    }
+    pod.end();
+}
+
+#[test]
+fn exec_sessions_carry_streams_both_ways() {
+    needs_root!();
+    let pod = Pod::start();
+    pod.run("c1", &["sleep", "1000"]);
+    let mut client =
+        exec(&pod, ExecProcess { stdin: true, ..process(&["sh", "-c", "cat; echo end >&2; exit 9"]) });
+    let big = "0123456789abcdef".repeat(4096 * 8);
+    for part in big.as_bytes().chunks(60_000) {
+        client.send(channel::STDIN, part).unwrap();
+    }
+    client.send(channel::CLOSE_STDIN, b"").unwrap();
+    let (stdout, stderr, code) = drain(&mut client);
+    assert_eq!((stdout == big, stderr.as_str(), code), (true, "end\n", 9));
+    let mut client = exec(&pod, process(&["sh", "-c", "wc -c"]));
+    assert_eq!(drain(&mut client), ("0\n".into(), String::new(), 0), "no input is an empty one");
+    pod.end();
+}
+
+#[test]
+fn exec_with_a_terminal() {
+    needs_root!();
+    let pod = Pod::start();
+    pod.run("c1", &["sleep", "1000"]);
+    let mut client = exec(&pod, ExecProcess { terminal: true, stdin: true, ..process(&["sh"]) });
+    client.send(channel::RESIZE, br#"{"Width":111,"Height":33}"#).unwrap();
+    client.send(channel::STDIN, b"tty; stty size; exit 4\n").unwrap();
+    let (stdout, _, code) = drain(&mut client);
+    assert!(stdout.contains("/dev/pts/0\r\n") && stdout.contains("33 111\r\n"), "{stdout:?}");
+    assert_eq!(code, 4);
+    // A terminal whose client goes hangs up.
+    let client =
+        exec(&pod, ExecProcess { terminal: true, stdin: true, ..process(&["sh", "-c", "sleep 1003"]) });
+    drop(client);
+    for _ in 0..100 {
+        if !pod.exec("c1", &["ps"], 0).unwrap().0.contains("1003") {
+            pod.end();
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("the process outlived its terminal");
+}
+
+#[test]
+fn attach_follows_and_feeds() {
+    needs_root!();
+    let pod = Pod::start();
+    let mut request = pod.container(
+        "c1",
+        &["sh", "-c", "while read line; do echo got $line; done; echo over; exit 6"],
+        |_| {},
+    );
+    request.stdin = true;
+    request.stdin_once = true;
+    pod.create(request).unwrap();
+    let attach = Request::Attach { id: "c1".into(), stdin: true, stdout: true, stderr: true };
+    let watch = Request::Attach { id: "c1".into(), stdin: false, stdout: true, stderr: false };
+    let mut watcher = session(&pod, &watch);
+    let mut client = session(&pod, &attach);
+    pod.start_container("c1").unwrap();
+    client.send(channel::STDIN, b"one\n").unwrap();
+    expect(&mut client, "got one\n");
+    client.send(channel::CLOSE_STDIN, b"").unwrap();
+    assert_eq!(drain(&mut client), ("over\n".into(), String::new(), 6));
+    assert_eq!(drain(&mut watcher), ("got one\nover\n".into(), String::new(), 6));
+    assert_eq!(pod.log("c1"), ["stdout F got one", "stdout F over"]);
+    pod.end();
+}
+
+#[test]
+fn a_container_with_a_terminal() {
+    needs_root!();
+    let pod = Pod::start();
+    let mut request = pod.container("c1", &["sh"], |config| config["process"]["terminal"] = true.into());
+    request.stdin = true;
+    pod.create(request).unwrap();
+    pod.start_container("c1").unwrap();
+    let attach = Request::Attach { id: "c1".into(), stdin: true, stdout: true, stderr: false };
+    let mut client = session(&pod, &attach);
+    client.send(channel::RESIZE, br#"{"Width":90,"Height":20}"#).unwrap();
+    client.send(channel::STDIN, b"tty; stty size\n").unwrap();
+    expect(&mut client, "20 90\r\n");
+    drop(client);
+    let mut client = session(&pod, &attach);
+    client.send(channel::STDIN, b"exit 8\n").unwrap();
+    assert_eq!(drain(&mut client).2, 8);
+    let log = pod.log("c1");
+    assert!(log.iter().any(|line| line.ends_with("/dev/console") || line.ends_with("/dev/pts/0")), "{log:?}");
+    pod.end();
+}
+
+#[test]
+fn a_client_that_does_not_read_stops_nobody() {
+    needs_root!();
+    let pod = Pod::start();
+    pod.run("c1", &["sh", "-c", "sleep 0.3; head -c 20000000 /dev/zero | cat; echo; echo over"]);
+    let attach = Request::Attach { id: "c1".into(), stdin: false, stdout: true, stderr: true };
+    let _sleeper = session(&pod, &attach);
+    assert_eq!(pod.wait("c1").code, 0);
+    assert_eq!(pod.log("c1").last().unwrap(), "stdout F over");
+    assert!(pod.shim_log().contains("cut"));
+    pod.end();
+}
+
+#[test]
+fn ports_are_forwarded_into_the_pod() {
+    needs_root!();
+    let pod = Pod::start();
+    pod.run("c1", &["nc", "-l", "-s", "127.0.0.1", "-p", "80", "-e", "cat"]);
+    pod.run("c2", &["nc", "-l", "-s", "::1", "-p", "81", "-e", "echo", "six"]);
+    for (port, says, hears) in [(80, "hello", "hello"), (81, "", "six\n")] {
+        let mut client = loop {
+            let mut client = pod.client();
+            match client.call(&Request::PortForward { port }) {
+                Ok(_) => break client.into_stream(),
+                Err(ClientError::Refused { message, .. }) => {
+                    assert!(message.contains(&port.to_string()), "{message}")
+                }
+                Err(error) => panic!("{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        client.write_all(says.as_bytes()).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut heard = String::new();
+        client.read_to_string(&mut heard).unwrap();
+        assert_eq!(heard, hears);
+    }
+    assert!(pod.call(&Request::PortForward { port: 4 }).is_err());
+    pod.end();
+}
+
+#[test]
+fn logs_rotate() {
+    needs_root!();
+    let pod = Pod::start();
+    pod.run("c1", &["sh", "-c", "i=0; while :; do echo line $i; i=$((i+1)); sleep 0.01; done"]);
+    while pod.log("c1").len() < 3 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let old = pod.directory.path().join("old.log");
+    std::fs::rename(pod.log_path("c1"), &old).unwrap();
+    pod.call(&Request::ReopenLog { id: "c1".into() }).unwrap();
+    while pod.log("c1").len() < 3 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    pod.stop("c1", 0);
+    let both = std::fs::read_to_string(old).unwrap() + &std::fs::read_to_string(pod.log_path("c1")).unwrap();
+    for (number, line) in both.lines().enumerate() {
+        assert!(line.ends_with(&format!(" stdout F line {number}")), "{line}");
+    }
+    pod.end();
+}
+
+#[test]
+fn hostile_clients_hurt_only_themselves() {
+    needs_root!();
+    let pod = Pod::start();
+    for bytes in [&b"\xff\xff\xff\xff"[..], b"\0\0\0\x02{}", b"\0\0\0\x01", b"GET / HTTP/1.1\r\n\r\n"] {
+        let mut stream = pod.client().into_stream();
+        stream.write_all(bytes).unwrap();
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+    }
+    assert!(
+        matches!(pod.call(&Request::State).unwrap(), Response::State(state) if state.containers.is_empty())
+    );
+    pod.end();
+}
