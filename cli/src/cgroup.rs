@@ -85,10 +85,7 @@ pub fn destroy(cgroup: &str) -> anyhow::Result<()> {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!(
-                    "cgroup {} could not be removed: it is still in use",
-                    left[0].display()
-                );
+                bail!("cgroup {} could not be removed: it is still in use", left[0].display());
             }
         } else if Instant::now() > deadline {
             bail!("processes {pids:?} of cgroup {cgroup} did not die within {KILL_DEADLINE:?}");
@@ -128,10 +125,7 @@ fn kill_in(pid: i32, cgroup: &str) {
     let inside = text
         .lines()
         .filter_map(|line| line.splitn(3, ':').nth(2))
-        .any(|path| {
-            path.strip_prefix(cgroup)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        });
+        .any(|path| path.strip_prefix(cgroup).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
     if inside {
         let _ = pidfd_send_signal(&handle, Signal::KILL);
     }

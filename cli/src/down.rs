@@ -63,10 +63,7 @@ fn stop_supervisor(layout: &Layout) {
     let Some(holder) = Lock::holder(layout) else {
         return;
     };
-    let _ = nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(holder),
-        nix::sys::signal::Signal::SIGTERM,
-    );
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(holder), nix::sys::signal::Signal::SIGTERM);
     let deadline = Instant::now() + STOP_DEADLINE;
     while Lock::holder(layout).is_some() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
@@ -75,11 +72,8 @@ fn stop_supervisor(layout: &Layout) {
 
 fn node_names(layout: &Layout, spec: Option<&ClusterSpec>) -> Vec<String> {
     // In the order of the spec, since links are numbered by it.
-    let mut names: Vec<String> = spec
-        .iter()
-        .flat_map(|spec| &spec.nodes)
-        .map(|node| node.name.clone())
-        .collect();
+    let mut names: Vec<String> =
+        spec.iter().flat_map(|spec| &spec.nodes).map(|node| node.name.clone()).collect();
     for name in layout.node_names().unwrap_or_default() {
         if !names.contains(&name) {
             names.push(name);
@@ -89,13 +83,9 @@ fn node_names(layout: &Layout, spec: Option<&ClusterSpec>) -> Vec<String> {
 }
 
 fn remove_network(layout: &Layout, spec: Option<&ClusterSpec>, names: &[String]) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let own_namespaces = names
-            .iter()
-            .any(|name| lab::netns_path(&layout.netns(name)).exists());
+        let own_namespaces = names.iter().any(|name| lab::netns_path(&layout.netns(name)).exists());
         if spec.is_some_and(|spec| spec.lab.is_some()) || own_namespaces {
             return lab::remove(layout, names).await;
         }
@@ -111,11 +101,7 @@ fn unmount_below(directories: &[PathBuf]) -> anyhow::Result<()> {
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
         .map(|path| PathBuf::from(unescape(path)))
-        .filter(|path| {
-            directories
-                .iter()
-                .any(|directory| path.starts_with(directory) && path != directory)
-        })
+        .filter(|path| directories.iter().any(|directory| path.starts_with(directory) && path != directory))
         .collect();
     for path in mounts.iter().rev() {
         umount2(path, MntFlags::MNT_DETACH)
@@ -126,10 +112,7 @@ fn unmount_below(directories: &[PathBuf]) -> anyhow::Result<()> {
 
 /// mountinfo writes space, tab, newline and backslash as octal (proc_pid_mountinfo(5)).
 fn unescape(path: &str) -> String {
-    path.replace("\\040", " ")
-        .replace("\\011", "\t")
-        .replace("\\012", "\n")
-        .replace("\\134", "\\")
+    path.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
 fn remove_data(layout: &Layout) -> anyhow::Result<()> {

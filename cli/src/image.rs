@@ -42,10 +42,8 @@ pub fn run(args: &ImageArgs) -> anyhow::Result<()> {
         layout.data().display()
     );
     for name in &names {
-        let config = orlop_images::Config {
-            root: layout.runtime_root(name),
-            ..orlop_images::Config::default()
-        };
+        let config =
+            orlop_images::Config { root: layout.runtime_root(name), ..orlop_images::Config::default() };
         let store =
             ImageStore::open(config).with_context(|| format!("failed to open the images of node {name}"))?;
         orlop_images::command::run(&store, args.command.clone()).with_context(|| format!("node {name}"))?;

@@ -90,9 +90,8 @@ fn main() -> ExitCode {
 
 /// The programs that must not start a runtime, threads or a large parser.
 fn dispatch_small(arguments: &[OsString]) -> Option<ExitCode> {
-    let name = arguments
-        .first()
-        .map(|argument| Path::new(argument).file_name().unwrap_or_default().to_owned());
+    let name =
+        arguments.first().map(|argument| Path::new(argument).file_name().unwrap_or_default().to_owned());
     let rest = |from: usize| arguments.get(from..).unwrap_or_default().to_vec();
     match name.as_ref().and_then(|name| name.to_str()) {
         Some("orlop-oci") => return Some(no_command_line()),
@@ -115,7 +114,9 @@ fn dispatch_small(arguments: &[OsString]) -> Option<ExitCode> {
 
 /// The OCI runtime serves the shim through `oci-setup`; its command line for other callers is not done.
 fn no_command_line() -> ExitCode {
-    eprintln!("orlop oci: the command line of the OCI runtime is not part of this release; containers run through orlop runtime");
+    eprintln!(
+        "orlop oci: the command line of the OCI runtime is not part of this release; containers run through orlop runtime"
+    );
     ExitCode::from(2)
 }
 
@@ -136,18 +137,26 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Image(args) => image::run(&args),
         Command::Node(args) => node::run(&args),
         Command::Master(args) => master(&args),
-        Command::Runtime(args) => daemon("runtime", &args, |frame, config| async move {
-            orlop_runtime::start(&frame, config).await
-        }),
-        Command::Kubelet(args) => daemon("kubelet", &args, |frame, config| async move {
-            orlop_kubelet::start(&frame, config).await
-        }),
-        Command::Network(args) => daemon("network", &args, |frame, config| async move {
-            network::start(&frame, config).await
-        }),
-        Command::Mirror(args) => daemon("mirror", &args, |frame, config| async move {
-            orlop_mirror::start(&frame, config).await
-        }),
+        Command::Runtime(args) => {
+            daemon(
+                "runtime",
+                &args,
+                |frame, config| async move { orlop_runtime::start(&frame, config).await },
+            )
+        }
+        Command::Kubelet(args) => {
+            daemon(
+                "kubelet",
+                &args,
+                |frame, config| async move { orlop_kubelet::start(&frame, config).await },
+            )
+        }
+        Command::Network(args) => {
+            daemon("network", &args, |frame, config| async move { network::start(&frame, config).await })
+        }
+        Command::Mirror(args) => {
+            daemon("mirror", &args, |frame, config| async move { orlop_mirror::start(&frame, config).await })
+        }
         Command::Oci(_) | Command::Cni(_) => unreachable!("dispatched before the parser"),
     }
 }
@@ -198,9 +207,8 @@ where
 /// The admin socket lives on tmpfs, beside the daemon's other run state.
 fn admin_socket(name: &str, config: &Path) -> anyhow::Result<std::path::PathBuf> {
     let data = std::path::absolute(config)?;
-    let layout = data
-        .ancestors()
-        .find(|path| path.join("cluster.json").exists() || path.join("pki").exists());
+    let layout =
+        data.ancestors().find(|path| path.join("cluster.json").exists() || path.join("pki").exists());
     let run = match layout {
         Some(path) => up::layout::Layout::existing(path)?.run(),
         None => std::path::PathBuf::from("/run/orlop"),
@@ -217,9 +225,6 @@ fn admin_socket(name: &str, config: &Path) -> anyhow::Result<std::path::PathBuf>
 
 /// Most of what Orlop does needs root; says so instead of failing somewhere later.
 fn require_root(what: &str) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        rustix::process::geteuid().is_root(),
-        "{what} needs root: run it with sudo"
-    );
+    anyhow::ensure!(rustix::process::geteuid().is_root(), "{what} needs root: run it with sudo");
     Ok(())
 }

@@ -28,16 +28,10 @@ impl Validate for NetworkConfig {
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if !self.kubeconfig.is_absolute() {
-            problems.push(format!(
-                "kubeconfig is {:?}: give an absolute path",
-                self.kubeconfig.display()
-            ));
+            problems.push(format!("kubeconfig is {:?}: give an absolute path", self.kubeconfig.display()));
         }
         let below = |section: &str, found: Vec<String>| -> Vec<String> {
-            found
-                .into_iter()
-                .map(|problem| format!("{section}: {problem}"))
-                .collect()
+            found.into_iter().map(|problem| format!("{section}: {problem}")).collect()
         };
         problems.extend(below("overlay", self.overlay.problems()));
         problems.extend(below("proxy", self.proxy.problems()));
@@ -68,7 +62,5 @@ pub async fn cleanup(spec: &ClusterSpec) -> anyhow::Result<()> {
     };
     orlop_cni::cleanup(&overlay).context("failed to remove the overlay")?;
     orlop_cni::remove_local_address(spec.cluster_dns.into()).context("failed to remove the DNS address")?;
-    orlop_proxy::cleanup()
-        .await
-        .context("failed to remove the Service rules")
+    orlop_proxy::cleanup().await.context("failed to remove the Service rules")
 }

@@ -39,10 +39,7 @@ pub struct NodeConfig {
 impl Validate for NodeConfig {
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        for (key, path) in [
-            ("directory", &self.directory),
-            ("logDirectory", &self.log_directory),
-        ] {
+        for (key, path) in [("directory", &self.directory), ("logDirectory", &self.log_directory)] {
             if !path.is_absolute() {
                 problems.push(format!("{key} is {:?}: give an absolute path", path.display()));
             }
@@ -62,10 +59,7 @@ pub fn run(args: &DaemonArgs) -> anyhow::Result<()> {
     orlop_daemon::run(settings, |frame| async move {
         for name in ["runtime", "network", "kubelet"] {
             let process = process(name, &config.directory, &config.log_directory);
-            frame.spawn(
-                format!("supervise-{name}"),
-                supervise::keep(process, frame.drain()),
-            );
+            frame.spawn(format!("supervise-{name}"), supervise::keep(process, frame.drain()));
         }
         Ok(())
     })

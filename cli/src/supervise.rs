@@ -106,11 +106,7 @@ fn open_log(path: &Path) -> io::Result<File> {
         std::fs::create_dir_all(parent)?;
     }
     rotate(path)?;
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
 /// Keeps one predecessor. The writer appends to the same file, so it is copied and cut, not renamed.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use orlop_daemon::{Frame, Settings};
 use orlop_dns::Config;
 use orlop_kube::Key;
-use orlop_kube::network::{NetworkWatches, Service};
+use orlop_kube::network::{Endpoint, EndpointSlice, NetworkWatches, Service};
 
 fn free_address() -> SocketAddr {
     UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
@@ -105,6 +105,48 @@ fn answers_follow_the_watches_and_other_names_are_forwarded() {
         frame.metrics_text()
     );
     assert!(dig(near, &["elsewhere.example.net"]).contains("status: SERVFAIL"), "no upstream knows");
+    frame.shutdown();
+    upstream.shutdown();
+    thread.join().unwrap();
+    upstream_thread.join().unwrap();
+}
+
+/// Two hundred addresses do not fit a datagram: the forwarder asks again over TCP, after passing over an upstream that is down.
+#[test]
+fn large_answers_come_over_tcp_from_the_upstream_that_is_up() {
+    let (near, far, down) = (free_address(), free_address(), free_address());
+    let watches = NetworkWatches::detached(true);
+    watches.services.set(key("big"), Some(Service { headless: true, ..Service::default() }));
+    let endpoints = (0..200u8).map(|number| Endpoint {
+        addresses: vec![format!("192.0.2.{number}").parse().unwrap()],
+        ready: true,
+        serving: true,
+        terminating: false,
+        hostname: None,
+        node: None,
+    });
+    let slice = EndpointSlice { service: "big".into(), endpoints: endpoints.collect(), ports: Vec::new() };
+    watches.slices.set(key("big-1"), Some(slice));
+    let config = Config {
+        listen: vec![far],
+        domain: "example.org".into(),
+        upstreams: vec![down],
+        ..Config::default()
+    };
+    let (upstream, upstream_thread) = serve(watches, config);
+    let config = Config { listen: vec![near], upstreams: vec![down, far], ..Config::default() };
+    let (frame, thread) = serve(NetworkWatches::detached(true), config);
+    let name = "big.default.svc.example.org";
+    let whole = (0..200).find_map(|_| {
+        let answer = dig(near, &["+tcp", name]);
+        answer.contains("ANSWER: 200").then_some(answer).or_else(|| {
+            std::thread::sleep(Duration::from_millis(10));
+            None
+        })
+    });
+    assert!(whole.is_some(), "{}", dig(near, &["+tcp", name]));
+    let cut = dig(near, &["+notcp", "+ignore", "+noedns", name]);
+    assert!(cut.contains(" tc ") && cut.contains("192.0.2."), "some answers and TC: {cut}");
     frame.shutdown();
     upstream.shutdown();
     thread.join().unwrap();

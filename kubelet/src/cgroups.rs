@@ -58,15 +58,10 @@ fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
             "perf_event",
         ];
         let hierarchy = match kind {
-            Some("cgroup2") => Hierarchy {
-                mount: mount.into(),
-                controllers: Vec::new(),
-                unified: true,
-            },
+            Some("cgroup2") => Hierarchy { mount: mount.into(), controllers: Vec::new(), unified: true },
             Some("cgroup") => {
-                let controllers = options
-                    .split(',')
-                    .filter(|option| known.contains(option) || option.starts_with("name="));
+                let controllers =
+                    options.split(',').filter(|option| known.contains(option) || option.starts_with("name="));
                 Hierarchy {
                     mount: mount.into(),
                     controllers: controllers.map(str::to_owned).collect(),
@@ -89,12 +84,7 @@ impl Cgroups {
     /// Looks at the machine.
     pub(crate) fn detect(root: &str, enabled: bool, pids_limit: Option<i64>) -> io::Result<Self> {
         let found = hierarchies(&fs::read_to_string("/proc/self/mountinfo")?);
-        Ok(Self {
-            hierarchies: found,
-            root: root.trim_end_matches('/').to_owned(),
-            enabled,
-            pids_limit,
-        })
+        Ok(Self { hierarchies: found, root: root.trim_end_matches('/').to_owned(), enabled, pids_limit })
     }
 
     /// Whether limits are set through cgroup v2.
@@ -150,12 +140,7 @@ impl Cgroups {
         let class = self.class(Qos::BestEffort);
         self.write_limits(
             &class,
-            &PodLimits {
-                cpu_shares: 2,
-                cpu_quota: None,
-                cpu_period: 100_000,
-                memory_bytes: None,
-            },
+            &PodLimits { cpu_shares: 2, cpu_quota: None, cpu_period: 100_000, memory_bytes: None },
             None,
         );
         Ok(())
@@ -209,10 +194,8 @@ impl Cgroups {
         }
         for hierarchy in &self.hierarchies {
             for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
-                let entries = fs::read_dir(below(&hierarchy.mount, &self.class(qos)))
-                    .into_iter()
-                    .flatten()
-                    .flatten();
+                let entries =
+                    fs::read_dir(below(&hierarchy.mount, &self.class(qos))).into_iter().flatten().flatten();
                 uids.extend(
                     entries.filter_map(|entry| {
                         Some(entry.file_name().to_str()?.strip_prefix("pod")?.to_owned())
@@ -253,15 +236,11 @@ fn settings(hierarchy: &Hierarchy, limits: &PodLimits, pids: Option<i64>) -> Vec
     let mut values = Vec::new();
     if hierarchy.unified {
         values.push(("cpu.weight", resources::weight(limits.cpu_shares).to_string()));
-        let quota = limits
-            .cpu_quota
-            .map_or_else(|| "max".to_owned(), |quota| quota.to_string());
+        let quota = limits.cpu_quota.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
         values.push(("cpu.max", format!("{quota} {}", limits.cpu_period)));
         values.push((
             "memory.max",
-            limits
-                .memory_bytes
-                .map_or_else(|| "max".to_owned(), |bytes| bytes.to_string()),
+            limits.memory_bytes.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string()),
         ));
         values.extend(pids.map(|limit| ("pids.max", limit.to_string())));
         return values;
@@ -275,11 +254,9 @@ fn settings(hierarchy: &Hierarchy, limits: &PodLimits, pids: Option<i64>) -> Vec
                     values.push(("cpu.cfs_quota_us", quota.to_string()));
                 }
             }
-            "memory" => values.extend(
-                limits
-                    .memory_bytes
-                    .map(|bytes| ("memory.limit_in_bytes", bytes.to_string())),
-            ),
+            "memory" => {
+                values.extend(limits.memory_bytes.map(|bytes| ("memory.limit_in_bytes", bytes.to_string())))
+            }
             "pids" => values.extend(pids.map(|limit| ("pids.max", limit.to_string()))),
             _ => {}
         }
@@ -322,12 +299,8 @@ mod tests {
         let two = cgroups("30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n");
         assert!(two.is_unified());
         assert_eq!(two.used().count(), 1);
-        let limits = PodLimits {
-            cpu_shares: 1024,
-            cpu_quota: Some(50_000),
-            cpu_period: 100_000,
-            memory_bytes: None,
-        };
+        let limits =
+            PodLimits { cpu_shares: 1024, cpu_quota: Some(50_000), cpu_period: 100_000, memory_bytes: None };
         assert_eq!(
             settings(&two.hierarchies[0], &limits, Some(10)),
             [
@@ -364,19 +337,12 @@ mod tests {
         cgroups.set_up().unwrap();
         cgroups.create_pod(&pod).unwrap();
         cgroups.create_pod(&pod).unwrap();
-        assert_eq!(
-            cgroups.pod_parent(&pod),
-            format!("{root}/kubepods/burstable/podu1")
-        );
+        assert_eq!(cgroups.pod_parent(&pod), format!("{root}/kubepods/burstable/podu1"));
         assert_eq!(cgroups.known_uids().into_iter().collect::<Vec<_>>(), ["u1"]);
         for hierarchy in cgroups.used() {
             let dir = below(&hierarchy.mount, &cgroups.pod_parent(&pod));
             for (file, expected) in settings(hierarchy, &resources::pod_limits(&pod), Some(50)) {
-                assert_eq!(
-                    fs::read_to_string(dir.join(file)).unwrap().trim(),
-                    expected,
-                    "{file}"
-                );
+                assert_eq!(fs::read_to_string(dir.join(file)).unwrap().trim(), expected, "{file}");
             }
             fs::create_dir_all(dir.join("left-by-the-runtime")).unwrap();
         }

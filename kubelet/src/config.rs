@@ -223,29 +223,19 @@ impl Validate for Config {
             }
         };
         check(
-            self.api_version
-                .as_deref()
-                .is_none_or(|version| version == "kubelet.config.k8s.io/v1beta1"),
+            self.api_version.as_deref().is_none_or(|version| version == "kubelet.config.k8s.io/v1beta1"),
             "apiVersion must be kubelet.config.k8s.io/v1beta1",
         );
         check(
-            self.kind
-                .as_deref()
-                .is_none_or(|kind| kind == "KubeletConfiguration"),
+            self.kind.as_deref().is_none_or(|kind| kind == "KubeletConfiguration"),
             "kind must be KubeletConfiguration",
         );
-        check(
-            !self.node_name.is_empty(),
-            "nodeName is empty: give the name of this node",
-        );
+        check(!self.node_name.is_empty(), "nodeName is empty: give the name of this node");
         check(
             self.node_ip.parse::<std::net::IpAddr>().is_ok(),
             "nodeIP is no address: give the address others reach this node by",
         );
-        check(
-            self.address.parse::<std::net::IpAddr>().is_ok(),
-            "address is no IP address",
-        );
+        check(self.address.parse::<std::net::IpAddr>().is_ok(), "address is no IP address");
         check(
             self.healthz_bind_address.parse::<std::net::IpAddr>().is_ok(),
             "healthzBindAddress is no IP address",
@@ -260,22 +250,10 @@ impl Validate for Config {
             self.tls_cert_file.is_some() == self.tls_private_key_file.is_some(),
             "tlsCertFile and tlsPrivateKeyFile go together: give both or none",
         );
-        check(
-            quantity::bytes(&self.container_log_max_size).is_some(),
-            "containerLogMaxSize is no quantity",
-        );
-        check(
-            self.container_log_max_files > 1,
-            "containerLogMaxFiles must be at least 2",
-        );
-        check(
-            self.node_lease_duration_seconds > 0,
-            "nodeLeaseDurationSeconds must be positive",
-        );
-        check(
-            !self.node_status_update_frequency.0.is_zero(),
-            "nodeStatusUpdateFrequency must be positive",
-        );
+        check(quantity::bytes(&self.container_log_max_size).is_some(), "containerLogMaxSize is no quantity");
+        check(self.container_log_max_files > 1, "containerLogMaxFiles must be at least 2");
+        check(self.node_lease_duration_seconds > 0, "nodeLeaseDurationSeconds must be positive");
+        check(!self.node_status_update_frequency.0.is_zero(), "nodeStatusUpdateFrequency must be positive");
         check(!self.sync_frequency.0.is_zero(), "syncFrequency must be positive");
         problems.extend(self.reserved_problems());
         problems
@@ -324,9 +302,7 @@ fn parse_duration(text: &str) -> Option<Duration> {
         total += number * seconds;
         rest = &rest[unit_length..];
     }
-    (!text.is_empty() && total.is_finite())
-        .then(|| Duration::try_from_secs_f64(total).ok())
-        .flatten()
+    (!text.is_empty() && total.is_finite()).then(|| Duration::try_from_secs_f64(total).ok()).flatten()
 }
 
 #[cfg(test)]
@@ -335,19 +311,10 @@ mod tests {
 
     #[test]
     fn durations_as_go_writes_them() {
-        for (text, milliseconds) in [
-            ("10s", 10_000),
-            ("1m30s", 90_000),
-            ("300ms", 300),
-            ("1.5h", 5_400_000),
-            ("0", 0),
-            ("0s", 0),
-        ] {
-            assert_eq!(
-                parse_duration(text),
-                Some(Duration::from_millis(milliseconds)),
-                "{text}"
-            );
+        for (text, milliseconds) in
+            [("10s", 10_000), ("1m30s", 90_000), ("300ms", 300), ("1.5h", 5_400_000), ("0", 0), ("0s", 0)]
+        {
+            assert_eq!(parse_duration(text), Some(Duration::from_millis(milliseconds)), "{text}");
         }
         for text in ["", "10", "s", "1x", "-1s"] {
             assert_eq!(parse_duration(text), None, "{text}");

@@ -58,13 +58,8 @@ pub(crate) fn channel() -> (Events, Queue) {
 impl Events {
     fn record(&self, object: core::ObjectReference, kind: Kind, reason: &str, message: String) {
         tracing::debug!(object = object.name.as_deref(), reason, message, "event");
-        let occurrence = Occurrence {
-            object,
-            kind,
-            reason: reason.to_owned(),
-            message,
-            at: Timestamp::now(),
-        };
+        let occurrence =
+            Occurrence { object, kind, reason: reason.to_owned(), message, at: Timestamp::now() };
         if self.queue.try_send(occurrence).is_err() {
             tracing::warn!(reason, "too many events, one is dropped");
         }
@@ -182,20 +177,13 @@ async fn send(
         let events = Api::<core::Event>::namespaced(client.clone(), &known.namespace);
         let patch =
             serde_json::json!({"count": known.count, "lastTimestamp": at, "message": occurrence.message});
-        match events
-            .patch(&known.name, &PatchParams::default(), &Patch::Strategic(patch))
-            .await
-        {
+        match events.patch(&known.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => return Err(error),
             Ok(_) => return Ok(None),
         }
     }
-    let namespace = occurrence
-        .object
-        .namespace
-        .clone()
-        .unwrap_or_else(|| "default".to_owned());
+    let namespace = occurrence.object.namespace.clone().unwrap_or_else(|| "default".to_owned());
     let object = occurrence.object.name.clone().unwrap_or_default();
     let name = format!("{object}.{:016x}", occurrence.at.as_nanosecond());
     let event = core::Event {
@@ -221,9 +209,5 @@ async fn send(
     };
     let events = Api::<core::Event>::namespaced(client.clone(), &namespace);
     events.create(&PostParams::default(), &event).await?;
-    Ok(Some(Known {
-        name,
-        namespace,
-        count: 1,
-    }))
+    Ok(Some(Known { name, namespace, count: 1 }))
 }

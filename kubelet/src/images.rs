@@ -35,9 +35,7 @@ pub(crate) fn normalize(image: &str) -> Result<String, String> {
         let first = tag.bytes().next();
         tag.len() <= 128
             && first.is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-            && tag
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+            && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
     });
     let digest_ok = digest.is_none_or(|digest| {
         digest.split_once(':').is_some_and(|(algorithm, hex)| {
@@ -45,22 +43,16 @@ pub(crate) fn normalize(image: &str) -> Result<String, String> {
         })
     });
     if !is_name(name) || !tag_ok || !digest_ok {
-        return Err(
-            if name.bytes().any(|byte| byte.is_ascii_uppercase()) && is_name(&name.to_lowercase()) {
-                problem().replace(
-                    "invalid reference format",
-                    "invalid reference format: repository name must be lowercase",
-                )
-            } else {
-                problem()
-            },
-        );
+        return Err(if name.bytes().any(|byte| byte.is_ascii_uppercase()) && is_name(&name.to_lowercase()) {
+            problem().replace(
+                "invalid reference format",
+                "invalid reference format: repository name must be lowercase",
+            )
+        } else {
+            problem()
+        });
     }
-    Ok(if tag.is_none() && digest.is_none() {
-        format!("{image}:latest")
-    } else {
-        image.to_owned()
-    })
+    Ok(if tag.is_none() && digest.is_none() { format!("{image}:latest") } else { image.to_owned() })
 }
 
 /// `[host[:port]/]path`, the path in lower case (the grammar of the distribution reference).
@@ -73,9 +65,7 @@ fn is_name(name: &str) -> bool {
             .filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))
             .map_or(host, |(h, _)| h);
         if host.is_empty()
-            || !host
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b".-[]:_".contains(&byte))
+            || !host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-[]:_".contains(&byte))
         {
             return false;
         }
@@ -157,14 +147,8 @@ impl Entry {
 
 /// `host/path` of a credential key or an image, with Docker Hub's many names made one.
 fn location(text: &str) -> String {
-    let text = text
-        .trim_start_matches("https://")
-        .trim_start_matches("http://")
-        .trim_end_matches('/');
-    let text = text
-        .strip_suffix("/v1")
-        .or_else(|| text.strip_suffix("/v2"))
-        .unwrap_or(text);
+    let text = text.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+    let text = text.strip_suffix("/v1").or_else(|| text.strip_suffix("/v2")).unwrap_or(text);
     match text {
         "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
         other => other.to_owned(),
@@ -173,11 +157,7 @@ fn location(text: &str) -> String {
 
 fn matches(pattern: &str, image: &str) -> bool {
     let pattern = location(pattern);
-    let full = if has_registry(image) {
-        image.to_owned()
-    } else {
-        format!("docker.io/{image}")
-    };
+    let full = if has_registry(image) { image.to_owned() } else { format!("docker.io/{image}") };
     let (pattern_host, pattern_path) = pattern.split_once('/').unwrap_or((&pattern, ""));
     let (host, path) = full.split_once('/').unwrap_or((&full, ""));
     let host_ok = match pattern_host.strip_prefix("*.") {
@@ -193,14 +173,9 @@ pub(crate) fn credentials(image: &str, secrets: &[core::Secret]) -> Vec<cri::Aut
     let mut found: Vec<(usize, cri::AuthConfig)> = Vec::new();
     for secret in secrets {
         let data = secret.data.as_ref();
-        let get = |key: &str| {
-            data.and_then(|data| data.get(key))
-                .map(|bytes| bytes.0.as_slice())
-        };
+        let get = |key: &str| data.and_then(|data| data.get(key)).map(|bytes| bytes.0.as_slice());
         let entries: BTreeMap<String, Entry> = if let Some(json) = get(".dockerconfigjson") {
-            serde_json::from_slice::<DockerConfig>(json)
-                .map(|config| config.auths)
-                .unwrap_or_default()
+            serde_json::from_slice::<DockerConfig>(json).map(|config| config.auths).unwrap_or_default()
         } else if let Some(json) = get(".dockercfg") {
             serde_json::from_slice(json).unwrap_or_default()
         } else {
@@ -227,10 +202,7 @@ mod tests {
             ("nginx:1.25", Some("nginx:1.25")),
             ("localhost:5000/a/b", Some("localhost:5000/a/b:latest")),
             ("registry.example/a:b", Some("registry.example/a:b")),
-            (
-                "a@sha256:0123456789abcdef0123456789abcdef",
-                Some("a@sha256:0123456789abcdef0123456789abcdef"),
-            ),
+            ("a@sha256:0123456789abcdef0123456789abcdef", Some("a@sha256:0123456789abcdef0123456789abcdef")),
             ("Bad", None),
             ("bad image", None),
             ("", None),
@@ -254,10 +226,7 @@ mod tests {
             base64::engine::general_purpose::STANDARD.encode(config.to_string())}}))
         .unwrap();
         let users = |image: &str| -> Vec<String> {
-            credentials(image, std::slice::from_ref(&secret))
-                .into_iter()
-                .map(|auth| auth.username)
-                .collect()
+            credentials(image, std::slice::from_ref(&secret)).into_iter().map(|auth| auth.username).collect()
         };
         assert_eq!(users("nginx"), ["hub"]);
         assert_eq!(users("docker.io/library/nginx"), ["hub"]);

@@ -95,23 +95,12 @@ impl Kubelet {
 
     /// Labels of the Node.
     pub(crate) fn node_labels(&self) -> BTreeMap<String, String> {
-        self.node
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .metadata
-            .labels
-            .clone()
-            .unwrap_or_default()
+        self.node.read().unwrap_or_else(PoisonError::into_inner).metadata.labels.clone().unwrap_or_default()
     }
 
     /// UID of the Node, once it is registered.
     pub(crate) fn node_uid(&self) -> Option<String> {
-        self.node
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .metadata
-            .uid
-            .clone()
+        self.node.read().unwrap_or_else(PoisonError::into_inner).metadata.uid.clone()
     }
 }
 
@@ -141,10 +130,8 @@ pub async fn start_with_client(frame: &Frame, config: Config, client: kube::Clie
     cgroups.set_up().context("failed to make the kubepods cgroups")?;
     let machine = Machine::detect(&config.root_dir);
     let (events, queue) = events::channel();
-    let (health_sender, health) = watch::channel(Health {
-        message: "runtime has not been asked yet".to_owned(),
-        ..Health::default()
-    });
+    let (health_sender, health) =
+        watch::channel(Health { message: "runtime has not been asked yet".to_owned(), ..Health::default() });
     let labels = node::model::labels(&config);
     let node = core::Node {
         metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
@@ -165,11 +152,7 @@ pub async fn start_with_client(frame: &Frame, config: Config, client: kube::Clie
         allocatable: node::model::allocatable(&config, &machine),
         machine,
         host_ips: vec![config.node_ip.clone()],
-        pulls: Semaphore::new(
-            config
-                .max_parallel_image_pulls
-                .map_or(PULLS, |count| count.max(1) as usize),
-        ),
+        pulls: Semaphore::new(config.max_parallel_image_pulls.map_or(PULLS, |count| count.max(1) as usize)),
         status_writes: Semaphore::new(STATUS_WRITES),
         drain: frame.drain(),
         metrics: metrics::Metrics::register(frame),
@@ -193,16 +176,10 @@ fn make_dirs(config: &Config) -> anyhow::Result<()> {
 
 fn watch_pods(frame: &Frame, client: &kube::Client, node: &str) -> Informer<core::Pod> {
     let selector = kube::runtime::watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-    informer(
-        frame,
-        "pods",
-        Api::<core::Pod>::all(client.clone()),
-        selector,
-        |mut pod: core::Pod| {
-            pod.metadata.managed_fields = None;
-            Some(pod)
-        },
-    )
+    informer(frame, "pods", Api::<core::Pod>::all(client.clone()), selector, |mut pod: core::Pod| {
+        pod.metadata.managed_fields = None;
+        Some(pod)
+    })
 }
 
 fn spawn_tasks(frame: &Frame, kubelet: &Arc<Kubelet>, health: watch::Sender<Health>, queue: events::Queue) {
@@ -211,16 +188,10 @@ fn spawn_tasks(frame: &Frame, kubelet: &Arc<Kubelet>, health: watch::Sender<Heal
     frame.spawn("node", node::report(kubelet.clone()));
     frame.spawn("lease", node::renew_lease(kubelet.clone()));
     frame.spawn("pleg", pod::pleg::watch(kubelet.clone(), wake));
-    frame.spawn(
-        "dispatch",
-        pod::dispatch::run(kubelet.clone(), kubelet.pods.clone(), woken),
-    );
+    frame.spawn("dispatch", pod::dispatch::run(kubelet.clone(), kubelet.pods.clone(), woken));
     frame.spawn("log-rotation", logs::rotation::run(kubelet.clone()));
-    let (client, node, drain) = (
-        kubelet.client.clone(),
-        kubelet.config.node_name.clone(),
-        kubelet.drain.clone(),
-    );
+    let (client, node, drain) =
+        (kubelet.client.clone(), kubelet.config.node_name.clone(), kubelet.drain.clone());
     frame.spawn("events", async move {
         events::send_all(queue, client, node, drain).await;
         Ok(())

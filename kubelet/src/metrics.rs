@@ -23,11 +23,7 @@ impl Metrics {
     pub(crate) fn register(frame: &Frame) -> Self {
         let metrics = Self::default();
         let mut registry = frame.metrics();
-        registry.register(
-            "kubelet_running_pods",
-            "Pods with a ready sandbox",
-            metrics.running_pods.clone(),
-        );
+        registry.register("kubelet_running_pods", "Pods with a ready sandbox", metrics.running_pods.clone());
         registry.register(
             "kubelet_running_containers",
             "Running containers",
@@ -50,11 +46,7 @@ impl Metrics {
             metrics.started_sandboxes.clone(),
         );
         let failed = metrics.failed_sandboxes.clone();
-        registry.register(
-            "kubelet_run_podsandbox_errors",
-            "Sandboxes that could not be started",
-            failed,
-        );
+        registry.register("kubelet_run_podsandbox_errors", "Sandboxes that could not be started", failed);
         drop(registry);
         metrics
     }

@@ -19,9 +19,7 @@ impl ApiObjects {
         namespace: &str,
         name: &str,
     ) -> Result<Option<core::ConfigMap>, kube::Error> {
-        Api::<core::ConfigMap>::namespaced(self.client.clone(), namespace)
-            .get_opt(name)
-            .await
+        Api::<core::ConfigMap>::namespaced(self.client.clone(), namespace).get_opt(name).await
     }
 
     pub(crate) async fn secret(
@@ -29,8 +27,6 @@ impl ApiObjects {
         namespace: &str,
         name: &str,
     ) -> Result<Option<core::Secret>, kube::Error> {
-        Api::<core::Secret>::namespaced(self.client.clone(), namespace)
-            .get_opt(name)
-            .await
+        Api::<core::Secret>::namespaced(self.client.clone(), namespace).get_opt(name).await
     }
 }

@@ -40,9 +40,8 @@ fn scale(suffix: &str) -> Option<(i128, i128)> {
 
 /// The value in thousandths, rounded up; saturates at the largest `i64`.
 pub(crate) fn milli(text: &str) -> Option<i64> {
-    let number_length = text
-        .find(|c: char| !c.is_ascii_digit() && !matches!(c, '.' | '+' | '-'))
-        .unwrap_or(text.len());
+    let number_length =
+        text.find(|c: char| !c.is_ascii_digit() && !matches!(c, '.' | '+' | '-')).unwrap_or(text.len());
     let (number, suffix) = text.split_at(number_length);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let negative = whole.starts_with('-');
@@ -63,11 +62,7 @@ pub(crate) fn milli(text: &str) -> Option<i64> {
 pub(crate) fn whole(text: &str) -> Option<i64> {
     let milli = milli(text)?;
     // A saturated value stays as large as it can be.
-    Some(if milli > 0 {
-        milli / 1000 + i64::from(milli % 1000 > 0)
-    } else {
-        milli / 1000
-    })
+    Some(if milli > 0 { milli / 1000 + i64::from(milli % 1000 > 0) } else { milli / 1000 })
 }
 
 /// The value as a size.

@@ -26,21 +26,13 @@ impl RuntimeError {
         Self {
             call,
             code: status.code(),
-            message: format!(
-                "rpc error: code = {:?} desc = {}",
-                status.code(),
-                status.message()
-            ),
+            message: format!("rpc error: code = {:?} desc = {}", status.code(), status.message()),
         }
     }
 
     fn timeout(call: &'static str, limit: Duration) -> Self {
         let message = format!("rpc error: code = DeadlineExceeded desc = {call} took longer than {limit:?}");
-        Self {
-            call,
-            code: tonic::Code::DeadlineExceeded,
-            message,
-        }
+        Self { call, code: tonic::Code::DeadlineExceeded, message }
     }
 
     pub(crate) fn is_not_found(&self) -> bool {
@@ -133,17 +125,8 @@ impl Runtime {
     pub(crate) async fn stop_container(&self, id: &str, grace: Duration) -> Result<()> {
         let mut runtime = self.runtime.clone();
         let timeout = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
-        let request = cri::StopContainerRequest {
-            container_id: id.to_owned(),
-            timeout,
-        };
-        match bounded(
-            "StopContainer",
-            grace + self.limit,
-            runtime.stop_container(request),
-        )
-        .await
-        {
+        let request = cri::StopContainerRequest { container_id: id.to_owned(), timeout };
+        match bounded("StopContainer", grace + self.limit, runtime.stop_container(request)).await {
             Err(error) if error.is_not_found() => Ok(()),
             result => result.map(drop),
         }
@@ -158,37 +141,20 @@ impl Runtime {
     ) -> Result<cri::ExecSyncResponse> {
         let mut runtime = self.runtime.clone();
         let timeout = i64::try_from(limit.as_secs()).unwrap_or(0);
-        let request = cri::ExecSyncRequest {
-            container_id: id.to_owned(),
-            cmd: cmd.to_vec(),
-            timeout,
-        };
-        let patience = if limit.is_zero() {
-            PULL_LIMIT
-        } else {
-            limit + Duration::from_secs(5)
-        };
+        let request = cri::ExecSyncRequest { container_id: id.to_owned(), cmd: cmd.to_vec(), timeout };
+        let patience = if limit.is_zero() { PULL_LIMIT } else { limit + Duration::from_secs(5) };
         bounded("ExecSync", patience, runtime.exec_sync(request)).await
     }
 
     pub(crate) async fn container_events(&self) -> Result<tonic::Streaming<cri::ContainerEventResponse>> {
         let mut runtime = self.runtime.clone();
-        bounded(
-            "GetContainerEvents",
-            self.limit,
-            runtime.get_container_events(cri::GetEventsRequest {}),
-        )
-        .await
+        bounded("GetContainerEvents", self.limit, runtime.get_container_events(cri::GetEventsRequest {}))
+            .await
     }
 
     /// As [`Runtime::stop_pod_sandbox`]; one that is gone counts as stopped.
     pub(crate) async fn stop_sandbox(&self, id: &str) -> Result<()> {
-        match self
-            .stop_pod_sandbox(cri::StopPodSandboxRequest {
-                pod_sandbox_id: id.to_owned(),
-            })
-            .await
-        {
+        match self.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() }).await {
             Err(error) if error.is_not_found() => Ok(()),
             result => result.map(drop),
         }
@@ -196,12 +162,7 @@ impl Runtime {
 
     /// Removes a sandbox with its containers; one that is gone counts as removed.
     pub(crate) async fn remove_sandbox(&self, id: &str) -> Result<()> {
-        match self
-            .remove_pod_sandbox(cri::RemovePodSandboxRequest {
-                pod_sandbox_id: id.to_owned(),
-            })
-            .await
-        {
+        match self.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() }).await {
             Err(error) if error.is_not_found() => Ok(()),
             result => result.map(drop),
         }
@@ -209,12 +170,7 @@ impl Runtime {
 
     /// Removes a container; one that is gone counts as removed.
     pub(crate) async fn delete_container(&self, id: &str) -> Result<()> {
-        match self
-            .remove_container(cri::RemoveContainerRequest {
-                container_id: id.to_owned(),
-            })
-            .await
-        {
+        match self.remove_container(cri::RemoveContainerRequest { container_id: id.to_owned() }).await {
             Err(error) if error.is_not_found() => Ok(()),
             result => result.map(drop),
         }

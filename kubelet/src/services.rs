@@ -28,10 +28,7 @@ fn project(service: &core::Service) -> Option<Service> {
         protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
         port: port.port,
     };
-    Some(Service {
-        address,
-        ports: spec.ports.iter().flatten().map(port).collect(),
-    })
+    Some(Service { address, ports: spec.ports.iter().flatten().map(port).collect() })
 }
 
 /// What a pod of `namespace` sees: its namespace's Services when links are on, and always the API server's.

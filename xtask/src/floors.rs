@@ -66,20 +66,12 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<String>> {
 }
 
 fn check_package(package: &Package, root: &str, problems: &mut Vec<String>) -> anyhow::Result<()> {
-    let relative = |path: &str| {
-        path.strip_prefix(root)
-            .unwrap_or(path)
-            .trim_start_matches('/')
-            .to_owned()
-    };
+    let relative = |path: &str| path.strip_prefix(root).unwrap_or(path).trim_start_matches('/').to_owned();
     let folder = relative(package.manifest_path.trim_end_matches("/Cargo.toml"));
     let own = floor(&folder)?;
     for dependency in &package.dependencies {
         if dependency.name == "libcontainer" && folder != "runtime/oci" {
-            problems.push(format!(
-                "{} uses libcontainer: only runtime/oci may",
-                package.name
-            ));
+            problems.push(format!("{} uses libcontainer: only runtime/oci may", package.name));
         }
         // Tests may look at whatever they test.
         let (Some(path), false) = (&dependency.path, dependency.kind.as_deref() == Some("dev")) else {

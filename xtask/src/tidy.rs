@@ -70,15 +70,11 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
 
 fn check_file(path: &Path, text: &str, problems: &mut Vec<String>) {
     let shown = path.display();
-    let is_test = path
-        .components()
-        .any(|part| matches!(part.as_os_str().to_str(), Some("tests" | "benches")))
-        || path.file_stem().is_some_and(|stem| stem == "tests");
+    let is_test =
+        path.components().any(|part| matches!(part.as_os_str().to_str(), Some("tests" | "benches")))
+            || path.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with("tests"));
     let lines: Vec<&str> = text.lines().collect();
-    let end = lines
-        .iter()
-        .position(|line| line.starts_with("#[cfg(test)]"))
-        .unwrap_or(lines.len());
+    let end = lines.iter().position(|line| line.starts_with("#[cfg(test)]")).unwrap_or(lines.len());
     let code = if is_test { &lines[..] } else { &lines[..end] };
     if !is_test && code.len() > FILE_LINES {
         problems.push(format!(
@@ -87,14 +83,9 @@ fn check_file(path: &Path, text: &str, problems: &mut Vec<String>) {
         ));
     }
     for part in path.components() {
-        let name = Path::new(part.as_os_str())
-            .file_stem()
-            .and_then(|stem| stem.to_str())
-            .unwrap_or("");
+        let name = Path::new(part.as_os_str()).file_stem().and_then(|stem| stem.to_str()).unwrap_or("");
         if VAGUE_NAMES.contains(&name) {
-            problems.push(format!(
-                "{shown}: the name {name:?} says nothing: name what it holds"
-            ));
+            problems.push(format!("{shown}: the name {name:?} says nothing: name what it holds"));
         }
     }
     if is_pure(path) {
@@ -115,10 +106,7 @@ fn check_file(path: &Path, text: &str, problems: &mut Vec<String>) {
 
 fn is_pure(path: &Path) -> bool {
     path.components().any(|part| {
-        let stem = Path::new(part.as_os_str())
-            .file_stem()
-            .and_then(|stem| stem.to_str())
-            .unwrap_or("");
+        let stem = Path::new(part.as_os_str()).file_stem().and_then(|stem| stem.to_str()).unwrap_or("");
         PURE_NAMES.contains(&stem)
     })
 }
@@ -126,10 +114,7 @@ fn is_pure(path: &Path) -> bool {
 fn check_words(shown: &str, code: &[&str], problems: &mut Vec<String>) {
     for (number, line) in code.iter().enumerate() {
         if ["TODO", "FIXME", "XXX"].iter().any(|word| line.contains(word)) {
-            problems.push(format!(
-                "{shown}:{}: finish it, or say in an issue what is left",
-                number + 1
-            ));
+            problems.push(format!("{shown}:{}: finish it, or say in an issue what is left", number + 1));
         }
     }
 }
@@ -186,26 +171,14 @@ mod tests {
 
     #[test]
     fn finds_what_the_style_forbids() {
-        assert_eq!(
-            problems("proxy/src/rules.rs", "use tokio::sync::Mutex;\n").len(),
-            1
-        );
-        assert_eq!(
-            problems("proxy/src/rules.rs", "// tokio::sync is not for us\n").len(),
-            0
-        );
+        assert_eq!(problems("proxy/src/rules.rs", "use tokio::sync::Mutex;\n").len(), 1);
+        assert_eq!(problems("proxy/src/rules.rs", "// tokio::sync is not for us\n").len(), 0);
         assert_eq!(problems("lib/x/src/util.rs", "").len(), 1);
         let long = format!("fn long() {{\n{}}}\n", "    a();\n".repeat(70));
         assert_eq!(problems("lib/x/src/a.rs", &long).len(), 1);
         assert_eq!(problems("lib/x/src/a.rs", &"a\n".repeat(801)).len(), 1);
-        assert_eq!(
-            problems("lib/x/src/a.rs", &format!("#[cfg(test)]\n{}", "a\n".repeat(801))).len(),
-            0
-        );
+        assert_eq!(problems("lib/x/src/a.rs", &format!("#[cfg(test)]\n{}", "a\n".repeat(801))).len(), 0);
         let word = ["TO", "DO"].concat();
-        assert_eq!(
-            problems("lib/x/src/a.rs", &format!("// {word}: later\n")).len(),
-            1
-        );
+        assert_eq!(problems("lib/x/src/a.rs", &format!("// {word}: later\n")).len(), 1);
     }
 }

@@ -72,10 +72,7 @@ pub fn write_node(
     };
     write(&directory.join("node.yaml"), &config)?;
     write(&directory.join("runtime.yaml"), &runtime(layout, node))?;
-    write(
-        &directory.join("kubelet.yaml"),
-        &kubelet(layout, spec, node, authority, serving),
-    )?;
+    write(&directory.join("kubelet.yaml"), &kubelet(layout, spec, node, authority, serving))?;
     write(&directory.join("network.yaml"), &network(layout, spec, node)?)?;
     link_plugin(&directory.join("cni/bin"))
 }
@@ -100,9 +97,7 @@ fn kubelet(
     serving: &CertificateFiles,
 ) -> orlop_kubelet::Config {
     let (directory, run) = (layout.node(&node.name), layout.node_run(&node.name));
-    let x509 = orlop_kubelet::X509 {
-        client_ca_file: Some(authority.certificate()),
-    };
+    let x509 = orlop_kubelet::X509 { client_ca_file: Some(authority.certificate()) };
     orlop_kubelet::Config {
         kubeconfig: directory.join("kubelet.kubeconfig"),
         node_name: node.name.clone(),
@@ -112,10 +107,7 @@ fn kubelet(
         pod_logs_dir: directory.join("log/pods"),
         tls_cert_file: Some(serving.certificate.clone()),
         tls_private_key_file: Some(serving.key.clone()),
-        authentication: orlop_kubelet::Authentication {
-            x509,
-            ..orlop_kubelet::Authentication::default()
-        },
+        authentication: orlop_kubelet::Authentication { x509, ..orlop_kubelet::Authentication::default() },
         container_runtime_endpoint: format!("unix://{}", run.join("runtime.sock").display()),
         cluster_dns: vec![spec.cluster_dns.to_string()],
         cluster_domain: spec.cluster_domain.clone(),
@@ -127,10 +119,7 @@ fn kubelet(
 fn network(layout: &Layout, spec: &ClusterSpec, node: &NodeSpec) -> anyhow::Result<NetworkConfig> {
     let directory = layout.node(&node.name);
     let std::net::IpAddr::V4(node_ip) = node.address else {
-        anyhow::bail!(
-            "the node address {} is not IPv4: the overlay needs one",
-            node.address
-        );
+        anyhow::bail!("the node address {} is not IPv4: the overlay needs one", node.address);
     };
     Ok(NetworkConfig {
         kubeconfig: directory.join("network.kubeconfig"),

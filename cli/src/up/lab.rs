@@ -43,25 +43,19 @@ async fn ensure_with(
     spec: &ClusterSpec,
     lab: &LabSpec,
 ) -> anyhow::Result<()> {
-    let bridge = ensure_bridge(handle, layout, lab)
-        .await
-        .context("failed to make the node bridge")?;
+    let bridge = ensure_bridge(handle, layout, lab).await.context("failed to make the node bridge")?;
     for (position, node) in spec.nodes.iter().enumerate() {
         let index = u32::try_from(position + 1)?;
         let context = || format!("failed to make the network of {}", node.name);
         let namespace = ensure_namespace(&layout.netns(&node.name)).with_context(context)?;
         let link = layout.link(index);
         if link_index(handle, &link).await?.is_none() {
-            connect(handle, &link, bridge, &namespace, index)
-                .await
-                .with_context(context)?;
+            connect(handle, &link, bridge, &namespace, index).await.with_context(context)?;
         }
         let gateway = nth(lab.network, 1).context("the node network is too small")?;
         let (address, prefix) = (node.address, lab.network.prefix_len());
-        inside(namespace, move || async move {
-            configure(address, prefix, gateway.into()).await
-        })
-        .with_context(context)?;
+        inside(namespace, move || async move { configure(address, prefix, gateway.into()).await })
+            .with_context(context)?;
     }
     Ok(())
 }
@@ -69,25 +63,12 @@ async fn ensure_with(
 async fn ensure_bridge(handle: &Handle, layout: &Layout, lab: &LabSpec) -> anyhow::Result<u32> {
     let name = layout.bridge();
     if link_index(handle, &name).await?.is_none() {
-        handle
-            .link()
-            .add(LinkBridge::new(&name).build())
-            .execute()
-            .await?;
+        handle.link().add(LinkBridge::new(&name).build()).execute().await?;
     }
     let index = link_index(handle, &name).await?.context("the bridge vanished")?;
     let address = nth(lab.network, 1).context("the node network is too small")?;
-    handle
-        .address()
-        .add(index, address.into(), lab.network.prefix_len())
-        .replace()
-        .execute()
-        .await?;
-    handle
-        .link()
-        .set(LinkUnspec::new_with_index(index).up().build())
-        .execute()
-        .await?;
+    handle.address().add(index, address.into(), lab.network.prefix_len()).replace().execute().await?;
+    handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
     Ok(index)
 }
 
@@ -99,11 +80,7 @@ async fn connect(
     index: u32,
 ) -> anyhow::Result<()> {
     let peer = format!("{link}p");
-    let peer = if peer.len() > 15 {
-        format!("olp{index}x{}", std::process::id() % 10_000)
-    } else {
-        peer
-    };
+    let peer = if peer.len() > 15 { format!("olp{index}x{}", std::process::id() % 10_000) } else { peer };
     handle
         .link()
         .add(LinkVeth::new(link, &peer).build())
@@ -111,29 +88,12 @@ async fn connect(
         .await
         .context("failed to add a veth pair")?;
     let moved = async {
-        let peer = link_index(handle, &peer)
-            .await?
-            .context("the veth peer vanished")?;
-        let into = LinkUnspec::new_with_index(peer)
-            .name("eth0")
-            .setns_by_fd(namespace.as_raw_fd())
-            .build();
-        handle
-            .link()
-            .set(into)
-            .execute()
-            .await
-            .context("failed to move the link into the namespace")?;
-        let outer = link_index(handle, link)
-            .await?
-            .context("the veth link vanished")?;
+        let peer = link_index(handle, &peer).await?.context("the veth peer vanished")?;
+        let into = LinkUnspec::new_with_index(peer).name("eth0").setns_by_fd(namespace.as_raw_fd()).build();
+        handle.link().set(into).execute().await.context("failed to move the link into the namespace")?;
+        let outer = link_index(handle, link).await?.context("the veth link vanished")?;
         let attach = LinkUnspec::new_with_index(outer).controller(bridge).up().build();
-        handle
-            .link()
-            .set(attach)
-            .execute()
-            .await
-            .context("failed to attach the link to the bridge")
+        handle.link().set(attach).execute().await.context("failed to attach the link to the bridge")
     };
     if let Err(error) = moved.await {
         if let Ok(Some(outer)) = link_index(handle, link).await {
@@ -148,31 +108,12 @@ async fn configure(address: IpAddr, prefix: u8, gateway: IpAddr) -> anyhow::Resu
     let (connection, handle, _) = new_connection()?;
     let driver = tokio::spawn(connection);
     let loopback = link_index(&handle, "lo").await?.context("no loopback")?;
-    handle
-        .link()
-        .set(LinkUnspec::new_with_index(loopback).up().build())
-        .execute()
-        .await?;
-    let link = link_index(&handle, "eth0")
-        .await?
-        .context("eth0 is missing in the namespace")?;
-    handle
-        .address()
-        .add(link, address, prefix)
-        .replace()
-        .execute()
-        .await?;
-    handle
-        .link()
-        .set(LinkUnspec::new_with_index(link).up().build())
-        .execute()
-        .await?;
-    let IpAddr::V4(gateway) = gateway else {
-        bail!("the node network must be IPv4")
-    };
-    let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
-        .gateway(gateway)
-        .build();
+    handle.link().set(LinkUnspec::new_with_index(loopback).up().build()).execute().await?;
+    let link = link_index(&handle, "eth0").await?.context("eth0 is missing in the namespace")?;
+    handle.address().add(link, address, prefix).replace().execute().await?;
+    handle.link().set(LinkUnspec::new_with_index(link).up().build()).execute().await?;
+    let IpAddr::V4(gateway) = gateway else { bail!("the node network must be IPv4") };
+    let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(gateway).build();
     handle.route().add(route).replace().execute().await?;
     driver.abort();
     Ok(())
@@ -191,19 +132,10 @@ fn ensure_namespace(name: &str) -> anyhow::Result<File> {
         // Only this thread gets the new namespace, and it ends with it.
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
             .context("failed to make a network namespace")?;
-        mount(
-            Some("/proc/thread-self/ns/net"),
-            &target,
-            None::<&str>,
-            MsFlags::MS_BIND,
-            None::<&str>,
-        )
-        .with_context(|| format!("failed to pin the namespace at {}", target.display()))
+        mount(Some("/proc/thread-self/ns/net"), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .with_context(|| format!("failed to pin the namespace at {}", target.display()))
     });
-    if let Err(error) = made
-        .join()
-        .unwrap_or_else(|_| bail!("the namespace thread panicked"))
-    {
+    if let Err(error) = made.join().unwrap_or_else(|_| bail!("the namespace thread panicked")) {
         let _ = std::fs::remove_file(&path);
         return Err(error);
     }
@@ -230,13 +162,7 @@ fn share_directory() -> anyhow::Result<()> {
     std::fs::create_dir_all(directory)?;
     let none = None::<&str>;
     if mount(none, directory, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none).is_err() {
-        mount(
-            Some(directory),
-            directory,
-            none,
-            MsFlags::MS_BIND | MsFlags::MS_REC,
-            none,
-        )?;
+        mount(Some(directory), directory, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
         mount(none, directory, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none)?;
     }
     Ok(())
@@ -250,14 +176,9 @@ where
 {
     let thread = std::thread::spawn(move || -> anyhow::Result<()> {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?
-            .block_on(work())
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work())
     });
-    thread
-        .join()
-        .unwrap_or_else(|_| bail!("the namespace thread panicked"))
+    thread.join().unwrap_or_else(|_| bail!("the namespace thread panicked"))
 }
 
 /// Enters a named namespace with the whole process, which must be single-threaded.

@@ -34,10 +34,7 @@ impl Lock {
             Err(TryLockError::WouldBlock) => {
                 let holder = Self::holder(layout)
                     .map_or_else(|| "another process".into(), |pid| format!("process {pid}"));
-                bail!(
-                    "{holder} runs the cluster of {} already: stop it first",
-                    layout.data().display()
-                );
+                bail!("{holder} runs the cluster of {} already: stop it first", layout.data().display());
             }
             Err(TryLockError::Error(error)) => {
                 return Err(error).context("failed to lock the data directory");

@@ -34,10 +34,7 @@ pub async fn read() -> anyhow::Result<Machine> {
     }
     let mut routes = Vec::new();
     let mut default_address = None;
-    let mut dump = handle
-        .route()
-        .get(RouteMessageBuilder::<Ipv4Addr>::new().build())
-        .execute();
+    let mut dump = handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
     while let Some(route) = dump.try_next().await.context("failed to list routes")? {
         if route.header.table != RouteHeader::RT_TABLE_MAIN {
             continue;
@@ -52,11 +49,7 @@ pub async fn read() -> anyhow::Result<Machine> {
     }
     driver.abort();
     let address = default_address.or_else(|| order.first().copied()).map(IpAddr::V4);
-    Ok(Machine {
-        hostname,
-        address,
-        routes,
-    })
+    Ok(Machine { hostname, address, routes })
 }
 
 fn destination(route: &RouteMessage) -> Option<Ipv4Net> {

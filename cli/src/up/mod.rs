@@ -107,9 +107,7 @@ pub fn run(args: &UpArgs) -> anyhow::Result<()> {
     settings.drain_deadline = Duration::from_secs(40);
     settings.worker_threads = 1;
     let deadline = Duration::from_secs(args.ready_seconds);
-    orlop_daemon::run(settings, |frame| async move {
-        start(&frame, layout, spec, deadline, started)
-    })
+    orlop_daemon::run(settings, |frame| async move { start(&frame, layout, spec, deadline, started) })
 }
 
 fn start(
@@ -121,10 +119,7 @@ fn start(
 ) -> anyhow::Result<()> {
     for process in processes(&layout, &spec) {
         let drain = frame.drain();
-        frame.spawn(
-            format!("supervise-{}", process.name),
-            supervise::keep(process, drain),
-        );
+        frame.spawn(format!("supervise-{}", process.name), supervise::keep(process, drain));
     }
     let drain = frame.drain();
     frame.spawn("wait-ready", async move {
@@ -146,10 +141,8 @@ fn processes(layout: &Layout, spec: &ClusterSpec) -> Vec<Process> {
         log: layout.logs().join(format!("{name}.log")),
     };
     let master = process("master", "master", layout.data().join("master.yaml"));
-    let nodes = spec
-        .nodes
-        .iter()
-        .map(|node| process(&node.name, "node", layout.node(&node.name).join("node.yaml")));
+    let nodes =
+        spec.nodes.iter().map(|node| process(&node.name, "node", layout.node(&node.name).join("node.yaml")));
     std::iter::once(master).chain(nodes).collect()
 }
 
@@ -161,9 +154,7 @@ fn detach(args: &UpArgs, layout: &Layout, started: Instant) -> anyhow::Result<()
     std::fs::create_dir_all(layout.logs())?;
     let output =
         std::fs::File::create(&log).with_context(|| format!("failed to create {}", log.display()))?;
-    let arguments = std::env::args_os()
-        .skip(1)
-        .filter(|argument| argument != "--detach");
+    let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--detach");
     let mut child = Command::new(std::env::current_exe()?)
         .args(arguments)
         .stdin(Stdio::null())
@@ -172,19 +163,11 @@ fn detach(args: &UpArgs, layout: &Layout, started: Instant) -> anyhow::Result<()
         .process_group(0)
         .spawn()
         .context("failed to start the background process")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let spec = wait::for_spec(layout, &mut child, &log).await?;
-        wait::until_ready_or_ended(
-            layout,
-            &spec,
-            Duration::from_secs(args.ready_seconds),
-            &mut child,
-            &log,
-        )
-        .await?;
+        wait::until_ready_or_ended(layout, &spec, Duration::from_secs(args.ready_seconds), &mut child, &log)
+            .await?;
         wait::announce(layout, &spec, started)
     });
     if result.is_err() {

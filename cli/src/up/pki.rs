@@ -56,11 +56,7 @@ impl Authority {
             .with_context(|| format!("{} is not a private key", files.key.display()))?;
         let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key)
             .with_context(|| format!("{} is not a CA certificate", files.certificate.display()))?;
-        Ok(Self {
-            directory: directory.to_owned(),
-            certificate_pem,
-            issuer,
-        })
+        Ok(Self { directory: directory.to_owned(), certificate_pem, issuer })
     }
 
     /// Path of the CA certificate.
@@ -77,24 +73,19 @@ impl Authority {
     pub fn leaf(&self, name: &str, leaf: &Leaf<'_>) -> anyhow::Result<CertificateFiles> {
         let files = files(&self.directory, name);
         if !is_current(&files, leaf) {
-            self.issue(&files, leaf)
-                .with_context(|| format!("failed to issue certificate {name}"))?;
+            self.issue(&files, leaf).with_context(|| format!("failed to issue certificate {name}"))?;
         }
         Ok(files)
     }
 
     fn issue(&self, files: &CertificateFiles, leaf: &Leaf<'_>) -> anyhow::Result<()> {
         let mut params = CertificateParams::new(leaf.dns_names.to_vec())?;
-        params
-            .subject_alt_names
-            .extend(leaf.addresses.iter().copied().map(SanType::IpAddress));
+        params.subject_alt_names.extend(leaf.addresses.iter().copied().map(SanType::IpAddress));
         params.distinguished_name = name(leaf.common_name, leaf.organization);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         if leaf.server {
-            params
-                .extended_key_usages
-                .push(ExtendedKeyUsagePurpose::ServerAuth);
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }
         validity(&mut params, LEAF_DAYS);
         let key = KeyPair::generate()?;
@@ -118,11 +109,8 @@ fn create_authority(files: &CertificateFiles) -> anyhow::Result<()> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name = name("kubernetes", None);
-    params.key_usages = vec![
-        KeyUsagePurpose::KeyCertSign,
-        KeyUsagePurpose::CrlSign,
-        KeyUsagePurpose::DigitalSignature,
-    ];
+    params.key_usages =
+        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     validity(&mut params, CA_DAYS);
     let key = KeyPair::generate()?;
     let certificate = params.self_signed(&key)?;
@@ -157,10 +145,7 @@ fn is_current(files: &CertificateFiles, leaf: &Leaf<'_>) -> bool {
     let Ok(certificate) = pem.parse_x509() else {
         return false;
     };
-    let left = certificate
-        .validity()
-        .time_to_expiration()
-        .map_or(0, |left| left.whole_seconds());
+    let left = certificate.validity().time_to_expiration().map_or(0, |left| left.whole_seconds());
     if left < i64::try_from(RENEW_BEFORE_DAYS * 24 * 3600).unwrap_or(i64::MAX) {
         return false;
     }
@@ -178,11 +163,7 @@ fn is_current(files: &CertificateFiles, leaf: &Leaf<'_>) -> bool {
         IpAddr::V4(address) => format!("{:?}", &address.octets()[..]),
         IpAddr::V6(address) => format!("{:?}", &address.octets()[..]),
     });
-    leaf.dns_names
-        .iter()
-        .cloned()
-        .chain(addresses)
-        .all(|wanted| names.contains(&wanted))
+    leaf.dns_names.iter().cloned().chain(addresses).all(|wanted| names.contains(&wanted))
 }
 
 fn files(directory: &Path, name: &str) -> CertificateFiles {
@@ -207,22 +188,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let authority = Authority::open(directory.path()).unwrap();
         let addresses = ["10.0.0.1".parse().unwrap()];
-        let mut leaf = Leaf {
-            common_name: "a",
-            addresses: &addresses,
-            server: true,
-            ..Leaf::default()
-        };
+        let mut leaf = Leaf { common_name: "a", addresses: &addresses, server: true, ..Leaf::default() };
         let files = authority.leaf("api", &leaf).unwrap();
         let first = std::fs::read(&files.certificate).unwrap();
-        assert_eq!(
-            std::fs::metadata(&files.key).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
-        Authority::open(directory.path())
-            .unwrap()
-            .leaf("api", &leaf)
-            .unwrap();
+        assert_eq!(std::fs::metadata(&files.key).unwrap().permissions().mode() & 0o777, 0o600);
+        Authority::open(directory.path()).unwrap().leaf("api", &leaf).unwrap();
         assert_eq!(std::fs::read(&files.certificate).unwrap(), first);
         let more = ["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()];
         leaf.addresses = &more;

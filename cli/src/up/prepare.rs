@@ -18,17 +18,13 @@ pub struct MasterFiles {
 
 /// Makes or resumes the cluster of a data directory.
 pub fn cluster(layout: &Layout, wish: &Wish) -> anyhow::Result<ClusterSpec> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let spec = match ClusterSpec::load(&layout.cluster_file())? {
         Some(spec) => spec.resume(wish)?,
         None => ClusterSpec::create(wish, &runtime.block_on(machine::read())?)?,
     };
     if let Some(lab) = &spec.lab {
-        runtime
-            .block_on(lab::ensure(layout, &spec, lab))
-            .context("failed to make the nodes' network")?;
+        runtime.block_on(lab::ensure(layout, &spec, lab)).context("failed to make the nodes' network")?;
     }
     files(layout, &spec)?;
     // Last: a cluster that could not be prepared is not remembered.
@@ -46,20 +42,10 @@ fn files(layout: &Layout, spec: &ClusterSpec) -> anyhow::Result<()> {
     configs::write_master(layout, spec, &authority, &master)?;
     let admin = authority.leaf(
         "admin",
-        &Leaf {
-            common_name: "kubernetes-admin",
-            organization: Some("system:masters"),
-            ..Leaf::default()
-        },
+        &Leaf { common_name: "kubernetes-admin", organization: Some("system:masters"), ..Leaf::default() },
     )?;
     let api = server(spec.advertise_address);
-    kubeconfig::write(
-        &layout.admin_kubeconfig(),
-        &authority,
-        &api,
-        "kubernetes-admin",
-        &admin,
-    )?;
+    kubeconfig::write(&layout.admin_kubeconfig(), &authority, &api, "kubernetes-admin", &admin)?;
     for node in &spec.nodes {
         self::node(layout, spec, &authority, node, &api)
             .with_context(|| format!("failed to prepare node {}", node.name))?;
@@ -69,22 +55,13 @@ fn files(layout: &Layout, spec: &ClusterSpec) -> anyhow::Result<()> {
 
 fn master_files(layout: &Layout, spec: &ClusterSpec, authority: &Authority) -> anyhow::Result<MasterFiles> {
     let domain = &spec.cluster_domain;
-    let names: Vec<String> = [
-        "kubernetes",
-        "kubernetes.default",
-        "kubernetes.default.svc",
-        "localhost",
-    ]
-    .into_iter()
-    .map(str::to_owned)
-    .chain([format!("kubernetes.default.svc.{domain}")])
-    .collect();
+    let names: Vec<String> = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"]
+        .into_iter()
+        .map(str::to_owned)
+        .chain([format!("kubernetes.default.svc.{domain}")])
+        .collect();
     let service = nth(spec.service_cidr, 1).context("the Service range is too small")?;
-    let addresses = [
-        spec.advertise_address,
-        service.into(),
-        IpAddr::from([127, 0, 0, 1]),
-    ];
+    let addresses = [spec.advertise_address, service.into(), IpAddr::from([127, 0, 0, 1])];
     let serving = Leaf {
         common_name: "kube-apiserver",
         dns_names: &names,
@@ -112,34 +89,15 @@ fn node(
     api: &str,
 ) -> anyhow::Result<()> {
     let user = format!("system:node:{}", node.name);
-    let kubelet = Leaf {
-        common_name: &user,
-        organization: Some("system:nodes"),
-        ..Leaf::default()
-    };
+    let kubelet = Leaf { common_name: &user, organization: Some("system:nodes"), ..Leaf::default() };
     let files = authority.leaf(&format!("kubelet-{}", node.name), &kubelet)?;
     let directory = layout.node(&node.name);
-    kubeconfig::write(
-        &directory.join("kubelet.kubeconfig"),
-        authority,
-        api,
-        &user,
-        &files,
-    )?;
+    kubeconfig::write(&directory.join("kubelet.kubeconfig"), authority, api, &user, &files)?;
     let network_user = format!("system:orlop:network:{}", node.name);
-    let network = Leaf {
-        common_name: &network_user,
-        organization: Some("system:orlop:network"),
-        ..Leaf::default()
-    };
+    let network =
+        Leaf { common_name: &network_user, organization: Some("system:orlop:network"), ..Leaf::default() };
     let files = authority.leaf(&format!("network-{}", node.name), &network)?;
-    kubeconfig::write(
-        &directory.join("network.kubeconfig"),
-        authority,
-        api,
-        &network_user,
-        &files,
-    )?;
+    kubeconfig::write(&directory.join("network.kubeconfig"), authority, api, &network_user, &files)?;
     let names = [node.name.clone()];
     let addresses = [node.address];
     let serving = Leaf {

@@ -69,17 +69,10 @@ impl ClusterSpec {
             Err(error) => return Err(error).with_context(|| format!("failed to read {}", path.display())),
         };
         let spec: Self = serde_json::from_slice(&text).with_context(|| {
-            format!(
-                "{} is damaged: restore it, or run `orlop down` and start anew",
-                path.display()
-            )
+            format!("{} is damaged: restore it, or run `orlop down` and start anew", path.display())
         })?;
         if spec.version != VERSION {
-            bail!(
-                "{} has version {}, this orlop knows version {VERSION}",
-                path.display(),
-                spec.version
-            );
+            bail!("{} has version {}, this orlop knows version {VERSION}", path.display(), spec.version);
         }
         Ok(Some(spec))
     }
@@ -96,9 +89,7 @@ impl ClusterSpec {
         let service_cidr = wish.service_cidr.unwrap_or_else(|| parse("10.96.0.0/16"));
         let cluster_dns = nth(service_cidr, 10).context("the Service range needs at least 16 addresses")?;
         let lab = match wish.nodes {
-            Some(_) => Some(LabSpec {
-                network: wish.node_network.unwrap_or_else(|| parse("10.89.0.0/24")),
-            }),
+            Some(_) => Some(LabSpec { network: wish.node_network.unwrap_or_else(|| parse("10.89.0.0/24")) }),
             None => None,
         };
         let (advertise_address, nodes) = match &lab {
@@ -107,10 +98,7 @@ impl ClusterSpec {
                 let address = wish.node_ip.or(machine.address).context(
                     "no address was found on this machine's interfaces: give one with --node-ip ADDRESS",
                 )?;
-                let name = wish
-                    .node_name
-                    .clone()
-                    .unwrap_or_else(|| machine.hostname.to_lowercase());
+                let name = wish.node_name.clone().unwrap_or_else(|| machine.hostname.to_lowercase());
                 (address, vec![NodeSpec { name, address }])
             }
         };
@@ -143,21 +131,13 @@ impl ClusterSpec {
             }
             _ => Ok(()),
         };
-        fixed(
-            "--pod-cidr",
-            wish.pod_cidr.map(|cidr| cidr.to_string()),
-            self.pod_cidr.to_string(),
-        )?;
+        fixed("--pod-cidr", wish.pod_cidr.map(|cidr| cidr.to_string()), self.pod_cidr.to_string())?;
         fixed(
             "--service-cidr",
             wish.service_cidr.map(|cidr| cidr.to_string()),
             self.service_cidr.to_string(),
         )?;
-        let known = if self.lab.is_some() {
-            self.nodes.len().to_string()
-        } else {
-            "none".to_owned()
-        };
+        let known = if self.lab.is_some() { self.nodes.len().to_string() } else { "none".to_owned() };
         fixed("--nodes", wish.nodes.map(|nodes| nodes.to_string()), known)?;
         if let (None, [node]) = (&self.lab, self.nodes.as_mut_slice()) {
             fixed("--node-name", wish.node_name.clone(), node.name.clone())?;
@@ -222,10 +202,7 @@ fn lab_nodes(lab: &LabSpec, count: u32) -> anyhow::Result<(IpAddr, Vec<NodeSpec>
     let nodes = (1..=count)
         .map(|index| {
             let address = nth(lab.network, 10 + index).with_context(too_small)?;
-            Ok(NodeSpec {
-                name: format!("node-{index}"),
-                address: address.into(),
-            })
+            Ok(NodeSpec { name: format!("node-{index}"), address: address.into() })
         })
         .collect::<anyhow::Result<_>>()?;
     Ok((nth(lab.network, 1).with_context(too_small)?.into(), nodes))
@@ -258,23 +235,14 @@ mod tests {
     #[test]
     fn defaults_make_one_node_named_by_the_host() {
         let spec = ClusterSpec::create(&Wish::default(), &machine()).unwrap();
-        assert_eq!(
-            spec.nodes,
-            [NodeSpec {
-                name: "host".into(),
-                address: "192.0.2.5".parse().unwrap()
-            }]
-        );
+        assert_eq!(spec.nodes, [NodeSpec { name: "host".into(), address: "192.0.2.5".parse().unwrap() }]);
         assert_eq!(spec.cluster_dns.to_string(), "10.96.0.10");
     }
 
     #[test]
     fn ranges_that_overlap_are_refused_by_name() {
         let overlap = |pod: &str| {
-            let wish = Wish {
-                pod_cidr: Some(pod.parse().unwrap()),
-                ..Wish::default()
-            };
+            let wish = Wish { pod_cidr: Some(pod.parse().unwrap()), ..Wish::default() };
             ClusterSpec::create(&wish, &machine()).unwrap_err().to_string()
         };
         assert_eq!(
@@ -286,46 +254,18 @@ mod tests {
 
     #[test]
     fn lab_nodes_get_addresses_beside_the_bridge() {
-        let spec = ClusterSpec::create(
-            &Wish {
-                nodes: Some(2),
-                ..Wish::default()
-            },
-            &machine(),
-        )
-        .unwrap();
+        let spec = ClusterSpec::create(&Wish { nodes: Some(2), ..Wish::default() }, &machine()).unwrap();
         assert_eq!(spec.advertise_address.to_string(), "10.89.0.1");
         assert_eq!(spec.nodes[1].address.to_string(), "10.89.0.12");
-        assert!(
-            ClusterSpec::create(
-                &Wish {
-                    nodes: Some(51),
-                    ..Wish::default()
-                },
-                &machine()
-            )
-            .is_err()
-        );
+        assert!(ClusterSpec::create(&Wish { nodes: Some(51), ..Wish::default() }, &machine()).is_err());
     }
 
     #[test]
     fn a_resumed_cluster_keeps_its_ranges() {
         let spec = ClusterSpec::create(&Wish::default(), &machine()).unwrap();
-        let other = Wish {
-            pod_cidr: Some("10.0.0.0/16".parse().unwrap()),
-            ..Wish::default()
-        };
-        assert!(
-            spec.clone()
-                .resume(&other)
-                .unwrap_err()
-                .to_string()
-                .contains("--pod-cidr 10.244.0.0/16")
-        );
-        let port = Wish {
-            insecure_port: Some(8080),
-            ..Wish::default()
-        };
+        let other = Wish { pod_cidr: Some("10.0.0.0/16".parse().unwrap()), ..Wish::default() };
+        assert!(spec.clone().resume(&other).unwrap_err().to_string().contains("--pod-cidr 10.244.0.0/16"));
+        let port = Wish { insecure_port: Some(8080), ..Wish::default() };
         assert_eq!(spec.resume(&port).unwrap().insecure_port, 8080);
     }
 }

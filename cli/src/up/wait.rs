@@ -40,19 +40,14 @@ pub async fn until_ready(layout: &Layout, spec: &ClusterSpec, deadline: Duration
 
 /// The first node that is not Ready, and why.
 fn missing(spec: &ClusterSpec, nodes: &[Node]) -> Option<String> {
-    let known: BTreeMap<&str, &Node> = nodes
-        .iter()
-        .filter_map(|node| Some((node.metadata.name.as_deref()?, node)))
-        .collect();
+    let known: BTreeMap<&str, &Node> =
+        nodes.iter().filter_map(|node| Some((node.metadata.name.as_deref()?, node))).collect();
     spec.nodes.iter().find_map(|wanted| {
         let Some(node) = known.get(wanted.name.as_str()) else {
             return Some(format!("node {} has not registered", wanted.name));
         };
         let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-        let ready = conditions
-            .into_iter()
-            .flatten()
-            .find(|condition| condition.type_ == "Ready");
+        let ready = conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
         match ready {
             Some(condition) if condition.status == "True" => None,
             Some(condition) => {
@@ -80,15 +75,8 @@ pub async fn until_ready_or_ended(
 
 async fn ended(child: &mut Child, log: &Path) -> anyhow::Result<()> {
     loop {
-        if let Some(status) = child
-            .try_wait()
-            .context("failed to watch the background process")?
-        {
-            bail!(
-                "orlop up ended ({status}); the end of {}:\n{}",
-                log.display(),
-                tail(log)
-            );
+        if let Some(status) = child.try_wait().context("failed to watch the background process")? {
+            bail!("orlop up ended ({status}); the end of {}:\n{}", log.display(), tail(log));
         }
         tokio::time::sleep(POLL).await;
     }
@@ -97,15 +85,8 @@ async fn ended(child: &mut Child, log: &Path) -> anyhow::Result<()> {
 /// Waits until the background process has prepared the cluster.
 pub async fn for_spec(layout: &Layout, child: &mut Child, log: &Path) -> anyhow::Result<ClusterSpec> {
     loop {
-        if let Some(status) = child
-            .try_wait()
-            .context("failed to watch the background process")?
-        {
-            bail!(
-                "orlop up ended ({status}); the end of {}:\n{}",
-                log.display(),
-                tail(log)
-            );
+        if let Some(status) = child.try_wait().context("failed to watch the background process")? {
+            bail!("orlop up ended ({status}); the end of {}:\n{}", log.display(), tail(log));
         }
         // The lock is held and the file is there: it is this run's or the one that this run resumes.
         if super::lock::Lock::holder(layout).is_some()
@@ -133,16 +114,8 @@ pub fn announce(layout: &Layout, spec: &ClusterSpec, started: Instant) -> anyhow
     let seconds = started.elapsed().as_secs_f64();
     let kubeconfig = layout.admin_kubeconfig();
     let mut out = std::io::stdout().lock();
-    writeln!(
-        out,
-        "Orlop is up: {nodes} Ready after {seconds:.1} s. Kubeconfig: {}",
-        kubeconfig.display()
-    )?;
-    writeln!(
-        out,
-        "Next:  export KUBECONFIG={}; kubectl get nodes",
-        kubeconfig.display()
-    )?;
+    writeln!(out, "Orlop is up: {nodes} Ready after {seconds:.1} s. Kubeconfig: {}", kubeconfig.display())?;
+    writeln!(out, "Next:  export KUBECONFIG={}; kubectl get nodes", kubeconfig.display())?;
     out.flush()?;
     Ok(())
 }

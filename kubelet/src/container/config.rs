@@ -32,12 +32,7 @@ fn pod_labels(pod: &core::Pod) -> HashMap<String, String> {
 
 /// `NAMESPACE_NAME_UID`: the directory of a pod's logs.
 pub(crate) fn log_directory(pod: &core::Pod) -> String {
-    format!(
-        "{}_{}_{}",
-        model::namespace(pod),
-        model::name(pod),
-        model::uid(pod)
-    )
+    format!("{}_{}_{}", model::namespace(pod), model::name(pod), model::uid(pod))
 }
 
 fn port_mappings(pod: &core::Pod) -> Vec<cri::PortMapping> {
@@ -45,9 +40,7 @@ fn port_mappings(pod: &core::Pod) -> Vec<cri::PortMapping> {
         return Vec::new();
     }
     let containers = model::containers(pod);
-    let ports = containers
-        .iter()
-        .flat_map(|(_, container)| container.ports.iter().flatten());
+    let ports = containers.iter().flat_map(|(_, container)| container.ports.iter().flatten());
     ports
         .map(|port| cri::PortMapping {
             protocol: match port.protocol.as_deref() {
@@ -67,30 +60,17 @@ pub(crate) fn sandbox(
     pod: &core::Pod,
     facts: &SandboxFacts<'_>,
 ) -> Result<cri::PodSandboxConfig, SecurityError> {
-    let mut all_labels: HashMap<String, String> = pod
-        .metadata
-        .labels
-        .clone()
-        .unwrap_or_default()
-        .into_iter()
-        .collect();
+    let mut all_labels: HashMap<String, String> =
+        pod.metadata.labels.clone().unwrap_or_default().into_iter().collect();
     all_labels.extend(pod_labels(pod));
-    let mut annotations: HashMap<String, String> = pod
-        .metadata
-        .annotations
-        .clone()
-        .unwrap_or_default()
-        .into_iter()
-        .collect();
+    let mut annotations: HashMap<String, String> =
+        pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect();
     annotations.insert(labels::CONFIG_SOURCE.to_owned(), facts.source.to_owned());
     let created: Option<Timestamp> = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
     if let Some(created) = created {
         annotations.insert(labels::CONFIG_SEEN.to_owned(), created.to_string());
     }
-    let sysctls = model::spec(pod)
-        .security_context
-        .as_ref()
-        .and_then(|context| context.sysctls.as_ref());
+    let sysctls = model::spec(pod).security_context.as_ref().and_then(|context| context.sysctls.as_ref());
     let limits = resources::pod_limits(pod);
     Ok(cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
@@ -150,27 +130,17 @@ pub(crate) fn container(
     spec: &core::Container,
     facts: ContainerFacts<'_>,
 ) -> Result<cri::ContainerConfig, SecurityError> {
-    let values: BTreeMap<&str, &str> = facts
-        .env
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.as_str()))
-        .collect();
+    let values: BTreeMap<&str, &str> =
+        facts.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let expand = |texts: &Option<Vec<String>>| -> Vec<String> {
         let lookup = |name: &str| values.get(name).map(|&value| value.to_owned());
-        texts
-            .iter()
-            .flatten()
-            .map(|text| env::expand(text, lookup))
-            .collect()
+        texts.iter().flatten().map(|text| env::expand(text, lookup)).collect()
     };
     let mut all_labels = pod_labels(pod);
     all_labels.insert(labels::CONTAINER_NAME.to_owned(), spec.name.clone());
     let security_context = security::container(pod, spec, facts.image, facts.target_id.clone())?;
     Ok(cri::ContainerConfig {
-        metadata: Some(cri::ContainerMetadata {
-            name: spec.name.clone(),
-            attempt: facts.attempt,
-        }),
+        metadata: Some(cri::ContainerMetadata { name: spec.name.clone(), attempt: facts.attempt }),
         image: Some(cri::ImageSpec {
             image: facts.image_ref.to_owned(),
             user_specified_image: spec.image.clone().unwrap_or_default(),
@@ -182,10 +152,7 @@ pub(crate) fn container(
         envs: facts
             .env
             .iter()
-            .map(|(key, value)| cri::KeyValue {
-                key: key.clone(),
-                value: value.clone().into_bytes(),
-            })
+            .map(|(key, value)| cri::KeyValue { key: key.clone(), value: value.clone().into_bytes() })
             .collect(),
         mounts: facts.mounts,
         labels: all_labels,
@@ -195,12 +162,7 @@ pub(crate) fn container(
         stdin_once: spec.stdin_once == Some(true),
         tty: spec.tty == Some(true),
         linux: Some(cri::LinuxContainerConfig {
-            resources: Some(resources::container(
-                pod,
-                spec,
-                facts.memory_capacity_bytes,
-                facts.unified,
-            )),
+            resources: Some(resources::container(pod, spec, facts.memory_capacity_bytes, facts.unified)),
             security_context: Some(security_context),
         }),
         stop_signal: stop_signal(spec),
@@ -209,19 +171,13 @@ pub(crate) fn container(
 }
 
 fn stop_signal(spec: &core::Container) -> i32 {
-    let name = spec
-        .lifecycle
-        .as_ref()
-        .and_then(|lifecycle| lifecycle.stop_signal.as_ref());
+    let name = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_ref());
     name.and_then(|name| cri::Signal::from_str_name(&format!("SIGNAL_{name}")))
         .map_or(0, |signal| signal as i32)
 }
 
 fn annotations(pod: &core::Pod, spec: &core::Container, attempt: u32) -> HashMap<String, String> {
-    let path = spec
-        .termination_message_path
-        .as_deref()
-        .unwrap_or("/dev/termination-log");
+    let path = spec.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
     let policy = spec.termination_message_policy.as_deref().unwrap_or("File");
     let mut annotations = HashMap::from([
         (labels::HASH.to_owned(), model::hash(spec)),
@@ -237,16 +193,9 @@ fn annotations(pod: &core::Pod, spec: &core::Container, attempt: u32) -> HashMap
     }
     let json = |value: serde_json::Result<String>| value.unwrap_or_default();
     if let Some(ports) = spec.ports.as_ref().filter(|ports| !ports.is_empty()) {
-        annotations.insert(
-            labels::CONTAINER_PORTS.to_owned(),
-            json(serde_json::to_string(ports)),
-        );
+        annotations.insert(labels::CONTAINER_PORTS.to_owned(), json(serde_json::to_string(ports)));
     }
-    if let Some(hook) = spec
-        .lifecycle
-        .as_ref()
-        .and_then(|lifecycle| lifecycle.pre_stop.as_ref())
-    {
+    if let Some(hook) = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref()) {
         annotations.insert(labels::PRE_STOP.to_owned(), json(serde_json::to_string(hook)));
     }
     annotations

@@ -31,13 +31,11 @@ pub(crate) fn parse(text: &str) -> Resolver {
             Some("nameserver") => resolver.servers.extend(values.take(1)),
             Some("search") => {
                 resolver.searches = values
-                    .map(|domain| {
-                        if domain == "." {
-                            domain
-                        } else {
-                            domain.trim_end_matches('.').to_owned()
-                        }
-                    })
+                    .map(
+                        |domain| {
+                            if domain == "." { domain } else { domain.trim_end_matches('.').to_owned() }
+                        },
+                    )
                     .collect()
             }
             Some("options") => resolver.options = values.collect(),
@@ -63,18 +61,10 @@ pub(crate) fn resolver(pod: &core::Pod, node: &Resolver, cluster_dns: &[String],
         let namespace = model::namespace(pod);
         let mut searches = Vec::new();
         if !domain.is_empty() {
-            searches = vec![
-                format!("{namespace}.svc.{domain}"),
-                format!("svc.{domain}"),
-                domain.to_owned(),
-            ];
+            searches = vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()];
         }
         searches.extend(node.searches.iter().cloned());
-        Resolver {
-            servers: cluster_dns.to_vec(),
-            searches,
-            options: vec!["ndots:5".to_owned()],
-        }
+        Resolver { servers: cluster_dns.to_vec(), searches, options: vec!["ndots:5".to_owned()] }
     } else {
         node.clone()
     };
@@ -86,12 +76,8 @@ pub(crate) fn resolver(pod: &core::Pod, node: &Resolver, cluster_dns: &[String],
 }
 
 fn merge(resolver: &mut Resolver, config: &core::PodDNSConfig) {
-    resolver
-        .servers
-        .extend(config.nameservers.iter().flatten().cloned());
-    resolver
-        .searches
-        .extend(config.searches.iter().flatten().cloned());
+    resolver.servers.extend(config.nameservers.iter().flatten().cloned());
+    resolver.searches.extend(config.searches.iter().flatten().cloned());
     for option in config.options.iter().flatten() {
         let Some(name) = &option.name else { continue };
         let text = match &option.value {
@@ -141,12 +127,7 @@ pub(crate) fn hostname(pod: &core::Pod, domain: &str, node: &str) -> (String, St
     let hostname = match spec.hostname.as_ref().filter(|name| !name.is_empty()) {
         Some(name) => name.clone(),
         // A label has at most 63 characters and does not end in a dash or dot.
-        None => model::name(pod)
-            .chars()
-            .take(63)
-            .collect::<String>()
-            .trim_end_matches(['-', '.'])
-            .to_owned(),
+        None => model::name(pod).chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned(),
     };
     let pod_domain = spec
         .subdomain
@@ -237,18 +218,12 @@ mod tests {
         let default = "9.9.9.9 | corp lan | timeout:1";
         for (spec, expected) in [
             (serde_json::json!({"containers": []}), first),
-            (
-                serde_json::json!({"containers": [], "hostNetwork": true}),
-                default,
-            ),
+            (serde_json::json!({"containers": [], "hostNetwork": true}), default),
             (
                 serde_json::json!({"containers": [], "hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}),
                 first,
             ),
-            (
-                serde_json::json!({"containers": [], "dnsPolicy": "Default"}),
-                default,
-            ),
+            (serde_json::json!({"containers": [], "dnsPolicy": "Default"}), default),
             (
                 serde_json::json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1", "1.1.1.1"],
                     "searches": ["a"], "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}}),
@@ -270,29 +245,14 @@ mod tests {
     #[test]
     fn names_and_hosts() {
         let plain = pod(serde_json::json!({"containers": []}));
-        assert_eq!(
-            hostname(&plain, "cluster.local", "n1"),
-            ("web-0".into(), String::new())
-        );
+        assert_eq!(hostname(&plain, "cluster.local", "n1"), ("web-0".into(), String::new()));
         let named = pod(
             serde_json::json!({"containers": [], "hostname": "h", "subdomain": "s", "setHostnameAsFQDN": true,
             "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}),
         );
-        assert_eq!(
-            kernel_hostname(&named, "cluster.local", "n1"),
-            "h.s.shop.svc.cluster.local"
-        );
-        let text = hosts_file(
-            &named,
-            &["10.0.0.9".into()],
-            "h",
-            "s.shop.svc.cluster.local",
-            None,
-        );
-        assert!(
-            text.contains("10.0.0.9\th.s.shop.svc.cluster.local\th\n"),
-            "{text}"
-        );
+        assert_eq!(kernel_hostname(&named, "cluster.local", "n1"), "h.s.shop.svc.cluster.local");
+        let text = hosts_file(&named, &["10.0.0.9".into()], "h", "s.shop.svc.cluster.local", None);
+        assert!(text.contains("10.0.0.9\th.s.shop.svc.cluster.local\th\n"), "{text}");
         assert!(text.ends_with("1.2.3.4\ta\tb\n"), "{text}");
     }
 }

@@ -30,22 +30,13 @@ pub(crate) enum EnvError {
     #[error("{0} {1:?} not found")]
     Missing(&'static str, String),
     #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
-    NoKey {
-        kind: &'static str,
-        namespace: String,
-        name: String,
-        key: String,
-    },
+    NoKey { kind: &'static str, namespace: String, name: String, key: String },
     #[error("unsupported fieldPath: {0}")]
     Field(String),
     #[error("unsupported container resource: {0}")]
     Resource(String),
     #[error("environment variable {name} of {kind} {object} is not text")]
-    Encoding {
-        kind: &'static str,
-        object: String,
-        name: String,
-    },
+    Encoding { kind: &'static str, object: String, name: String },
 }
 
 /// Objects that were fetched for one container; an absent object is absent here.
@@ -137,10 +128,7 @@ impl Downward<'_> {
 
 /// `key="value"` lines with Go's quoting, sorted by key.
 fn format_map(map: Option<&BTreeMap<String, String>>) -> String {
-    let lines = map
-        .into_iter()
-        .flatten()
-        .map(|(key, value)| format!("{key}={}", go_quote(value)));
+    let lines = map.into_iter().flatten().map(|(key, value)| format!("{key}={}", go_quote(value)));
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -177,12 +165,7 @@ pub(crate) fn references(container: &core::Container) -> (BTreeMap<String, bool>
             note(false, &source.name, source.optional);
         }
     }
-    for from in container
-        .env
-        .iter()
-        .flatten()
-        .filter_map(|env| env.value_from.as_ref())
-    {
+    for from in container.env.iter().flatten().filter_map(|env| env.value_from.as_ref()) {
         if let Some(source) = &from.config_map_key_ref {
             note(true, &source.name, source.optional);
         }
@@ -199,11 +182,7 @@ pub(crate) fn service_variables(services: &BTreeMap<String, Service>) -> BTreeMa
     for (name, service) in services {
         let prefix = name.to_uppercase().replace('-', "_");
         let host = service.address.to_string();
-        let bracketed = if service.address.is_ipv6() {
-            format!("[{host}]")
-        } else {
-            host.clone()
-        };
+        let bracketed = if service.address.is_ipv6() { format!("[{host}]") } else { host.clone() };
         variables.insert(format!("{prefix}_SERVICE_HOST"), host.clone());
         for (index, port) in service.ports.iter().enumerate() {
             let number = port.port.to_string();
@@ -242,9 +221,9 @@ pub(crate) fn environment(
     }
     for variable in container.env.iter().flatten() {
         let value = match (&variable.value, &variable.value_from) {
-            (Some(value), _) if !value.is_empty() => expand(value, |name| {
-                known.get(name).or_else(|| services.get(name)).cloned()
-            }),
+            (Some(value), _) if !value.is_empty() => {
+                expand(value, |name| known.get(name).or_else(|| services.get(name)).cloned())
+            }
             (_, Some(source)) => match value_from(source, container, objects, downward)? {
                 Some(value) => value,
                 None => continue,
@@ -271,10 +250,7 @@ fn put(result: &mut Vec<(String, String)>, name: String, value: String) {
 
 /// Names that can be variables (KEP-4369: printable ASCII without `=`).
 fn is_variable_name(name: &str) -> bool {
-    !name.is_empty()
-        && name
-            .bytes()
-            .all(|byte| (0x20..0x7f).contains(&byte) && byte != b'=')
+    !name.is_empty() && name.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b'=')
 }
 
 fn from_objects(container: &core::Container, objects: &Objects) -> Result<Vec<(String, String)>, EnvError> {
@@ -289,11 +265,7 @@ fn from_objects(container: &core::Container, objects: &Objects) -> Result<Vec<(S
         };
         if let Some(source) = &from.config_map_ref {
             match objects.config_maps.get(&source.name) {
-                Some(map) => map
-                    .data
-                    .iter()
-                    .flatten()
-                    .for_each(|(name, value)| add(name, value.clone())),
+                Some(map) => map.data.iter().flatten().for_each(|(name, value)| add(name, value.clone())),
                 None if source.optional == Some(true) => {}
                 None => return Err(EnvError::Missing("configmap", source.name.clone())),
             }
@@ -337,11 +309,7 @@ fn value_from(
     if let Some(key) = &source.config_map_key_ref {
         let optional = key.optional == Some(true);
         let Some(map) = objects.config_maps.get(&key.name) else {
-            return if optional {
-                Ok(None)
-            } else {
-                Err(EnvError::Missing("configmap", key.name.clone()))
-            };
+            return if optional { Ok(None) } else { Err(EnvError::Missing("configmap", key.name.clone())) };
         };
         return match map.data.as_ref().and_then(|data| data.get(&key.key)) {
             Some(value) => Ok(Some(value.clone())),
@@ -357,11 +325,7 @@ fn value_from(
     if let Some(key) = &source.secret_key_ref {
         let optional = key.optional == Some(true);
         let Some(secret) = objects.secrets.get(&key.name) else {
-            return if optional {
-                Ok(None)
-            } else {
-                Err(EnvError::Missing("secret", key.name.clone()))
-            };
+            return if optional { Ok(None) } else { Err(EnvError::Missing("secret", key.name.clone())) };
         };
         return match secret.data.as_ref().and_then(|data| data.get(&key.key)) {
             Some(value) => text(&value.0, "secret", &key.name, &key.key).map(Some),
@@ -374,9 +338,7 @@ fn value_from(
             }),
         };
     }
-    Err(EnvError::Field(
-        "a value source that this kubelet does not support".to_owned(),
-    ))
+    Err(EnvError::Field("a value source that this kubelet does not support".to_owned()))
 }
 
 /// `$(NAME)` is replaced when known, `$$` is a dollar (upstream: third_party/forked/golang/expansion).
@@ -427,20 +389,11 @@ mod tests {
 
     #[test]
     fn service_variables_in_both_forms() {
-        let port = |name: &str, port| Port {
-            name: name.into(),
-            protocol: "TCP".into(),
-            port,
-        };
-        let service = Service {
-            address: "10.0.0.11".parse().unwrap(),
-            ports: vec![port("p-q", 80), port("", 443)],
-        };
+        let port = |name: &str, port| Port { name: name.into(), protocol: "TCP".into(), port };
+        let service =
+            Service { address: "10.0.0.11".parse().unwrap(), ports: vec![port("p-q", 80), port("", 443)] };
         let variables = service_variables(&BTreeMap::from([("red-is".to_owned(), service)]));
-        let lines: Vec<String> = variables
-            .iter()
-            .map(|(key, value)| format!("{key}={value}"))
-            .collect();
+        let lines: Vec<String> = variables.iter().map(|(key, value)| format!("{key}={value}")).collect();
         assert_eq!(
             lines,
             [
@@ -476,12 +429,7 @@ mod tests {
         let container = &pod.spec.as_ref().unwrap().containers[0];
         let allocatable = serde_json::from_value(serde_json::json!({"cpu": "1500m"})).unwrap();
         let ips = ["10.0.0.2".to_owned()];
-        let downward = Downward {
-            pod: &pod,
-            pod_ips: &ips,
-            host_ips: &[],
-            allocatable: &allocatable,
-        };
+        let downward = Downward { pod: &pod, pod_ips: &ips, host_ips: &[], allocatable: &allocatable };
         let mut objects = Objects::default();
         let services = BTreeMap::from([("X_SERVICE_PORT".to_owned(), "80".to_owned())]);
         let missing = environment(container, &services, &objects, &downward).unwrap_err();

@@ -86,16 +86,13 @@ pub(crate) fn container(
             continue;
         };
         let page_size = size.replace("Ki", "KB").replace("Mi", "MB").replace("Gi", "GB");
-        linux.hugepage_limits.push(cri::HugepageLimit {
-            page_size,
-            limit: quantity::bytes(&amount.0).unwrap_or(0),
-        });
+        linux
+            .hugepage_limits
+            .push(cri::HugepageLimit { page_size, limit: quantity::bytes(&amount.0).unwrap_or(0) });
     }
     if unified {
         // One process killed for memory takes its container along (KEP-4191's default).
-        linux
-            .unified
-            .insert("memory.oom.group".to_owned(), "1".to_owned());
+        linux.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
     }
     linux
 }
@@ -158,21 +155,9 @@ mod tests {
         let gib = 1_i64 << 30;
         for (resources, class, score) in [
             (serde_json::json!({}), Qos::BestEffort, 1000),
-            (
-                serde_json::json!({"requests": {"cpu": "100m"}}),
-                Qos::Burstable,
-                999,
-            ),
-            (
-                serde_json::json!({"requests": {"memory": "512Mi"}}),
-                Qos::Burstable,
-                500,
-            ),
-            (
-                serde_json::json!({"limits": {"cpu": "1", "memory": "1Gi"}}),
-                Qos::Guaranteed,
-                -997,
-            ),
+            (serde_json::json!({"requests": {"cpu": "100m"}}), Qos::Burstable, 999),
+            (serde_json::json!({"requests": {"memory": "512Mi"}}), Qos::Burstable, 500),
+            (serde_json::json!({"limits": {"cpu": "1", "memory": "1Gi"}}), Qos::Guaranteed, -997),
         ] {
             let pod = pod(resources);
             assert_eq!(model::qos(&pod), class);
@@ -185,9 +170,7 @@ mod tests {
         assert_eq!((shares(0), shares(100), shares(1000)), (2, 102, 1024));
         assert_eq!((quota(1), quota(500)), (1000, 50_000));
         assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 100, 10_000));
-        let limits = pod_limits(&pod(
-            serde_json::json!({"limits": {"cpu": "500m", "memory": "1Mi"}}),
-        ));
+        let limits = pod_limits(&pod(serde_json::json!({"limits": {"cpu": "500m", "memory": "1Mi"}})));
         assert_eq!(
             limits,
             PodLimits {

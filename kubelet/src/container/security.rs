@@ -18,18 +18,9 @@ const MASKED: [&str; 10] = [
     "/proc/sched_debug",
     "/sys/firmware",
 ];
-const MASKED_MORE: [&str; 3] = [
-    "/proc/scsi",
-    "/sys/devices/virtual/powercap",
-    "/sys/devices/system/cpu/cpu0/thermal_throttle",
-];
-const READONLY: [&str; 5] = [
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
+const MASKED_MORE: [&str; 3] =
+    ["/proc/scsi", "/sys/devices/virtual/powercap", "/sys/devices/system/cpu/cpu0/thermal_throttle"];
+const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Why a container cannot be configured.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,21 +32,13 @@ pub(crate) enum SecurityError {
     #[error(
         "container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root (pod: {pod:?}, container: {container})"
     )]
-    Unverifiable {
-        user: String,
-        pod: String,
-        container: String,
-    },
+    Unverifiable { user: String, pod: String, container: String },
     #[error("invalid seccomp profile type {0:?}")]
     Seccomp(String),
 }
 
 fn mode(node: bool, otherwise: cri::NamespaceMode) -> i32 {
-    if node {
-        cri::NamespaceMode::Node as i32
-    } else {
-        otherwise as i32
-    }
+    if node { cri::NamespaceMode::Node as i32 } else { otherwise as i32 }
 }
 
 /// Namespaces of a pod; containers get them as the sandbox does.
@@ -107,10 +90,8 @@ fn seccomp(
     container: Option<&core::SecurityContext>,
 ) -> Result<cri::SecurityProfile, SecurityError> {
     let own = container.and_then(|context| context.seccomp_profile.as_ref());
-    let shared = model::spec(pod)
-        .security_context
-        .as_ref()
-        .and_then(|context| context.seccomp_profile.as_ref());
+    let shared =
+        model::spec(pod).security_context.as_ref().and_then(|context| context.seccomp_profile.as_ref());
     match own.or(shared) {
         Some(set) => profile(&set.type_, set.localhost_profile.as_ref()),
         None => Ok(unconfined()),
@@ -122,13 +103,9 @@ fn apparmor(
     container: Option<&core::SecurityContext>,
 ) -> Result<Option<cri::SecurityProfile>, SecurityError> {
     let own = container.and_then(|context| context.app_armor_profile.as_ref());
-    let shared = model::spec(pod)
-        .security_context
-        .as_ref()
-        .and_then(|context| context.app_armor_profile.as_ref());
-    own.or(shared)
-        .map(|set| profile(&set.type_, set.localhost_profile.as_ref()))
-        .transpose()
+    let shared =
+        model::spec(pod).security_context.as_ref().and_then(|context| context.app_armor_profile.as_ref());
+    own.or(shared).map(|set| profile(&set.type_, set.localhost_profile.as_ref())).transpose()
 }
 
 fn selinux(options: Option<&core::SELinuxOptions>) -> Option<cri::SeLinuxOption> {
@@ -150,13 +127,7 @@ fn groups(pod: &core::Pod) -> Vec<i64> {
         return Vec::new();
     };
     let fs_group = context.fs_group.into_iter();
-    context
-        .supplemental_groups
-        .iter()
-        .flatten()
-        .copied()
-        .chain(fs_group)
-        .collect()
+    context.supplemental_groups.iter().flatten().copied().chain(fs_group).collect()
 }
 
 fn groups_policy(pod: &core::Pod) -> i32 {
@@ -169,10 +140,7 @@ fn groups_policy(pod: &core::Pod) -> i32 {
 
 fn is_privileged(pod: &core::Pod) -> bool {
     model::containers(pod).iter().any(|(_, container)| {
-        container
-            .security_context
-            .as_ref()
-            .is_some_and(|context| context.privileged == Some(true))
+        container.security_context.as_ref().is_some_and(|context| context.privileged == Some(true))
     })
 }
 
@@ -183,9 +151,7 @@ pub(crate) fn sandbox(pod: &core::Pod) -> Result<cri::LinuxSandboxSecurityContex
         namespace_options: Some(namespaces(pod, None)),
         selinux_options: selinux(context.se_linux_options.as_ref()),
         run_as_user: number(
-            context
-                .run_as_user
-                .filter(|_| context.run_as_group.is_none() || context.run_as_user.is_some()),
+            context.run_as_user.filter(|_| context.run_as_group.is_none() || context.run_as_user.is_some()),
         ),
         run_as_group: number(context.run_as_group.filter(|_| context.run_as_user.is_some())),
         supplemental_groups: groups(pod),
@@ -233,20 +199,12 @@ pub(crate) fn container(
         selinux_options: selinux(own.se_linux_options.as_ref().or(shared.se_linux_options.as_ref())),
         run_as_user: number(run_as_user),
         run_as_group: number(own.run_as_group.or(shared.run_as_group)),
-        run_as_username: if run_as_user.is_none() {
-            image_user
-        } else {
-            String::new()
-        },
+        run_as_username: if run_as_user.is_none() { image_user } else { String::new() },
         readonly_rootfs: own.read_only_root_filesystem == Some(true),
         supplemental_groups: groups(pod),
         supplemental_groups_policy: groups_policy(pod),
         no_new_privs: own.allow_privilege_escalation == Some(false),
-        masked_paths: if unmasked {
-            Vec::new()
-        } else {
-            strings(&[&MASKED[..], &MASKED_MORE[..]].concat())
-        },
+        masked_paths: if unmasked { Vec::new() } else { strings(&[&MASKED[..], &MASKED_MORE[..]].concat()) },
         readonly_paths: if unmasked { Vec::new() } else { strings(&READONLY) },
         seccomp: Some(if privileged {
             unconfined()
@@ -277,10 +235,6 @@ fn verify_user(
         (None, Some(0)) => Err(SecurityError::Root { pod, container }),
         (None, Some(_)) => Ok(()),
         (None, None) if image_user.is_empty() => Err(SecurityError::Root { pod, container }),
-        (None, None) => Err(SecurityError::Unverifiable {
-            user: image_user.to_owned(),
-            pod,
-            container,
-        }),
+        (None, None) => Err(SecurityError::Unverifiable { user: image_user.to_owned(), pod, container }),
     }
 }

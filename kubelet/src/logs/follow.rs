@@ -37,12 +37,7 @@ impl Reader {
             None => 0,
         };
         file.seek(SeekFrom::Start(start))?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            rest: Vec::new(),
-            renderer: Renderer::new(options),
-        })
+        Ok(Self { path: path.to_owned(), file, rest: Vec::new(), renderer: Renderer::new(options) })
     }
 
     /// The next rendered chunk; `None` at the end of what is written.
@@ -138,22 +133,16 @@ fn watch(path: &Path) -> io::Result<inotify::EventStream<[u8; 4096]>> {
     let inotify = Inotify::init()?;
     // The directory tells of both writes and rotation.
     let directory = path.parent().unwrap_or(path);
-    inotify.watches().add(
-        directory,
-        WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO,
-    )?;
+    inotify.watches().add(directory, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO)?;
     inotify.into_event_stream([0; 4096])
 }
 
 async fn is_running(runtime: &Runtime, id: &str) -> bool {
-    let request = cri::ContainerStatusRequest {
-        container_id: id.to_owned(),
-        verbose: false,
-    };
+    let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
     match runtime.container_status(request).await {
-        Ok(answer) => answer
-            .status
-            .is_some_and(|status| status.state == cri::ContainerState::ContainerRunning as i32),
+        Ok(answer) => {
+            answer.status.is_some_and(|status| status.state == cri::ContainerState::ContainerRunning as i32)
+        }
         // The runtime may be restarting: the container goes on, and so do its readers.
         Err(error) => !error.is_not_found(),
     }

@@ -34,12 +34,7 @@ pub(crate) fn parse(line: &[u8]) -> Option<Line<'_>> {
     let tag = parts.next()?;
     let text = parts.next().unwrap_or_default();
     let partial = tag.split(|byte| *byte == b':').next() == Some(b"P");
-    Some(Line {
-        stamp,
-        stream,
-        partial,
-        text,
-    })
+    Some(Line { stamp, stream, partial, text })
 }
 
 /// What a reader wants (`PodLogOptions`).
@@ -65,11 +60,7 @@ pub(crate) struct Renderer {
 
 impl Renderer {
     pub(crate) fn new(options: Options) -> Self {
-        Self {
-            left: options.limit_bytes,
-            options,
-            inside: false,
-        }
+        Self { left: options.limit_bytes, options, inside: false }
     }
 
     /// Whether the byte limit is reached.
@@ -80,12 +71,7 @@ impl Renderer {
     /// Appends one line's rendering.
     pub(crate) fn line(&mut self, line: &[u8], output: &mut Vec<u8>) {
         let Some(line) = parse(line) else { return };
-        if self
-            .options
-            .stream
-            .as_ref()
-            .is_some_and(|wanted| wanted != line.stream)
-        {
+        if self.options.stream.as_ref().is_some_and(|wanted| wanted != line.stream) {
             return;
         }
         if let Some(since) = self.options.since
@@ -159,9 +145,7 @@ pub(crate) fn tail_text(path: &Path, lines: usize, limit: usize) -> String {
     let Ok(bytes) = read() else { return String::new() };
     let mut renderer = Renderer::new(Options::default());
     let mut text = Vec::new();
-    bytes
-        .split(|byte| *byte == b'\n')
-        .for_each(|line| renderer.line(line, &mut text));
+    bytes.split(|byte| *byte == b'\n').for_each(|line| renderer.line(line, &mut text));
     let start = text.len().saturating_sub(limit);
     String::from_utf8_lossy(&text[start..]).into_owned()
 }
@@ -176,9 +160,7 @@ mod tests {
     fn render(options: Options) -> String {
         let mut renderer = Renderer::new(options);
         let mut output = Vec::new();
-        LOG.as_bytes()
-            .split(|byte| *byte == b'\n')
-            .for_each(|line| renderer.line(line, &mut output));
+        LOG.as_bytes().split(|byte| *byte == b'\n').for_each(|line| renderer.line(line, &mut output));
         String::from_utf8(output).unwrap()
     }
 
@@ -187,33 +169,15 @@ mod tests {
         let plain = Options::default;
         assert_eq!(render(plain()), "one\ntwo\n\nfour\n");
         assert_eq!(
-            render(Options {
-                timestamps: true,
-                ..plain()
-            }),
+            render(Options { timestamps: true, ..plain() }),
             "2026-01-01T00:00:01Z one\n2026-01-01T00:00:02Z two\n2026-01-01T00:00:03Z \n2026-01-01T00:00:04Z four\n"
         );
         assert_eq!(
-            render(Options {
-                since: Some("2026-01-01T00:00:03Z".parse().unwrap()),
-                ..plain()
-            }),
+            render(Options { since: Some("2026-01-01T00:00:03Z".parse().unwrap()), ..plain() }),
             "\nfour\n"
         );
-        assert_eq!(
-            render(Options {
-                limit_bytes: Some(6),
-                ..plain()
-            }),
-            "one\ntw"
-        );
-        assert_eq!(
-            render(Options {
-                stream: Some("stderr".into()),
-                ..plain()
-            }),
-            "two\n"
-        );
+        assert_eq!(render(Options { limit_bytes: Some(6), ..plain() }), "one\ntw");
+        assert_eq!(render(Options { stream: Some("stderr".into()), ..plain() }), "two\n");
     }
 
     #[test]

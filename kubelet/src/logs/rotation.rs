@@ -25,11 +25,7 @@ struct Log {
 /// Runs until the drain starts.
 pub(crate) async fn run(kubelet: Arc<Kubelet>) -> anyhow::Result<()> {
     while kubelet.drain.sleep(PERIOD).await {
-        let answer = match kubelet
-            .runtime
-            .list_containers(cri::ListContainersRequest::default())
-            .await
-        {
+        let answer = match kubelet.runtime.list_containers(cri::ListContainersRequest::default()).await {
             Ok(answer) => answer,
             Err(error) => {
                 tracing::debug!(%error, "could not list containers for log rotation");
@@ -58,20 +54,12 @@ fn by_directory(root: &Path, containers: &[cri::Container]) -> BTreeMap<PathBuf,
         let (Some(namespace), Some(pod), Some(uid), Some(name)) = place else {
             continue;
         };
-        let attempt = container
-            .annotations
-            .get(labels::RESTART_COUNT)
-            .and_then(|text| text.parse().ok());
-        directories
-            .entry(root.join(format!("{namespace}_{pod}_{uid}")).join(name))
-            .or_default()
-            .push(Log {
-                id: container.id.clone(),
-                running: container.state == cri::ContainerState::ContainerRunning as i32,
-                attempt: attempt
-                    .or(container.metadata.as_ref().map(|metadata| metadata.attempt))
-                    .unwrap_or(0),
-            });
+        let attempt = container.annotations.get(labels::RESTART_COUNT).and_then(|text| text.parse().ok());
+        directories.entry(root.join(format!("{namespace}_{pod}_{uid}")).join(name)).or_default().push(Log {
+            id: container.id.clone(),
+            running: container.state == cri::ContainerState::ContainerRunning as i32,
+            attempt: attempt.or(container.metadata.as_ref().map(|metadata| metadata.attempt)).unwrap_or(0),
+        });
     }
     directories
 }
@@ -87,9 +75,7 @@ async fn bound(kubelet: &Kubelet, dir: &Path, logs: &[Log]) -> io::Result<()> {
         }
         let rotated = rotated_name(&path, Timestamp::now());
         std::fs::rename(&path, &rotated)?;
-        let request = cri::ReopenContainerLogRequest {
-            container_id: log.id.clone(),
-        };
+        let request = cri::ReopenContainerLogRequest { container_id: log.id.clone() };
         if let Err(error) = kubelet.runtime.reopen_container_log(request).await {
             // The runtime goes on writing the file under its new name: give the name back.
             std::fs::rename(&rotated, &path)?;
@@ -152,26 +138,13 @@ mod tests {
         ] {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
-        let log = |attempt| Log {
-            id: String::new(),
-            running: false,
-            attempt,
-        };
+        let log = |attempt| Log { id: String::new(), running: false, attempt };
         sweep(dir.path(), &[log(2), log(1)], 3).unwrap();
         let mut left: Vec<String> = std::fs::read_dir(dir.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(
-            left,
-            [
-                "1.log",
-                "2.log",
-                "2.log.20260101-000002",
-                "2.log.20260101-000003",
-                "odd"
-            ]
-        );
+        assert_eq!(left, ["1.log", "2.log", "2.log.20260101-000002", "2.log.20260101-000003", "odd"]);
     }
 }

@@ -19,9 +19,7 @@ pub(crate) struct Machine {
 }
 
 fn read(path: &str) -> String {
-    std::fs::read_to_string(path)
-        .map(|text| text.trim().to_owned())
-        .unwrap_or_default()
+    std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default()
 }
 
 /// Go's name of this architecture.
@@ -38,38 +36,24 @@ pub(crate) const fn architecture() -> &'static str {
 /// Bytes of a file system: `(size, available)`.
 pub(crate) fn disk(path: &Path) -> Option<(u64, u64)> {
     let status = rustix::fs::statvfs(path).ok()?;
-    Some((
-        status.f_blocks * status.f_frsize,
-        status.f_bavail * status.f_frsize,
-    ))
+    Some((status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize))
 }
 
 /// A line of /proc/meminfo in bytes.
 pub(crate) fn meminfo(key: &str) -> Option<i64> {
     let table = read("/proc/meminfo");
-    let line = table
-        .lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    let line = table.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     let kibibytes: i64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kibibytes * 1024)
 }
 
 fn hugepages() -> Vec<(String, i64)> {
-    let entries = std::fs::read_dir("/sys/kernel/mm/hugepages")
-        .into_iter()
-        .flatten()
-        .flatten();
+    let entries = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
     let mut sizes: Vec<(String, i64)> = entries
         .filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
-            let kibibytes: i64 = name
-                .strip_prefix("hugepages-")?
-                .strip_suffix("kB")?
-                .parse()
-                .ok()?;
-            let count: i64 = read(&entry.path().join("nr_hugepages").to_string_lossy())
-                .parse()
-                .ok()?;
+            let kibibytes: i64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+            let count: i64 = read(&entry.path().join("nr_hugepages").to_string_lossy()).parse().ok()?;
             let size = if kibibytes >= 1 << 20 {
                 format!("{}Gi", kibibytes >> 20)
             } else if kibibytes >= 1 << 10 {
@@ -102,9 +86,7 @@ impl Machine {
         Self {
             cpus,
             memory_bytes: meminfo("MemTotal").unwrap_or(0),
-            disk_bytes: disk(root)
-                .and_then(|(size, _)| i64::try_from(size).ok())
-                .unwrap_or(0),
+            disk_bytes: disk(root).and_then(|(size, _)| i64::try_from(size).ok()).unwrap_or(0),
             hugepages: hugepages(),
             system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
             machine_id,

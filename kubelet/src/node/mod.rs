@@ -49,13 +49,7 @@ async fn ask(kubelet: &Kubelet) -> Health {
     health.runtime_ready = false;
     health.network_ready = false;
     if health.runtime_name.is_empty() {
-        match kubelet
-            .runtime
-            .version(cri::VersionRequest {
-                version: "0.1.0".to_owned(),
-            })
-            .await
-        {
+        match kubelet.runtime.version(cri::VersionRequest { version: "0.1.0".to_owned() }).await {
             Ok(version) => {
                 health.runtime_name = version.runtime_name;
                 health.runtime_version = version.runtime_version;
@@ -66,11 +60,7 @@ async fn ask(kubelet: &Kubelet) -> Health {
             }
         }
     }
-    match kubelet
-        .runtime
-        .status(cri::StatusRequest { verbose: false })
-        .await
-    {
+    match kubelet.runtime.status(cri::StatusRequest { verbose: false }).await {
         Ok(answer) => take_status(&mut health, answer),
         Err(error) => {
             health.message = format!("container runtime is down: {error}");
@@ -108,16 +98,11 @@ fn take_status(health: &mut Health, answer: cri::StatusResponse) {
         .into_iter()
         .map(|handler| {
             let features = handler.features.unwrap_or_default();
-            (
-                handler.name,
-                features.recursive_read_only_mounts,
-                features.user_namespaces,
-            )
+            (handler.name, features.recursive_read_only_mounts, features.user_namespaces)
         })
         .collect();
-    health.supplemental_groups_policy = answer
-        .features
-        .is_some_and(|features| features.supplemental_groups_policy);
+    health.supplemental_groups_policy =
+        answer.features.is_some_and(|features| features.supplemental_groups_policy);
 }
 
 async fn measure(kubelet: &Kubelet) -> Measured {
@@ -127,19 +112,11 @@ async fn measure(kubelet: &Kubelet) -> Measured {
         .await
         .map(|answer| answer.images)
         .unwrap_or_default();
-    let number = |path: &str| {
-        std::fs::read_to_string(path)
-            .ok()
-            .and_then(|text| text.trim().parse::<u64>().ok())
-    };
-    let threads = std::fs::read_to_string("/proc/loadavg").ok().and_then(|text| {
-        text.split_whitespace()
-            .nth(3)?
-            .split_once('/')?
-            .1
-            .parse::<u64>()
-            .ok()
-    });
+    let number =
+        |path: &str| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let threads = std::fs::read_to_string("/proc/loadavg")
+        .ok()
+        .and_then(|text| text.split_whitespace().nth(3)?.split_once('/')?.1.parse::<u64>().ok());
     Measured {
         memory_available_bytes: machine::meminfo("MemAvailable").unwrap_or(i64::MAX),
         disk: machine::disk(&kubelet.config.root_dir),
@@ -187,12 +164,7 @@ fn announce(kubelet: &Kubelet, was_ready: &mut Option<bool>) {
     if was_ready.is_some() || ready {
         let reason = if ready { "NodeReady" } else { "NodeNotReady" };
         let name = &kubelet.config.node_name;
-        kubelet.events.node(
-            name,
-            Kind::Normal,
-            reason,
-            format!("Node {name} status is now: {reason}"),
-        );
+        kubelet.events.node(name, Kind::Normal, reason, format!("Node {name} status is now: {reason}"));
     }
     *was_ready = Some(ready);
 }
@@ -210,15 +182,12 @@ async fn report_once(
     if sent.is_none() {
         let known = match nodes.get_opt(&config.node_name).await? {
             Some(node) => node,
-            None if !config.register_node => anyhow::bail!(
-                "node {:?} does not exist and registerNode is off",
-                config.node_name
-            ),
+            None if !config.register_node => {
+                anyhow::bail!("node {:?} does not exist and registerNode is off", config.node_name)
+            }
             None => {
                 let status = model::status(config, &kubelet.machine, &health, &measured, None, now);
-                nodes
-                    .create(&PostParams::default(), &model::node(config, status))
-                    .await?
+                nodes.create(&PostParams::default(), &model::node(config, status)).await?
             }
         };
         own_labels(kubelet, &nodes, &known).await?;
@@ -229,20 +198,11 @@ async fn report_once(
     let status = model::status(config, &kubelet.machine, &health, &measured, sent.as_ref(), now);
     let due = now.duration_since(*sent_at)
         >= jiff::SignedDuration::try_from(config.node_status_report_frequency.0)?;
-    if due
-        || sent
-            .as_ref()
-            .is_none_or(|sent| without_heartbeat(sent) != without_heartbeat(&status))
-    {
+    if due || sent.as_ref().is_none_or(|sent| without_heartbeat(sent) != without_heartbeat(&status)) {
         // Addresses and conditions are joined by type, all else is replaced: what others wrote there stays.
         let patch = serde_json::json!({ "status": &status });
-        let node = nodes
-            .patch_status(
-                &config.node_name,
-                &PatchParams::default(),
-                &Patch::Strategic(patch),
-            )
-            .await?;
+        let node =
+            nodes.patch_status(&config.node_name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
         kubelet.set_node(node);
         *sent = Some(status);
         *sent_at = now;
@@ -255,13 +215,7 @@ async fn own_labels(kubelet: &Kubelet, nodes: &Api<core::Node>, known: &core::No
     let current = known.metadata.labels.clone().unwrap_or_default();
     if labels.iter().any(|(key, value)| current.get(key) != Some(value)) {
         let patch = serde_json::json!({"metadata": {"labels": labels}});
-        nodes
-            .patch(
-                &kubelet.config.node_name,
-                &PatchParams::default(),
-                &Patch::Merge(patch),
-            )
-            .await?;
+        nodes.patch(&kubelet.config.node_name, &PatchParams::default(), &Patch::Merge(patch)).await?;
     }
     Ok(())
 }
@@ -339,16 +293,11 @@ async fn renew(
     spec.holder_identity = Some(name.clone());
     spec.lease_duration_seconds = Some(kubelet.config.node_lease_duration_seconds);
     let now = Timestamp::now();
-    spec.renew_time = Some(MicroTime(
-        Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now),
-    ));
+    spec.renew_time = Some(MicroTime(Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)));
     if exists {
         leases.replace(name, &PostParams::default(), &lease).await
     } else {
-        lease.metadata = ObjectMeta {
-            namespace: Some(LEASES.to_owned()),
-            ..lease.metadata
-        };
+        lease.metadata = ObjectMeta { namespace: Some(LEASES.to_owned()), ..lease.metadata };
         leases.create(&PostParams::default(), &lease).await
     }
 }

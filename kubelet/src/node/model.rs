@@ -58,14 +58,8 @@ fn quantity(value: impl ToString) -> Quantity {
 pub(crate) fn capacity(config: &Config, machine: &Machine) -> Resources {
     let mut capacity = Resources::from([
         ("cpu".to_owned(), quantity(machine.cpus)),
-        (
-            "memory".to_owned(),
-            quantity(format!("{}Ki", machine.memory_bytes / 1024)),
-        ),
-        (
-            "ephemeral-storage".to_owned(),
-            quantity(format!("{}Ki", machine.disk_bytes / 1024)),
-        ),
+        ("memory".to_owned(), quantity(format!("{}Ki", machine.memory_bytes / 1024))),
+        ("ephemeral-storage".to_owned(), quantity(format!("{}Ki", machine.disk_bytes / 1024))),
         ("pods".to_owned(), quantity(config.max_pods)),
     ]);
     for (size, bytes) in &machine.hugepages {
@@ -85,11 +79,7 @@ pub(crate) fn allocatable(config: &Config, machine: &Machine) -> Resources {
             .unwrap_or(0)
             .saturating_sub(quantity::milli(reserved).unwrap_or(0))
             .max(0);
-        entry.0 = if name == "cpu" {
-            format!("{left}m")
-        } else {
-            (left / 1000).to_string()
-        };
+        entry.0 = if name == "cpu" { format!("{left}m") } else { (left / 1000).to_string() };
     }
     allocatable
 }
@@ -136,11 +126,7 @@ fn condition(kind: &str, bad: bool, when_bad: (&str, &str), when_good: (&str, &s
 
 fn ready(health: &Health) -> core::NodeCondition {
     let (status, reason, message) = if health.is_ready() {
-        (
-            "True",
-            "KubeletReady",
-            "kubelet is posting ready status".to_owned(),
-        )
+        ("True", "KubeletReady", "kubelet is posting ready status".to_owned())
     } else {
         ("False", "KubeletNotReady", health.message.clone())
     };
@@ -160,24 +146,15 @@ fn conditions(
     before: &[core::NodeCondition],
     now: Timestamp,
 ) -> Vec<core::NodeCondition> {
-    let disk_low = measured
-        .disk
-        .is_some_and(|(size, free)| size > 0 && free * 100 / size < DISK_PRESSURE_PERCENT);
-    let pids_low = measured
-        .pids
-        .is_some_and(|(used, limit)| limit > 0 && used * 100 / limit > 90);
+    let disk_low =
+        measured.disk.is_some_and(|(size, free)| size > 0 && free * 100 / size < DISK_PRESSURE_PERCENT);
+    let pids_low = measured.pids.is_some_and(|(used, limit)| limit > 0 && used * 100 / limit > 90);
     let mut list = vec![
         condition(
             "MemoryPressure",
             measured.memory_available_bytes < MEMORY_PRESSURE_BYTES,
-            (
-                "KubeletHasInsufficientMemory",
-                "kubelet has insufficient memory available",
-            ),
-            (
-                "KubeletHasSufficientMemory",
-                "kubelet has sufficient memory available",
-            ),
+            ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+            ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
         ),
         condition(
             "DiskPressure",
@@ -188,23 +165,17 @@ fn conditions(
         condition(
             "PIDPressure",
             pids_low,
-            (
-                "KubeletHasInsufficientPID",
-                "kubelet has insufficient PID available",
-            ),
+            ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
             ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
         ),
         ready(health),
     ];
     let now = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
     for condition in &mut list {
-        let same = before
-            .iter()
-            .find(|old| old.type_ == condition.type_ && old.status == condition.status);
+        let same = before.iter().find(|old| old.type_ == condition.type_ && old.status == condition.status);
         condition.last_heartbeat_time = Some(now.clone());
-        condition.last_transition_time = same
-            .and_then(|old| old.last_transition_time.clone())
-            .or_else(|| Some(now.clone()));
+        condition.last_transition_time =
+            same.and_then(|old| old.last_transition_time.clone()).or_else(|| Some(now.clone()));
     }
     list
 }
@@ -213,17 +184,8 @@ fn images(list: &[cri::Image]) -> Vec<core::ContainerImage> {
     let mut sorted: Vec<&cri::Image> = list.iter().collect();
     sorted.sort_by_key(|image| std::cmp::Reverse(image.size));
     let images = sorted.into_iter().take(IMAGES_LIMIT).map(|image| {
-        let names = image
-            .repo_digests
-            .iter()
-            .chain(&image.repo_tags)
-            .take(5)
-            .cloned()
-            .collect();
-        core::ContainerImage {
-            names: Some(names),
-            size_bytes: i64::try_from(image.size).ok(),
-        }
+        let names = image.repo_digests.iter().chain(&image.repo_tags).take(5).cloned().collect();
+        core::ContainerImage { names: Some(names), size_bytes: i64::try_from(image.size).ok() }
     });
     images.collect()
 }
@@ -237,25 +199,16 @@ pub(crate) fn status(
     before: Option<&core::NodeStatus>,
     now: Timestamp,
 ) -> core::NodeStatus {
-    let old_conditions = before
-        .and_then(|status| status.conditions.as_deref())
-        .unwrap_or_default();
-    let address = |kind: &str, address: &str| core::NodeAddress {
-        type_: kind.to_owned(),
-        address: address.to_owned(),
-    };
+    let old_conditions = before.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let address =
+        |kind: &str, address: &str| core::NodeAddress { type_: kind.to_owned(), address: address.to_owned() };
     core::NodeStatus {
         capacity: Some(capacity(config, machine)),
         allocatable: Some(allocatable(config, machine)),
-        addresses: Some(vec![
-            address("InternalIP", &config.node_ip),
-            address("Hostname", &config.node_name),
-        ]),
+        addresses: Some(vec![address("InternalIP", &config.node_ip), address("Hostname", &config.node_name)]),
         conditions: Some(conditions(health, measured, old_conditions, now)),
         daemon_endpoints: Some(core::NodeDaemonEndpoints {
-            kubelet_endpoint: Some(core::DaemonEndpoint {
-                port: i32::from(config.port),
-            }),
+            kubelet_endpoint: Some(core::DaemonEndpoint { port: i32::from(config.port) }),
         }),
         images: Some(images(&measured.images)),
         node_info: Some(core::NodeSystemInfo {
@@ -302,20 +255,10 @@ mod tests {
             kube_reserved: BTreeMap::from([("cpu".into(), "500m".into()), ("memory".into(), "1Mi".into())]),
             ..Config::default()
         };
-        let machine = Machine {
-            cpus: 2,
-            memory_bytes: 4 << 20,
-            ..Machine::default()
-        };
+        let machine = Machine { cpus: 2, memory_bytes: 4 << 20, ..Machine::default() };
         let allocatable = allocatable(&config, &machine);
-        assert_eq!(
-            (allocatable["cpu"].0.as_str(), allocatable["memory"].0.as_str()),
-            ("1500m", "3145728")
-        );
-        let health = Health {
-            message: "network not ready".into(),
-            ..Health::default()
-        };
+        assert_eq!((allocatable["cpu"].0.as_str(), allocatable["memory"].0.as_str()), ("1500m", "3145728"));
+        let health = Health { message: "network not ready".into(), ..Health::default() };
         let first = status(
             &config,
             &machine,
@@ -324,33 +267,16 @@ mod tests {
             None,
             Timestamp::from_second(100).unwrap(),
         );
-        let ready = Health {
-            runtime_ready: true,
-            network_ready: true,
-            ..Health::default()
-        };
-        let measured = Measured {
-            memory_available_bytes: 1 << 30,
-            ..Measured::default()
-        };
-        let second = status(
-            &config,
-            &machine,
-            &ready,
-            &measured,
-            Some(&first),
-            Timestamp::from_second(200).unwrap(),
-        );
+        let ready = Health { runtime_ready: true, network_ready: true, ..Health::default() };
+        let measured = Measured { memory_available_bytes: 1 << 30, ..Measured::default() };
+        let second =
+            status(&config, &machine, &ready, &measured, Some(&first), Timestamp::from_second(200).unwrap());
         let times: Vec<(String, String, i64)> = second
             .conditions
             .unwrap()
             .into_iter()
             .map(|condition| {
-                (
-                    condition.type_,
-                    condition.status,
-                    condition.last_transition_time.unwrap().0.as_second(),
-                )
+                (condition.type_, condition.status, condition.last_transition_time.unwrap().0.as_second())
             })
             .collect();
         assert_eq!(times[0], ("MemoryPressure".into(), "False".into(), 200));

@@ -41,9 +41,8 @@ pub(crate) fn requests(pod: &core::Pod) -> BTreeMap<String, i64> {
     add(&mut running, &sidecars);
     raise(&mut running, &starting);
     let overhead = model::spec(pod).overhead.iter().flatten();
-    let overhead = overhead
-        .filter_map(|(name, quantity)| Some((name.clone(), amount(name, &quantity.0)?)))
-        .collect();
+    let overhead =
+        overhead.filter_map(|(name, quantity)| Some((name.clone(), amount(name, &quantity.0)?))).collect();
     add(&mut running, &overhead);
     running.insert(PODS.to_owned(), 1);
     running
@@ -53,17 +52,11 @@ fn container_requests(container: &core::Container) -> BTreeMap<String, i64> {
     let resources = container.resources.clone().unwrap_or_default();
     let mut all = resources.limits.unwrap_or_default();
     all.extend(resources.requests.unwrap_or_default());
-    all.into_iter()
-        .filter_map(|(name, quantity)| Some((name.clone(), amount(&name, &quantity.0)?)))
-        .collect()
+    all.into_iter().filter_map(|(name, quantity)| Some((name.clone(), amount(&name, &quantity.0)?))).collect()
 }
 
 fn amount(name: &str, text: &str) -> Option<i64> {
-    if name == "cpu" {
-        quantity::milli(text)
-    } else {
-        quantity::whole(text)
-    }
+    if name == "cpu" { quantity::milli(text) } else { quantity::whole(text) }
 }
 
 fn add(total: &mut BTreeMap<String, i64>, more: &BTreeMap<String, i64>) {
@@ -111,17 +104,11 @@ pub(crate) fn admit(pod: &core::Pod, others: &[&core::Pod], offer: &Offer) -> Re
     if let Some(os) = spec.os.as_ref().filter(|os| os.name != "linux") {
         return Err(rejected(
             "PodOSNotSupported".to_owned(),
-            format!(
-                "Failed to admit pod as the OS field doesn't match node OS: {}",
-                os.name
-            ),
+            format!("Failed to admit pod as the OS field doesn't match node OS: {}", os.name),
         ));
     }
-    let unmatched = spec
-        .node_selector
-        .iter()
-        .flatten()
-        .any(|(key, value)| offer.labels.get(key) != Some(value));
+    let unmatched =
+        spec.node_selector.iter().flatten().any(|(key, value)| offer.labels.get(key) != Some(value));
     if unmatched {
         return Err(rejected(
             "NodeAffinity".to_owned(),
@@ -130,10 +117,7 @@ pub(crate) fn admit(pod: &core::Pod, others: &[&core::Pod], offer: &Offer) -> Re
     }
     let mine = host_ports(pod);
     let taken = others.iter().flat_map(|other| host_ports(other));
-    if taken
-        .into_iter()
-        .any(|taken| mine.iter().any(|port| conflicts(port, &taken)))
-    {
+    if taken.into_iter().any(|taken| mine.iter().any(|port| conflicts(port, &taken))) {
         return Err(rejected(
             "NodePorts".to_owned(),
             "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
@@ -145,11 +129,8 @@ pub(crate) fn admit(pod: &core::Pod, others: &[&core::Pod], offer: &Offer) -> Re
         add(&mut used, &requests(other));
     }
     for (name, requested) in requests(pod) {
-        let capacity = offer
-            .allocatable
-            .get(&name)
-            .and_then(|quantity| amount(&name, &quantity.0))
-            .unwrap_or(0);
+        let capacity =
+            offer.allocatable.get(&name).and_then(|quantity| amount(&name, &quantity.0)).unwrap_or(0);
         let used = used.get(&name).copied().unwrap_or(0);
         if requested > 0 && used.saturating_add(requested) > capacity {
             return Err(rejected(
@@ -206,11 +187,7 @@ mod tests {
         ];
         for (index, (pod, others, reason)) in table.iter().enumerate() {
             let result = admit(pod, others, &offer());
-            assert_eq!(
-                result.err().map(|verdict| verdict.reason).as_deref(),
-                *reason,
-                "row {index}"
-            );
+            assert_eq!(result.err().map(|verdict| verdict.reason).as_deref(), *reason, "row {index}");
         }
         let message = admit(&half, &[&half], &offer()).unwrap_err().message;
         assert_eq!(

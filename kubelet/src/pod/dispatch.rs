@@ -47,12 +47,7 @@ pub(crate) async fn run(
         () = drain.wait() => return Ok(()),
     }
     let subscription = pods.subscribe();
-    let mut dispatcher = Dispatcher {
-        kubelet,
-        pods,
-        workers: HashMap::new(),
-        tasks: JoinSet::new(),
-    };
+    let mut dispatcher = Dispatcher { kubelet, pods, workers: HashMap::new(), tasks: JoinSet::new() };
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -98,31 +93,18 @@ impl Dispatcher {
         }
         // After a restart the oldest pods are taken first, as they were taken before.
         fresh.sort_by(|(_, one), (_, other)| {
-            one.metadata
-                .creation_timestamp
-                .cmp(&other.metadata.creation_timestamp)
+            one.metadata.creation_timestamp.cmp(&other.metadata.creation_timestamp)
         });
         for (key, pod) in fresh {
             let rejected = self.admit(&pod).await;
             let uid = model::uid(&pod).to_owned();
-            self.spawn(
-                uid,
-                Some(key),
-                Desired {
-                    pod: Some(pod),
-                    gone: false,
-                    rejected,
-                },
-            );
+            self.spawn(uid, Some(key), Desired { pod: Some(pod), gone: false, rejected });
         }
     }
 
     /// The verdict over a pod seen for the first time; pods that already ran here are not judged again.
     async fn admit(&self, pod: &core::Pod) -> Option<Verdict> {
-        let started = pod
-            .status
-            .as_ref()
-            .is_some_and(|status| status.start_time.is_some());
+        let started = pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
         if started || pod.metadata.deletion_timestamp.is_some() || model::is_terminal(pod.status.as_ref()) {
             return None;
         }
@@ -131,11 +113,7 @@ impl Dispatcher {
             .values()
             .filter_map(|handle| {
                 let desired = handle.inbox.borrow();
-                let taken = desired
-                    .rejected
-                    .is_none()
-                    .then(|| desired.pod.clone())
-                    .flatten()?;
+                let taken = desired.rejected.is_none().then(|| desired.pod.clone()).flatten()?;
                 let ended = handle
                     .key
                     .as_ref()
@@ -145,10 +123,8 @@ impl Dispatcher {
             })
             .collect();
         let others: Vec<&core::Pod> = others.iter().map(Arc::as_ref).collect();
-        let mut offer = Offer {
-            allocatable: self.kubelet.allocatable.clone(),
-            labels: self.kubelet.node_labels(),
-        };
+        let mut offer =
+            Offer { allocatable: self.kubelet.allocatable.clone(), labels: self.kubelet.node_labels() };
         let mut verdict = admission::admit(pod, &others, &offer).err()?;
         if verdict.reason == "NodeAffinity" {
             // The label may be younger than our copy of the Node.
@@ -215,10 +191,7 @@ impl Dispatcher {
     /// Ends pods that nobody wants any more, and removes what crashes left behind.
     async fn keep_house(&mut self) {
         let wanted: BTreeSet<String> = self.pods.with(|pods| {
-            pods.values()
-                .map(|pod| model::uid(pod).to_owned())
-                .chain(self.workers.keys().cloned())
-                .collect()
+            pods.values().map(|pod| model::uid(pod).to_owned()).chain(self.workers.keys().cloned()).collect()
         });
         let seen = match pleg::relist(&self.kubelet).await {
             Ok(seen) => seen,
@@ -227,14 +200,7 @@ impl Dispatcher {
         };
         for uid in seen.keys().filter(|uid| !wanted.contains(*uid)) {
             tracing::info!(uid, "a pod runs that is not in the API, stopping it");
-            self.spawn(
-                uid.clone(),
-                None,
-                Desired {
-                    gone: true,
-                    ..Desired::default()
-                },
-            );
+            self.spawn(uid.clone(), None, Desired { gone: true, ..Desired::default() });
         }
         let kubelet = self.kubelet.clone();
         let mut kept = wanted;
@@ -260,11 +226,7 @@ fn sweep(kubelet: &Kubelet, kept: &BTreeSet<String>) {
             tracing::warn!(uid, %error, "could not remove a pod's cgroup");
         }
     }
-    for entry in std::fs::read_dir(&kubelet.config.pod_logs_dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+    for entry in std::fs::read_dir(&kubelet.config.pod_logs_dir).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some((_, uid)) = name.rsplit_once('_') else {
             continue;

@@ -34,9 +34,7 @@ impl Worker {
         let image = match images::normalize(&given) {
             Ok(image) => image,
             Err(problem) => {
-                self.kubelet
-                    .events
-                    .container(pod, name, Kind::Warning, "InspectFailed", problem.clone());
+                self.kubelet.events.container(pod, name, Kind::Warning, "InspectFailed", problem.clone());
                 self.fail_start(pod, name, "InvalidImageName", problem);
                 return Presence::Failed;
             }
@@ -44,25 +42,17 @@ impl Worker {
         let policy = images::policy(container, &image);
         let pulled = self.pulled.remove(name);
         let asked = pulled.clone().unwrap_or_else(|| image.clone());
-        let spec = cri::ImageSpec {
-            image: asked,
-            ..Default::default()
-        };
+        let spec = cri::ImageSpec { image: asked, ..Default::default() };
         let known = match self
             .kubelet
             .runtime
-            .image_status(cri::ImageStatusRequest {
-                image: Some(spec),
-                verbose: false,
-            })
+            .image_status(cri::ImageStatusRequest { image: Some(spec), verbose: false })
             .await
         {
             Ok(answer) => answer.image,
             Err(error) => {
                 let problem = format!("Failed to inspect image {image:?}: {error}");
-                self.kubelet
-                    .events
-                    .container(pod, name, Kind::Warning, "InspectFailed", problem.clone());
+                self.kubelet.events.container(pod, name, Kind::Warning, "InspectFailed", problem.clone());
                 self.fail_start(pod, name, "ImageInspectError", problem);
                 return Presence::Failed;
             }
@@ -73,16 +63,12 @@ impl Worker {
                 let message = format!(
                     "Container image {given:?} already present on machine and can be accessed by the pod"
                 );
-                self.kubelet
-                    .events
-                    .container(pod, name, Kind::Normal, "Pulled", message);
+                self.kubelet.events.container(pod, name, Kind::Normal, "Pulled", message);
                 Presence::Here(known.id.clone(), Box::new(known))
             }
             (None, Policy::Never) => {
                 let problem = format!("Container image {given:?} is not present with pull policy of Never");
-                self.kubelet
-                    .events
-                    .container(pod, name, Kind::Warning, "ErrImageNeverPull", problem.clone());
+                self.kubelet.events.container(pod, name, Kind::Warning, "ErrImageNeverPull", problem.clone());
                 self.fail_start(pod, name, "ErrImageNeverPull", problem);
                 Presence::Failed
             }
@@ -118,23 +104,11 @@ impl Worker {
                 let step = Step::after(self.pull_steps.get(name).copied(), now);
                 self.pull_steps.insert(name.to_owned(), step);
                 if let Some(pod) = &self.pod {
-                    self.kubelet
-                        .events
-                        .container(pod, name, Kind::Warning, "Failed", "Error: ErrImagePull");
+                    self.kubelet.events.container(pod, name, Kind::Warning, "Failed", "Error: ErrImagePull");
                 }
                 let retry_at = now + SignedDuration::try_from(step.pause).unwrap_or(SignedDuration::MAX);
-                let waiting = Waiting {
-                    reason: "ErrImagePull".to_owned(),
-                    message: error,
-                };
-                self.memory.failures.insert(
-                    name.to_owned(),
-                    Failure {
-                        waiting,
-                        retry_at,
-                        step,
-                    },
-                );
+                let waiting = Waiting { reason: "ErrImagePull".to_owned(), message: error };
+                self.memory.failures.insert(name.to_owned(), Failure { waiting, retry_at, step });
             }
         }
     }
@@ -156,12 +130,8 @@ impl Worker {
                 .and_then(|(_, spec)| spec.image.clone())
                 .unwrap_or_default();
             let message = format!("Back-off pulling image {image:?}");
-            self.kubelet
-                .events
-                .container(&pod, name, Kind::Normal, "BackOff", message.clone());
-            self.kubelet
-                .events
-                .container(&pod, name, Kind::Warning, "Failed", "Error: ImagePullBackOff");
+            self.kubelet.events.container(&pod, name, Kind::Normal, "BackOff", message.clone());
+            self.kubelet.events.container(&pod, name, Kind::Warning, "Failed", "Error: ImagePullBackOff");
             failure.waiting = Waiting {
                 reason: "ImagePullBackOff".to_owned(),
                 message: format!("{message}: ErrImagePull: {}", failure.waiting.message),

@@ -63,24 +63,17 @@ impl Observed {
 
     /// The newest container of a name in one sandbox.
     pub(crate) fn latest_in(&self, name: &str, sandbox: &str) -> Option<&Container> {
-        self.containers
-            .iter()
-            .find(|container| container.name == name && container.sandbox_id == sandbox)
+        self.containers.iter().find(|container| container.name == name && container.sandbox_id == sandbox)
     }
 
     /// The one before the newest.
     pub(crate) fn previous(&self, name: &str) -> Option<&Container> {
-        self.containers
-            .iter()
-            .filter(|container| container.name == name)
-            .nth(1)
+        self.containers.iter().filter(|container| container.name == name).nth(1)
     }
 
     /// Containers with a process, or that may have one.
     pub(crate) fn alive(&self) -> impl Iterator<Item = &Container> {
-        self.containers
-            .iter()
-            .filter(|container| matches!(container.state, State::Running | State::Unknown))
+        self.containers.iter().filter(|container| matches!(container.state, State::Running | State::Unknown))
     }
 
     /// The newest sandbox, when it is ready.
@@ -100,11 +93,7 @@ pub(crate) enum Role {
 }
 
 fn init_role(container: &core::Container) -> Role {
-    if container.restart_policy.as_deref() == Some("Always") {
-        Role::Sidecar
-    } else {
-        Role::Init
-    }
+    if container.restart_policy.as_deref() == Some("Always") { Role::Sidecar } else { Role::Init }
 }
 
 fn ephemeral(container: &core::EphemeralContainer) -> core::Container {
@@ -132,9 +121,7 @@ fn ephemeral(container: &core::EphemeralContainer) -> core::Container {
 /// The pod's specification; an object without one has no containers, which the API server never makes.
 pub(crate) fn spec(pod: &core::Pod) -> &core::PodSpec {
     static EMPTY: std::sync::OnceLock<core::PodSpec> = std::sync::OnceLock::new();
-    pod.spec
-        .as_ref()
-        .unwrap_or_else(|| EMPTY.get_or_init(core::PodSpec::default))
+    pod.spec.as_ref().unwrap_or_else(|| EMPTY.get_or_init(core::PodSpec::default))
 }
 
 /// All containers in the order in which they start.
@@ -145,10 +132,7 @@ pub(crate) fn containers(pod: &core::Pod) -> Vec<(Role, Cow<'_, core::Container>
         .iter()
         .flatten()
         .map(|container| (init_role(container), Cow::Borrowed(container)));
-    let apps = spec
-        .containers
-        .iter()
-        .map(|container| (Role::App, Cow::Borrowed(container)));
+    let apps = spec.containers.iter().map(|container| (Role::App, Cow::Borrowed(container)));
     let late = spec
         .ephemeral_containers
         .iter()
@@ -159,9 +143,7 @@ pub(crate) fn containers(pod: &core::Pod) -> Vec<(Role, Cow<'_, core::Container>
 
 /// One container by name.
 pub(crate) fn container<'a>(pod: &'a core::Pod, name: &str) -> Option<(Role, Cow<'a, core::Container>)> {
-    containers(pod)
-        .into_iter()
-        .find(|(_, container)| container.name == name)
+    containers(pod).into_iter().find(|(_, container)| container.name == name)
 }
 
 pub(crate) fn uid(pod: &core::Pod) -> &str {
@@ -196,10 +178,7 @@ pub(crate) fn hash(container: &core::Container) -> String {
 
 /// Whether the phase is final.
 pub(crate) fn is_terminal(status: Option<&core::PodStatus>) -> bool {
-    matches!(
-        status.and_then(|status| status.phase.as_deref()),
-        Some("Succeeded" | "Failed")
-    )
+    matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
 
 /// Seconds that the pod's containers get to end.
@@ -329,7 +308,5 @@ pub(crate) struct ProbeView {
 
 /// A time as CRI writes it.
 pub(crate) fn timestamp(nanoseconds: i64) -> Option<Timestamp> {
-    (nanoseconds > 0)
-        .then(|| Timestamp::from_nanosecond(i128::from(nanoseconds)).ok())
-        .flatten()
+    (nanoseconds > 0).then(|| Timestamp::from_nanosecond(i128::from(nanoseconds)).ok()).flatten()
 }

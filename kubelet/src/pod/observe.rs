@@ -27,10 +27,7 @@ pub(crate) struct Places {
 impl Places {
     /// The file behind a container's termination message path.
     pub(crate) fn message_file(&self, container: &str, attempt: u32) -> PathBuf {
-        self.pod_dir
-            .join("containers")
-            .join(container)
-            .join(attempt.to_string())
+        self.pod_dir.join("containers").join(container).join(attempt.to_string())
     }
 }
 
@@ -56,40 +53,27 @@ impl Observer {
         places: &Places,
     ) -> Result<Observed, RuntimeError> {
         let sandboxes = runtime.list_pod_sandbox(cri::ListPodSandboxRequest {
-            filter: Some(cri::PodSandboxFilter {
-                label_selector: by_uid(uid),
-                ..Default::default()
-            }),
+            filter: Some(cri::PodSandboxFilter { label_selector: by_uid(uid), ..Default::default() }),
         });
         let containers = runtime.list_containers(cri::ListContainersRequest {
-            filter: Some(cri::ContainerFilter {
-                label_selector: by_uid(uid),
-                ..Default::default()
-            }),
+            filter: Some(cri::ContainerFilter { label_selector: by_uid(uid), ..Default::default() }),
         });
         let (sandboxes, containers) = tokio::try_join!(sandboxes, containers)?;
         let mut observed = Observed::default();
         for sandbox in sandboxes.items {
             observed.sandboxes.push(self.sandbox(runtime, sandbox).await?);
         }
-        observed
-            .sandboxes
-            .sort_by_key(|sandbox| std::cmp::Reverse((sandbox.attempt, sandbox.created_at)));
+        observed.sandboxes.sort_by_key(|sandbox| std::cmp::Reverse((sandbox.attempt, sandbox.created_at)));
         let ids: Vec<&cri::Container> = containers.containers.iter().collect();
-        self.ended
-            .retain(|id, _| ids.iter().any(|container| container.id == *id));
-        let statuses = ids
-            .iter()
-            .filter(|container| !self.ended.contains_key(&container.id))
-            .map(|container| async {
-                let request = cri::ContainerStatusRequest {
-                    container_id: container.id.clone(),
-                    verbose: false,
-                };
+        self.ended.retain(|id, _| ids.iter().any(|container| container.id == *id));
+        let statuses =
+            ids.iter().filter(|container| !self.ended.contains_key(&container.id)).map(|container| async {
+                let request =
+                    cri::ContainerStatusRequest { container_id: container.id.clone(), verbose: false };
                 match runtime.container_status(request).await {
-                    Ok(answer) => Ok(answer
-                        .status
-                        .map(|status| convert(status, &container.pod_sandbox_id, places))),
+                    Ok(answer) => {
+                        Ok(answer.status.map(|status| convert(status, &container.pod_sandbox_id, places)))
+                    }
                     // Removed since the list was made.
                     Err(error) if error.is_not_found() => Ok(None),
                     Err(error) => Err(error),
@@ -116,10 +100,7 @@ impl Observer {
     ) -> Result<Sandbox, RuntimeError> {
         let ready = sandbox.state == cri::PodSandboxState::SandboxReady as i32;
         if ready && !self.addresses.contains_key(&sandbox.id) {
-            let request = cri::PodSandboxStatusRequest {
-                pod_sandbox_id: sandbox.id.clone(),
-                verbose: false,
-            };
+            let request = cri::PodSandboxStatusRequest { pod_sandbox_id: sandbox.id.clone(), verbose: false };
             let status = match runtime.pod_sandbox_status(request).await {
                 Ok(answer) => answer.status.unwrap_or_default(),
                 Err(error) if error.is_not_found() => cri::PodSandboxStatus::default(),
@@ -127,10 +108,8 @@ impl Observer {
             };
             let network = status.network.unwrap_or_default();
             let more = network.additional_ips.into_iter().map(|ip| ip.ip);
-            let ips: Vec<String> = std::iter::once(network.ip)
-                .chain(more)
-                .filter(|ip| !ip.is_empty())
-                .collect();
+            let ips: Vec<String> =
+                std::iter::once(network.ip).chain(more).filter(|ip| !ip.is_empty()).collect();
             if !ips.is_empty() {
                 self.addresses.insert(sandbox.id.clone(), ips);
             }
@@ -158,15 +137,10 @@ fn convert(status: cri::ContainerStatus, sandbox_id: &str, places: &Places) -> C
     };
     let metadata = status.metadata.clone().unwrap_or_default();
     let annotation = |key: &str| status.annotations.get(key).cloned().unwrap_or_default();
-    let message = if state == State::Exited {
-        termination_message(&status, &metadata, places)
-    } else {
-        String::new()
-    };
+    let message =
+        if state == State::Exited { termination_message(&status, &metadata, places) } else { String::new() };
     Container {
-        attempt: annotation(labels::RESTART_COUNT)
-            .parse()
-            .unwrap_or(metadata.attempt),
+        attempt: annotation(labels::RESTART_COUNT).parse().unwrap_or(metadata.attempt),
         hash: annotation(labels::HASH),
         grace_seconds: annotation(labels::POD_GRACE).parse().ok(),
         name: metadata.name,
@@ -178,13 +152,15 @@ fn convert(status: cri::ContainerStatus, sandbox_id: &str, places: &Places) -> C
         exit_code: status.exit_code,
         image: status
             .image
-            .map(|image| {
-                if image.user_specified_image.is_empty() {
-                    image.image
-                } else {
-                    image.user_specified_image
-                }
-            })
+            .map(
+                |image| {
+                    if image.user_specified_image.is_empty() {
+                        image.image
+                    } else {
+                        image.user_specified_image
+                    }
+                },
+            )
             .unwrap_or_default(),
         image_ref: status.image_ref,
         reason: status.reason,
@@ -216,11 +192,7 @@ fn termination_message(
         };
         message = crate::logs::tail_text(&log, LOG_MESSAGE_LIMIT_LINES, LOG_MESSAGE_LIMIT_BYTES);
     }
-    if message.is_empty() {
-        status.message.clone()
-    } else {
-        message
-    }
+    if message.is_empty() { status.message.clone() } else { message }
 }
 
 /// The last `limit` bytes of a file, as text.
@@ -230,11 +202,7 @@ fn read_bounded(path: &Path, limit: usize) -> String {
         return String::new();
     };
     let length = file.metadata().map_or(0, |metadata| metadata.len());
-    if length > limit as u64
-        && file
-            .seek(SeekFrom::End(-(i64::try_from(limit).unwrap_or(0))))
-            .is_err()
-    {
+    if length > limit as u64 && file.seek(SeekFrom::End(-(i64::try_from(limit).unwrap_or(0)))).is_err() {
         return String::new();
     }
     let mut bytes = Vec::new();

@@ -21,23 +21,13 @@ const STATUS_LIMIT: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub(crate) enum Done {
     /// An image was pulled, or not.
-    Pulled {
-        name: String,
-        result: Result<String, String>,
-    },
+    Pulled { name: String, result: Result<String, String> },
     /// A postStart hook ended; with an error the container is stopped.
-    Hooked {
-        id: String,
-        name: String,
-        result: Result<(), String>,
-    },
+    Hooked { id: String, name: String, result: Result<(), String> },
     /// A container was asked to stop.
     Stopped { id: String, result: Result<(), String> },
     /// A status was written; `Ok(None)` when the pod is gone.
-    Written {
-        status: Box<core::PodStatus>,
-        result: Result<Option<String>, String>,
-    },
+    Written { status: Box<core::PodStatus>, result: Result<Option<String>, String> },
 }
 
 /// Pulls with each credential until one works.
@@ -49,13 +39,7 @@ pub(crate) async fn pull(
     sandbox: cri::PodSandboxConfig,
 ) -> Done {
     let _permit = kubelet.pulls.acquire().await;
-    kubelet.events.container(
-        &pod,
-        &name,
-        Kind::Normal,
-        "Pulling",
-        format!("Pulling image {image:?}"),
-    );
+    kubelet.events.container(&pod, &name, Kind::Normal, "Pulling", format!("Pulling image {image:?}"));
     let started = std::time::Instant::now();
     let result = try_pull(&kubelet, &pod, &image, sandbox).await;
     match &result {
@@ -65,21 +49,14 @@ pub(crate) async fn pull(
                 started.elapsed().as_secs_f64(),
                 started.elapsed().as_secs_f64()
             );
-            kubelet
-                .events
-                .container(&pod, &name, Kind::Normal, "Pulled", message);
+            kubelet.events.container(&pod, &name, Kind::Normal, "Pulled", message);
         }
         Err(error) => {
             let message = format!("Failed to pull image {image:?}: {error}");
-            kubelet
-                .events
-                .container(&pod, &name, Kind::Warning, "Failed", message);
+            kubelet.events.container(&pod, &name, Kind::Warning, "Failed", message);
         }
     }
-    Done::Pulled {
-        name,
-        result: result.map(|(image_ref, _)| image_ref),
-    }
+    Done::Pulled { name, result: result.map(|(image_ref, _)| image_ref) }
 }
 
 async fn try_pull(
@@ -91,52 +68,31 @@ async fn try_pull(
     let mut secrets = Vec::new();
     for reference in model::spec(pod).image_pull_secrets.iter().flatten() {
         // A secret that is missing does not stop a pull that may not need it.
-        match kubelet
-            .objects
-            .secret(model::namespace(pod), &reference.name)
-            .await
-        {
+        match kubelet.objects.secret(model::namespace(pod), &reference.name).await {
             Ok(Some(secret)) => secrets.push(secret),
             Ok(None) => {
                 let message = format!(
                     "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
                     reference.name
                 );
-                kubelet.events.pod(
-                    pod,
-                    None,
-                    Kind::Warning,
-                    "FailedToRetrieveImagePullSecret",
-                    message,
-                );
+                kubelet.events.pod(pod, None, Kind::Warning, "FailedToRetrieveImagePullSecret", message);
             }
             Err(error) => tracing::warn!(secret = reference.name, %error, "could not read a pull secret"),
         }
     }
-    let mut auths: Vec<Option<cri::AuthConfig>> = crate::images::credentials(image, &secrets)
-        .into_iter()
-        .map(Some)
-        .collect();
+    let mut auths: Vec<Option<cri::AuthConfig>> =
+        crate::images::credentials(image, &secrets).into_iter().map(Some).collect();
     if auths.is_empty() {
         auths.push(None);
     }
     let mut last = String::new();
     for auth in auths {
-        let spec = cri::ImageSpec {
-            image: image.to_owned(),
-            ..Default::default()
-        };
-        let request = cri::PullImageRequest {
-            image: Some(spec),
-            auth,
-            sandbox_config: Some(sandbox.clone()),
-        };
+        let spec = cri::ImageSpec { image: image.to_owned(), ..Default::default() };
+        let request =
+            cri::PullImageRequest { image: Some(spec), auth, sandbox_config: Some(sandbox.clone()) };
         match kubelet.runtime.pull_image(request).await {
             Ok(answer) => {
-                return Ok((
-                    answer.image_ref.clone(),
-                    image_size(kubelet, &answer.image_ref).await,
-                ));
+                return Ok((answer.image_ref.clone(), image_size(kubelet, &answer.image_ref).await));
             }
             Err(error) => last = error.to_string(),
         }
@@ -145,21 +101,10 @@ async fn try_pull(
 }
 
 async fn image_size(kubelet: &Kubelet, image_ref: &str) -> u64 {
-    let spec = cri::ImageSpec {
-        image: image_ref.to_owned(),
-        ..Default::default()
-    };
-    let answer = kubelet
-        .runtime
-        .image_status(cri::ImageStatusRequest {
-            image: Some(spec),
-            verbose: false,
-        })
-        .await;
-    answer
-        .ok()
-        .and_then(|answer| answer.image)
-        .map_or(0, |image| image.size)
+    let spec = cri::ImageSpec { image: image_ref.to_owned(), ..Default::default() };
+    let answer =
+        kubelet.runtime.image_status(cri::ImageStatusRequest { image: Some(spec), verbose: false }).await;
+    answer.ok().and_then(|answer| answer.image).map_or(0, |image| image.size)
 }
 
 /// Runs a postStart hook.
@@ -192,22 +137,11 @@ pub(crate) async fn stop(
     let started = std::time::Instant::now();
     let mut left = grace;
     if let Some(pod) = &pod {
-        kubelet
-            .events
-            .container(pod, &container.name, Kind::Normal, "Killing", message);
+        kubelet.events.container(pod, &container.name, Kind::Normal, "Killing", message);
         let spec = model::container(pod, &container.name).map(|(_, spec)| spec);
-        let hook = spec
-            .and_then(|spec| spec.lifecycle.clone())
-            .and_then(|hooks| hooks.pre_stop);
+        let hook = spec.and_then(|spec| spec.lifecycle.clone()).and_then(|hooks| hooks.pre_stop);
         if let Some(hook) = hook.filter(|_| !grace.is_zero()) {
-            let run = check::hook(
-                &kubelet.runtime,
-                pod,
-                &container.id,
-                &container.name,
-                &address,
-                &hook,
-            );
+            let run = check::hook(&kubelet.runtime, pod, &container.id, &container.name, &address, &hook);
             match tokio::time::timeout(grace, run).await {
                 Ok(Err(error)) => {
                     kubelet.events.container(
@@ -224,15 +158,8 @@ pub(crate) async fn stop(
             left = grace.saturating_sub(started.elapsed()).max(MINIMUM_GRACE);
         }
     }
-    let result = kubelet
-        .runtime
-        .stop_container(&container.id, left)
-        .await
-        .map_err(|error| error.to_string());
-    Done::Stopped {
-        id: container.id,
-        result,
-    }
+    let result = kubelet.runtime.stop_container(&container.id, left).await.map_err(|error| error.to_string());
+    Done::Stopped { id: container.id, result }
 }
 
 /// Writes a status; the answer is the new resource version.

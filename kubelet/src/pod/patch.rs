@@ -26,12 +26,7 @@ pub(crate) fn status_patch(uid: &str, old: &core::PodStatus, new: &core::PodStat
         }
     }
     // Fields that only others write are not ours to clear.
-    for key in [
-        "reason",
-        "message",
-        "initContainerStatuses",
-        "ephemeralContainerStatuses",
-    ] {
+    for key in ["reason", "message", "initContainerStatuses", "ephemeralContainerStatuses"] {
         if old.contains_key(key) && !new.contains_key(key) {
             status.insert(key.to_owned(), Value::Null);
         }
@@ -68,10 +63,7 @@ fn keyed(old: Option<&Value>, new: &Value, by: &str, exclusive: bool) -> Vec<Val
         changed.push(entry);
     }
     if exclusive {
-        for entry in old
-            .iter()
-            .filter(|entry| !new.iter().any(|kept| kept.get(by) == entry.get(by)))
-        {
+        for entry in old.iter().filter(|entry| !new.iter().any(|kept| kept.get(by) == entry.get(by))) {
             changed.push(json!({by: entry.get(by), "$patch": "delete"}));
         }
     }
@@ -100,17 +92,13 @@ mod tests {
                 condition("Ready", "False", Some("No")),
                 condition("example.com/gate", "True", None),
             ]),
-            pod_ips: Some(vec![core::PodIP {
-                ip: "10.0.0.1".into(),
-            }]),
+            pod_ips: Some(vec![core::PodIP { ip: "10.0.0.1".into() }]),
             ..Default::default()
         };
         let new = core::PodStatus {
             phase: Some("Running".into()),
             conditions: Some(vec![condition("Ready", "True", None)]),
-            pod_ips: Some(vec![core::PodIP {
-                ip: "10.0.0.2".into(),
-            }]),
+            pod_ips: Some(vec![core::PodIP { ip: "10.0.0.2".into() }]),
             ..Default::default()
         };
         let patch = status_patch("u", &old, &new).unwrap();

@@ -15,18 +15,9 @@ pub(crate) enum Action {
     /// Make the sandbox.
     CreateSandbox { attempt: u32 },
     /// Create and start a container. `crashed` when it replaces one that ended by itself.
-    Start {
-        name: String,
-        attempt: u32,
-        crashed: bool,
-    },
+    Start { name: String, attempt: u32, crashed: bool },
     /// Stop a container.
-    Stop {
-        id: String,
-        name: String,
-        grace_seconds: i64,
-        message: String,
-    },
+    Stop { id: String, name: String, grace_seconds: i64, message: String },
     /// Remove a container that will not be needed any more.
     Remove { id: String },
     /// Remove an old sandbox.
@@ -59,13 +50,7 @@ struct Planner<'a> {
 
 /// Plans a pod that shall run.
 pub(crate) fn plan(pod: &core::Pod, observed: &Observed, memory: &Memory, now: Timestamp) -> Round {
-    let mut planner = Planner {
-        pod,
-        observed,
-        memory,
-        now,
-        round: Round::default(),
-    };
+    let mut planner = Planner { pod, observed, memory, now, round: Round::default() };
     planner.run();
     planner.round
 }
@@ -76,18 +61,15 @@ impl Planner<'_> {
             return;
         };
         let initialized = self.initialize(&sandbox);
-        let ephemeral = model::containers(self.pod)
-            .into_iter()
-            .filter(|(role, _)| *role == Role::Ephemeral);
+        let ephemeral = model::containers(self.pod).into_iter().filter(|(role, _)| *role == Role::Ephemeral);
         for (_, container) in ephemeral {
             if self.observed.latest(&container.name).is_none() {
                 self.start(&container, 0, None);
             }
         }
         if initialized {
-            for (_, container) in model::containers(self.pod)
-                .into_iter()
-                .filter(|(role, _)| *role == Role::App)
+            for (_, container) in
+                model::containers(self.pod).into_iter().filter(|(role, _)| *role == Role::App)
             {
                 // A container starts after the postStart hook of the one before it.
                 if !self.memory.hooks.is_empty() && self.observed.latest(&container.name).is_none() {
@@ -103,16 +85,8 @@ impl Planner<'_> {
     fn sandbox(&mut self) -> Option<&Sandbox> {
         let host_network = model::host_network(self.pod);
         let usable = |sandbox: &&Sandbox| sandbox.ready && (host_network || !sandbox.ips.is_empty());
-        for old in self
-            .observed
-            .sandboxes
-            .iter()
-            .skip(1)
-            .filter(|sandbox| sandbox.ready)
-        {
-            self.round
-                .actions
-                .push(Action::StopSandbox { id: old.id.clone() });
+        for old in self.observed.sandboxes.iter().skip(1).filter(|sandbox| sandbox.ready) {
+            self.round.actions.push(Action::StopSandbox { id: old.id.clone() });
         }
         let newest = self.observed.sandboxes.first();
         if let Some(sandbox) = newest.filter(usable) {
@@ -120,9 +94,7 @@ impl Planner<'_> {
         }
         if let Some(sandbox) = newest {
             // Stopping a dead sandbox again releases what a crash left: its network.
-            self.round.actions.push(Action::StopSandbox {
-                id: sandbox.id.clone(),
-            });
+            self.round.actions.push(Action::StopSandbox { id: sandbox.id.clone() });
         }
         if newest.is_none() || self.anything_to_run() {
             let attempt = newest.map_or(0, |sandbox| sandbox.attempt + 1);
@@ -151,10 +123,7 @@ impl Planner<'_> {
     }
 
     fn policy(&self) -> &str {
-        model::spec(self.pod)
-            .restart_policy
-            .as_deref()
-            .unwrap_or("Always")
+        model::spec(self.pod).restart_policy.as_deref().unwrap_or("Always")
     }
 
     /// Plans init containers and sidecars; true when app containers may run.
@@ -211,9 +180,7 @@ impl Planner<'_> {
                 ),
                 State::Created => {
                     // Made but never started: cut off between the two, or its start failed.
-                    self.round.actions.push(Action::Remove {
-                        id: latest.id.clone(),
-                    });
+                    self.round.actions.push(Action::Remove { id: latest.id.clone() });
                     self.start(container, attempt, None);
                 }
                 State::Exited if restarts(policy, latest) => {
@@ -232,10 +199,7 @@ impl Planner<'_> {
         } else if latest.hash != model::hash(container) {
             self.stop(latest, format!("Container {name} definition changed"));
         } else if let Some(kind) = self.memory.probes.failed.get(&latest.id) {
-            self.stop(
-                latest,
-                format!("Container {name} failed {kind} probe, will be restarted"),
-            );
+            self.stop(latest, format!("Container {name} failed {kind} probe, will be restarted"));
         }
     }
 
@@ -246,11 +210,7 @@ impl Planner<'_> {
         // After a reboot the runtime knows nothing, but the status still counts.
         let status = self.pod.status.as_ref();
         let known = status.into_iter().flat_map(|status| {
-            status
-                .container_statuses
-                .iter()
-                .chain(&status.init_container_statuses)
-                .flatten()
+            status.container_statuses.iter().chain(&status.init_container_statuses).flatten()
         });
         known
             .filter(|status| {
@@ -276,31 +236,19 @@ impl Planner<'_> {
         if let Some(crashed) = crashed
             && let Some(until) = self.crash_backoff(name, crashed)
         {
-            let pause = self
-                .memory
-                .crashes
-                .get(name)
-                .map_or(0, |step| step.pause.as_secs());
+            let pause = self.memory.crashes.get(name).map_or(0, |step| step.pause.as_secs());
             let message = format!(
                 "back-off {} restarting failed container={name} pod={}",
                 go_duration(pause),
                 model::full_name(self.pod)
             );
-            self.round.waiting.insert(
-                name.clone(),
-                Waiting {
-                    reason: "CrashLoopBackOff".to_owned(),
-                    message,
-                },
-            );
+            self.round
+                .waiting
+                .insert(name.clone(), Waiting { reason: "CrashLoopBackOff".to_owned(), message });
             self.round.wake(until);
             return;
         }
-        self.round.actions.push(Action::Start {
-            name: name.clone(),
-            attempt,
-            crashed: crashed.is_some(),
-        });
+        self.round.actions.push(Action::Start { name: name.clone(), attempt, crashed: crashed.is_some() });
     }
 
     /// Until when a container that ended must wait.
@@ -321,11 +269,8 @@ impl Planner<'_> {
         let spec = model::container(self.pod, &container.name);
         let probe_grace = self.memory.probes.failed.get(&container.id).and_then(|kind| {
             let (_, spec) = spec?;
-            let probe = if *kind == "startup" {
-                spec.startup_probe.as_ref()
-            } else {
-                spec.liveness_probe.as_ref()
-            };
+            let probe =
+                if *kind == "startup" { spec.startup_probe.as_ref() } else { spec.liveness_probe.as_ref() };
             probe?.termination_grace_period_seconds
         });
         self.round.actions.push(Action::Stop {
@@ -341,26 +286,20 @@ impl Planner<'_> {
         let mut dead_kept: BTreeMap<&str, u32> = BTreeMap::new();
         let mut kept_sandboxes = vec![sandbox.id.as_str()];
         for container in &self.observed.containers {
-            let latest = self
-                .observed
-                .latest(&container.name)
-                .is_some_and(|latest| latest.id == container.id);
+            let latest =
+                self.observed.latest(&container.name).is_some_and(|latest| latest.id == container.id);
             let dead = matches!(container.state, State::Exited);
             let kept = dead_kept.entry(&container.name).or_default();
             if latest || !dead || *kept == 0 {
                 *kept += u32::from(dead && !latest);
                 kept_sandboxes.push(&container.sandbox_id);
             } else {
-                self.round.actions.push(Action::Remove {
-                    id: container.id.clone(),
-                });
+                self.round.actions.push(Action::Remove { id: container.id.clone() });
             }
         }
         for old in &self.observed.sandboxes {
             if !old.ready && !kept_sandboxes.contains(&old.id.as_str()) {
-                self.round
-                    .actions
-                    .push(Action::RemoveSandbox { id: old.id.clone() });
+                self.round.actions.push(Action::RemoveSandbox { id: old.id.clone() });
             }
         }
     }
@@ -391,16 +330,11 @@ pub(crate) fn plan_stop(
 ) -> Vec<Action> {
     let sidecars: Vec<String> = pod.map_or_else(Vec::new, |pod| {
         let all = model::containers(pod).into_iter();
-        all.filter(|(role, _)| *role == Role::Sidecar)
-            .map(|(_, container)| container.name.clone())
-            .collect()
+        all.filter(|(role, _)| *role == Role::Sidecar).map(|(_, container)| container.name.clone()).collect()
     });
     let alive: Vec<&Container> = observed.alive().collect();
-    let mut next: Vec<&Container> = alive
-        .iter()
-        .copied()
-        .filter(|container| !sidecars.contains(&container.name))
-        .collect();
+    let mut next: Vec<&Container> =
+        alive.iter().copied().filter(|container| !sidecars.contains(&container.name)).collect();
     if next.is_empty() {
         // Sidecars end after all others, last started first.
         let last = sidecars
@@ -411,19 +345,12 @@ pub(crate) fn plan_stop(
     }
     if next.is_empty() {
         let open = observed.sandboxes.iter().filter(|sandbox| sandbox.ready);
-        return open
-            .map(|sandbox| Action::StopSandbox {
-                id: sandbox.id.clone(),
-            })
-            .collect();
+        return open.map(|sandbox| Action::StopSandbox { id: sandbox.id.clone() }).collect();
     }
     next.into_iter()
         // A container that is being stopped is stopped again only when the grace was shortened since.
         .filter(|container| {
-            memory
-                .stopping
-                .get(&container.id)
-                .is_none_or(|given| *given > deadline_seconds + 1)
+            memory.stopping.get(&container.id).is_none_or(|given| *given > deadline_seconds + 1)
         })
         .map(|container| Action::Stop {
             id: container.id.clone(),

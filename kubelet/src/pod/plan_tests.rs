@@ -21,18 +21,8 @@ pub(super) fn pod(spec: serde_json::Value) -> core::Pod {
 }
 
 pub(super) fn sandbox(ready: bool) -> Sandbox {
-    let ips = if ready {
-        vec!["10.0.0.5".to_owned()]
-    } else {
-        Vec::new()
-    };
-    Sandbox {
-        id: "s0".into(),
-        attempt: 0,
-        ready,
-        created_at: 1,
-        ips,
-    }
+    let ips = if ready { vec!["10.0.0.5".to_owned()] } else { Vec::new() };
+    Sandbox { id: "s0".into(), attempt: 0, ready, created_at: 1, ips }
 }
 
 pub(super) fn container(
@@ -42,9 +32,7 @@ pub(super) fn container(
     state: State,
     exit_code: i32,
 ) -> Container {
-    let hash = model::container(pod, name)
-        .map(|(_, spec)| model::hash(&spec))
-        .unwrap_or_default();
+    let hash = model::container(pod, name).map(|(_, spec)| model::hash(&spec)).unwrap_or_default();
     Container {
         id: format!("{name}-{attempt}"),
         name: name.into(),
@@ -53,11 +41,7 @@ pub(super) fn container(
         state,
         created_at: i64::from(attempt),
         started_at: (NOW - 100) * 1_000_000_000,
-        finished_at: if state == State::Exited {
-            (NOW - 2) * 1_000_000_000
-        } else {
-            0
-        },
+        finished_at: if state == State::Exited { (NOW - 2) * 1_000_000_000 } else { 0 },
         exit_code,
         reason: String::new(),
         message: String::new(),
@@ -70,10 +54,7 @@ pub(super) fn container(
 
 pub(super) fn observed(mut containers: Vec<Container>) -> Observed {
     containers.sort_by_key(|container| std::cmp::Reverse(container.attempt));
-    Observed {
-        sandboxes: vec![sandbox(true)],
-        containers,
-    }
+    Observed { sandboxes: vec![sandbox(true)], containers }
 }
 
 fn show(round: &Round) -> String {
@@ -83,14 +64,10 @@ fn show(round: &Round) -> String {
         .map(|action| match action {
             Action::StopSandbox { id } => format!("stop-sandbox {id}"),
             Action::CreateSandbox { attempt } => format!("sandbox {attempt}"),
-            Action::Start {
-                name,
-                attempt,
-                crashed,
-            } => format!("start {name} {attempt}{}", if *crashed { " crashed" } else { "" }),
-            Action::Stop {
-                id, grace_seconds, ..
-            } => format!("stop {id} {grace_seconds}"),
+            Action::Start { name, attempt, crashed } => {
+                format!("start {name} {attempt}{}", if *crashed { " crashed" } else { "" })
+            }
+            Action::Stop { id, grace_seconds, .. } => format!("stop {id} {grace_seconds}"),
             Action::Remove { id } => format!("remove {id}"),
             Action::RemoveSandbox { id } => format!("remove-sandbox {id}"),
         })
@@ -114,26 +91,12 @@ fn sandboxes() {
         sandboxes: vec![sandbox(false)],
         containers: vec![container(pod, "a", 0, state, 0)],
     };
-    golden(
-        one(),
-        |pod| dead(pod, State::Running),
-        "stop-sandbox s0, sandbox 1",
-    );
-    golden(
-        one(),
-        |pod| dead(pod, State::Exited),
-        "stop-sandbox s0, sandbox 1",
-    );
+    golden(one(), |pod| dead(pod, State::Running), "stop-sandbox s0, sandbox 1");
+    golden(one(), |pod| dead(pod, State::Exited), "stop-sandbox s0, sandbox 1");
     golden(never(), |pod| dead(pod, State::Exited), "stop-sandbox s0");
     golden(
         one(),
-        |_| Observed {
-            sandboxes: vec![Sandbox {
-                ips: vec![],
-                ..sandbox(true)
-            }],
-            containers: vec![],
-        },
+        |_| Observed { sandboxes: vec![Sandbox { ips: vec![], ..sandbox(true) }], containers: vec![] },
         "stop-sandbox s0, sandbox 1",
     );
 }
@@ -148,27 +111,16 @@ fn restart_policies() {
         ("OnFailure", 1, "start a 1 crashed"),
         ("Never", 1, ""),
     ] {
-        golden(
-            spec(policy),
-            |pod| observed(vec![container(pod, "a", 0, State::Exited, code)]),
-            expected,
-        );
+        golden(spec(policy), |pod| observed(vec![container(pod, "a", 0, State::Exited, code)]), expected);
     }
-    golden(
-        spec("Always"),
-        |pod| observed(vec![container(pod, "a", 0, State::Running, 0)]),
-        "",
-    );
+    golden(spec("Always"), |pod| observed(vec![container(pod, "a", 0, State::Running, 0)]), "");
     golden(
         spec("Always"),
         |pod| observed(vec![container(pod, "a", 0, State::Created, 0)]),
         "remove a-0, start a 1",
     );
     let stale = |pod: &core::Pod| {
-        observed(vec![Container {
-            hash: "other".into(),
-            ..container(pod, "a", 0, State::Running, 0)
-        }])
+        observed(vec![Container { hash: "other".into(), ..container(pod, "a", 0, State::Running, 0) }])
     };
     golden(spec("Always"), stale, "stop a-0 30");
 }
@@ -180,39 +132,17 @@ fn init_containers_go_one_by_one_and_sidecars_go_on() {
             "containers": [{"name": "a"}, {"name": "b"}]})
     };
     golden(spec(), |_| observed(vec![]), "start i 0");
-    golden(
-        spec(),
-        |pod| observed(vec![container(pod, "i", 0, State::Running, 0)]),
-        "",
-    );
-    golden(
-        spec(),
-        |pod| observed(vec![container(pod, "i", 0, State::Exited, 1)]),
-        "start i 1 crashed",
-    );
+    golden(spec(), |pod| observed(vec![container(pod, "i", 0, State::Running, 0)]), "");
+    golden(spec(), |pod| observed(vec![container(pod, "i", 0, State::Exited, 1)]), "start i 1 crashed");
     let after = |pod: &core::Pod, more: Vec<Container>| {
         observed(
-            [
-                vec![
-                    container(pod, "i", 0, State::Exited, 0),
-                    container(pod, "s", 0, State::Running, 0),
-                ],
-                more,
-            ]
-            .concat(),
+            [vec![container(pod, "i", 0, State::Exited, 0), container(pod, "s", 0, State::Running, 0)], more]
+                .concat(),
         )
     };
-    golden(
-        spec(),
-        |pod| observed(vec![container(pod, "i", 0, State::Exited, 0)]),
-        "start s 0",
-    );
+    golden(spec(), |pod| observed(vec![container(pod, "i", 0, State::Exited, 0)]), "start s 0");
     golden(spec(), |pod| after(pod, vec![]), "start j 0");
-    golden(
-        spec(),
-        |pod| after(pod, vec![container(pod, "j", 0, State::Exited, 0)]),
-        "start a 0, start b 0",
-    );
+    golden(spec(), |pod| after(pod, vec![container(pod, "j", 0, State::Exited, 0)]), "start a 0, start b 0");
     // Once the pod is initialized, init containers are not run again though their records are gone.
     golden(
         spec(),
@@ -229,17 +159,12 @@ fn init_containers_go_one_by_one_and_sidecars_go_on() {
 #[test]
 fn crashes_back_off_and_say_until_when() {
     let pod = pod(serde_json::json!({"containers": [{"name": "a"}]}));
-    let observed = observed(vec![
-        container(&pod, "a", 1, State::Exited, 1),
-        container(&pod, "a", 0, State::Exited, 1),
-    ]);
+    let observed =
+        observed(vec![container(&pod, "a", 1, State::Exited, 1), container(&pod, "a", 0, State::Exited, 1)]);
     let mut memory = Memory::default();
     memory.crashes.insert(
         "a".into(),
-        Step {
-            pause: Duration::from_secs(20),
-            updated: Timestamp::from_second(NOW - 5).unwrap(),
-        },
+        Step { pause: Duration::from_secs(20), updated: Timestamp::from_second(NOW - 5).unwrap() },
     );
     let round = plan(&pod, &observed, &memory, now());
     assert!(round.actions.is_empty(), "{}", show(&round));
@@ -256,10 +181,7 @@ fn crashes_back_off_and_say_until_when() {
     // Nothing for twice the cap: forgotten.
     memory.crashes.insert(
         "a".into(),
-        Step {
-            pause: Duration::from_secs(300),
-            updated: Timestamp::from_second(NOW - 700).unwrap(),
-        },
+        Step { pause: Duration::from_secs(300), updated: Timestamp::from_second(NOW - 700).unwrap() },
     );
     assert_eq!(show(&plan(&pod, &observed, &memory, now())), "start a 2 crashed");
     let third = super::plan_tests::observed(vec![
@@ -276,21 +198,11 @@ fn failures_wait_and_probes_stop() {
         serde_json::json!({"containers": [{"name": "a", "livenessProbe": {"terminationGracePeriodSeconds": 7}}]}),
     );
     let mut memory = Memory::default();
-    let waiting = Waiting {
-        reason: "CreateContainerConfigError".into(),
-        message: "m".into(),
-    };
-    let step = Step {
-        pause: Duration::from_secs(1),
-        updated: now(),
-    };
+    let waiting = Waiting { reason: "CreateContainerConfigError".into(), message: "m".into() };
+    let step = Step { pause: Duration::from_secs(1), updated: now() };
     memory.failures.insert(
         "a".into(),
-        Failure {
-            waiting: waiting.clone(),
-            retry_at: Timestamp::from_second(NOW + 1).unwrap(),
-            step,
-        },
+        Failure { waiting: waiting.clone(), retry_at: Timestamp::from_second(NOW + 1).unwrap(), step },
     );
     let round = plan(&pod, &observed(vec![]), &memory, now());
     assert_eq!((show(&round).as_str(), &round.waiting["a"]), ("", &waiting));
@@ -314,20 +226,11 @@ fn the_end_stops_sidecars_last_and_shortens_the_grace() {
     let running = |name: &str| container(&pod, name, 0, State::Running, 0);
     let stop = |containers: Vec<Container>, memory: &Memory, deadline: i64| {
         let actions = plan_stop(Some(&pod), &observed(containers), memory, NOW, deadline);
-        show(&Round {
-            actions,
-            ..Round::default()
-        })
+        show(&Round { actions, ..Round::default() })
     };
     let mut memory = Memory::default();
-    assert_eq!(
-        stop(vec![running("s"), running("t"), running("a")], &memory, NOW + 30),
-        "stop a-0 30"
-    );
-    assert_eq!(
-        stop(vec![running("s"), running("t")], &memory, NOW + 20),
-        "stop t-0 20"
-    );
+    assert_eq!(stop(vec![running("s"), running("t"), running("a")], &memory, NOW + 30), "stop a-0 30");
+    assert_eq!(stop(vec![running("s"), running("t")], &memory, NOW + 20), "stop t-0 20");
     assert_eq!(stop(vec![running("s")], &memory, NOW - 1), "stop s-0 0");
     assert_eq!(stop(vec![], &memory, NOW), "stop-sandbox s0");
     memory.stopping.insert("a-0".into(), NOW + 30);

@@ -34,11 +34,7 @@ pub(crate) async fn watch(kubelet: Arc<Kubelet>, changed: mpsc::Sender<String>) 
                 }
                 Err(error) => tracing::debug!(%error, "could not list what runs"),
             }
-            let pause = if *relist_pace.borrow_and_update() {
-                RELIST_BESIDE_EVENTS
-            } else {
-                RELIST_ALONE
-            };
+            let pause = if *relist_pace.borrow_and_update() { RELIST_BESIDE_EVENTS } else { RELIST_ALONE };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 // Events began or ended: what happened in between is found by a list.
@@ -104,57 +100,33 @@ pub(crate) type Seen = HashMap<String, BTreeSet<(String, i32)>>;
 
 /// What runs now.
 pub(crate) async fn relist(kubelet: &Kubelet) -> Result<Seen, RuntimeError> {
-    let sandboxes = kubelet
-        .runtime
-        .list_pod_sandbox(cri::ListPodSandboxRequest::default());
-    let containers = kubelet
-        .runtime
-        .list_containers(cri::ListContainersRequest::default());
+    let sandboxes = kubelet.runtime.list_pod_sandbox(cri::ListPodSandboxRequest::default());
+    let containers = kubelet.runtime.list_containers(cri::ListContainersRequest::default());
     let (sandboxes, containers) = tokio::try_join!(sandboxes, containers)?;
     let ready = cri::PodSandboxState::SandboxReady as i32;
     let running = cri::ContainerState::ContainerRunning as i32;
-    let pods = sandboxes
-        .items
-        .iter()
-        .filter(|sandbox| sandbox.state == ready)
-        .count();
-    let alive = containers
-        .containers
-        .iter()
-        .filter(|container| container.state == running)
-        .count();
-    kubelet
-        .metrics
-        .running_pods
-        .set(i64::try_from(pods).unwrap_or(i64::MAX));
-    kubelet
-        .metrics
-        .running_containers
-        .set(i64::try_from(alive).unwrap_or(i64::MAX));
+    let pods = sandboxes.items.iter().filter(|sandbox| sandbox.state == ready).count();
+    let alive = containers.containers.iter().filter(|container| container.state == running).count();
+    kubelet.metrics.running_pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
+    kubelet.metrics.running_containers.set(i64::try_from(alive).unwrap_or(i64::MAX));
     let mut seen = Seen::new();
     for sandbox in sandboxes.items {
         // Sandboxes without the label were made by others (crictl) and are not ours to manage.
         if let Some(uid) = sandbox.labels.get(labels::POD_UID) {
-            seen.entry(uid.clone())
-                .or_default()
-                .insert((sandbox.id, sandbox.state));
+            seen.entry(uid.clone()).or_default().insert((sandbox.id, sandbox.state));
         }
     }
     for container in containers.containers {
         if let Some(uid) = container.labels.get(labels::POD_UID) {
-            seen.entry(uid.clone())
-                .or_default()
-                .insert((container.id, container.state));
+            seen.entry(uid.clone()).or_default().insert((container.id, container.state));
         }
     }
     Ok(seen)
 }
 
 fn differences(old: &Seen, new: &Seen) -> Vec<String> {
-    let changed = new
-        .iter()
-        .filter(|(uid, states)| old.get(*uid) != Some(states))
-        .map(|(uid, _)| uid.clone());
+    let changed =
+        new.iter().filter(|(uid, states)| old.get(*uid) != Some(states)).map(|(uid, _)| uid.clone());
     let vanished = old.keys().filter(|uid| !new.contains_key(*uid)).cloned();
     changed.chain(vanished).collect()
 }

@@ -20,9 +20,7 @@ impl Worker {
                 Ok(())
             }
             Err(error) => {
-                self.kubelet
-                    .events
-                    .pod(pod, None, Kind::Warning, "FailedMount", error);
+                self.kubelet.events.pod(pod, None, Kind::Warning, "FailedMount", error);
                 Err(())
             }
         }
@@ -36,19 +34,9 @@ impl Worker {
             host_ips: &self.kubelet.host_ips,
             allocatable: &self.kubelet.allocatable,
         };
-        let result = self
-            .kubelet
-            .volumes
-            .set_up(&downward)
-            .await
-            .map_err(|error| error.to_string());
+        let result = self.kubelet.volumes.set_up(&downward).await.map_err(|error| error.to_string());
         if crate::volume::Volumes::has_live_content(pod) {
-            let period = self
-                .kubelet
-                .config
-                .sync_frequency
-                .0
-                .mul_f64(0.75 + rand::random::<f64>() / 4.0);
+            let period = self.kubelet.config.sync_frequency.0.mul_f64(0.75 + rand::random::<f64>() / 4.0);
             self.refresh_at =
                 Some(Timestamp::now() + SignedDuration::try_from(period).unwrap_or(SignedDuration::MAX));
         }
@@ -67,9 +55,7 @@ impl Worker {
             Err(error) => {
                 // What is mounted stays; a restart of the kubelet is no reason to touch a running pod.
                 self.volumes_ready = true;
-                self.kubelet
-                    .events
-                    .pod(pod, None, Kind::Warning, "FailedMount", error);
+                self.kubelet.events.pod(pod, None, Kind::Warning, "FailedMount", error);
             }
         }
     }

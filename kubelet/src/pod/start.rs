@@ -32,9 +32,7 @@ impl Worker {
         };
         if !network_ready && !model::host_network(pod) {
             let message = format!("network is not ready: {problem}");
-            self.kubelet
-                .events
-                .pod(pod, None, Kind::Warning, "NetworkNotReady", message);
+            self.kubelet.events.pod(pod, None, Kind::Warning, "NetworkNotReady", message);
             return Err(());
         }
         self.ensure_volumes(pod).await?;
@@ -45,10 +43,7 @@ impl Worker {
             return Err(());
         }
         let handler = self.runtime_handler(pod).await?;
-        let request = cri::RunPodSandboxRequest {
-            config: Some(config.clone()),
-            runtime_handler: handler,
-        };
+        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler };
         match self.kubelet.runtime.run_pod_sandbox(request).await {
             Ok(_) => {
                 self.kubelet.metrics.started_sandboxes.inc();
@@ -58,9 +53,7 @@ impl Worker {
             Err(error) => {
                 self.kubelet.metrics.failed_sandboxes.inc();
                 let message = format!("Failed to create pod sandbox: {error}");
-                self.kubelet
-                    .events
-                    .pod(pod, None, Kind::Warning, "FailedCreatePodSandBox", message);
+                self.kubelet.events.pod(pod, None, Kind::Warning, "FailedCreatePodSandBox", message);
                 Err(())
             }
         }
@@ -80,9 +73,7 @@ impl Worker {
             }
             Err(error) => {
                 let message = format!("unable to ensure pod container exists: {error}");
-                self.kubelet
-                    .events
-                    .pod(pod, None, Kind::Warning, "FailedCreatePodContainer", message);
+                self.kubelet.events.pod(pod, None, Kind::Warning, "FailedCreatePodContainer", message);
                 Err(())
             }
         }
@@ -101,29 +92,18 @@ impl Worker {
                 &self.kubelet.machine.hostname,
             ),
             log_directory: self.log_dir().to_string_lossy().into_owned(),
-            resolver: dns::resolver(
-                pod,
-                &node,
-                &configuration.cluster_dns,
-                &configuration.cluster_domain,
-            ),
+            resolver: dns::resolver(pod, &node, &configuration.cluster_dns, &configuration.cluster_domain),
             cgroup_parent: self.kubelet.cgroups.pod_parent(pod),
             source: "api",
         };
         config::sandbox(pod, &facts).map_err(|error| {
             let message = format!("Failed to create pod sandbox: {error}");
-            self.kubelet
-                .events
-                .pod(pod, None, Kind::Warning, "FailedCreatePodSandBox", message);
+            self.kubelet.events.pod(pod, None, Kind::Warning, "FailedCreatePodSandBox", message);
         })
     }
 
     async fn runtime_handler(&self, pod: &core::Pod) -> Result<String, ()> {
-        let Some(class) = model::spec(pod)
-            .runtime_class_name
-            .as_ref()
-            .filter(|name| !name.is_empty())
-        else {
+        let Some(class) = model::spec(pod).runtime_class_name.as_ref().filter(|name| !name.is_empty()) else {
             return Ok(String::new());
         };
         let classes = kube::Api::<k8s_openapi::api::node::v1::RuntimeClass>::all(self.kubelet.client.clone());
@@ -131,9 +111,7 @@ impl Worker {
             Ok(class) => Ok(class.handler),
             Err(error) => {
                 let message = format!("Failed to create pod sandbox: runtime class {class:?}: {error}");
-                self.kubelet
-                    .events
-                    .pod(pod, None, Kind::Warning, "FailedCreatePodSandBox", message);
+                self.kubelet.events.pod(pod, None, Kind::Warning, "FailedCreatePodSandBox", message);
                 Err(())
             }
         }
@@ -161,10 +139,7 @@ impl Worker {
             let step = Step::after(self.memory.crashes.get(name).copied(), Timestamp::now());
             self.memory.crashes.insert(name.to_owned(), step);
         }
-        let config = match self
-            .container_config(pod, &spec, role, attempt, &image_ref, &image)
-            .await
-        {
+        let config = match self.container_config(pod, &spec, role, attempt, &image_ref, &image).await {
             Ok(config) => config,
             Err(problem) => {
                 self.fail_start(pod, name, "CreateContainerConfigError", problem);
@@ -207,9 +182,7 @@ impl Worker {
             "Created",
             format!("Container created: {name}"),
         );
-        let start = cri::StartContainerRequest {
-            container_id: id.clone(),
-        };
+        let start = cri::StartContainerRequest { container_id: id.clone() };
         if let Err(error) = self.kubelet.runtime.start_container(start).await {
             self.fail_start(pod, name, "RunContainerError", error.to_string());
             self.kubelet.metrics.failed_containers.inc();
@@ -224,19 +197,10 @@ impl Worker {
         );
         self.kubelet.metrics.started_containers.inc();
         self.memory.failures.remove(name);
-        if spec
-            .lifecycle
-            .as_ref()
-            .is_some_and(|lifecycle| lifecycle.post_start.is_some())
-        {
+        if spec.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some()) {
             self.memory.hooks.insert(id.clone());
-            let hook = operations::post_start(
-                self.kubelet.clone(),
-                pod.clone(),
-                id,
-                name.clone(),
-                self.address(),
-            );
+            let hook =
+                operations::post_start(self.kubelet.clone(), pod.clone(), id, name.clone(), self.address());
             self.operations.spawn(hook);
         }
         Ok(true)
@@ -252,18 +216,10 @@ impl Worker {
         image: &cri::Image,
     ) -> Result<cri::ContainerConfig, String> {
         let env = self.environment(pod, spec).await?;
-        let mut mounts = self
-            .kubelet
-            .volumes
-            .mounts(pod, spec, &env)
-            .await
-            .map_err(|error| error.to_string())?;
+        let mut mounts =
+            self.kubelet.volumes.mounts(pod, spec, &env).await.map_err(|error| error.to_string())?;
         mounts.extend(self.own_mounts(pod, spec, attempt)?);
-        let target_id = if role == Role::Ephemeral {
-            self.ephemeral_target(pod, &spec.name)?
-        } else {
-            None
-        };
+        let target_id = if role == Role::Ephemeral { self.ephemeral_target(pod, &spec.name)? } else { None };
         let facts = ContainerFacts {
             attempt,
             image_ref,
@@ -297,11 +253,7 @@ impl Worker {
         spec: &core::Container,
     ) -> Result<Vec<(String, String)>, String> {
         let services = &self.kubelet.services;
-        if !services.is_synced()
-            && tokio::time::timeout(SERVICES_LIMIT, services.synced())
-                .await
-                .is_err()
-        {
+        if !services.is_synced() && tokio::time::timeout(SERVICES_LIMIT, services.synced()).await.is_err() {
             return Err("services have not yet been read at least once, cannot construct envvars".to_owned());
         }
         let namespace = model::namespace(pod);
@@ -310,23 +262,15 @@ impl Worker {
         let mut objects = env::Objects::default();
         let (maps, secrets) = env::references(spec);
         for name in maps.keys() {
-            if let Some(map) = self
-                .kubelet
-                .objects
-                .config_map(namespace, name)
-                .await
-                .map_err(|error| error.to_string())?
+            if let Some(map) =
+                self.kubelet.objects.config_map(namespace, name).await.map_err(|error| error.to_string())?
             {
                 objects.config_maps.insert(name.clone(), map);
             }
         }
         for name in secrets.keys() {
-            if let Some(secret) = self
-                .kubelet
-                .objects
-                .secret(namespace, name)
-                .await
-                .map_err(|error| error.to_string())?
+            if let Some(secret) =
+                self.kubelet.objects.secret(namespace, name).await.map_err(|error| error.to_string())?
             {
                 objects.secrets.insert(name.clone(), secret);
             }
@@ -350,12 +294,8 @@ impl Worker {
         attempt: u32,
     ) -> Result<Vec<cri::Mount>, String> {
         let places = self.places();
-        let taken: BTreeMap<&str, ()> = spec
-            .volume_mounts
-            .iter()
-            .flatten()
-            .map(|mount| (mount.mount_path.as_str(), ()))
-            .collect();
+        let taken: BTreeMap<&str, ()> =
+            spec.volume_mounts.iter().flatten().map(|mount| (mount.mount_path.as_str(), ())).collect();
         let mut mounts = Vec::new();
         if !taken.contains_key("/etc/hosts") {
             let path = places.pod_dir.join("etc-hosts");

@@ -42,22 +42,10 @@ pub(crate) fn status(facts: &Facts<'_>) -> core::PodStatus {
     let pod = facts.pod;
     let mut status = core::PodStatus {
         start_time: facts.before.start_time.clone().or(Some(Time(facts.now))),
-        qos_class: Some(
-            facts
-                .before
-                .qos_class
-                .clone()
-                .unwrap_or_else(|| model::qos(pod).name().to_owned()),
-        ),
+        qos_class: Some(facts.before.qos_class.clone().unwrap_or_else(|| model::qos(pod).name().to_owned())),
         observed_generation: pod.metadata.generation,
         host_ip: facts.host_ips.first().cloned(),
-        host_ips: Some(
-            facts
-                .host_ips
-                .iter()
-                .map(|ip| core::HostIP { ip: ip.clone() })
-                .collect(),
-        ),
+        host_ips: Some(facts.host_ips.iter().map(|ip| core::HostIP { ip: ip.clone() }).collect()),
         ..core::PodStatus::default()
     };
     if let Some(verdict) = facts.verdict.filter(|verdict| verdict.rejected) {
@@ -74,10 +62,7 @@ pub(crate) fn status(facts: &Facts<'_>) -> core::PodStatus {
             Role::App => 1,
             Role::Ephemeral => 2,
         };
-        by_role
-            .entry(group)
-            .or_default()
-            .push(container_status(facts, role, &container));
+        by_role.entry(group).or_default().push(container_status(facts, role, &container));
     }
     let phase = phase(facts, &by_role);
     if facts.ended {
@@ -111,11 +96,7 @@ pub(crate) fn status(facts: &Facts<'_>) -> core::PodStatus {
 fn addresses(facts: &Facts<'_>, status: &mut core::PodStatus) {
     let sandbox = facts.observed.sandboxes.first();
     let ips: Vec<String> = if model::host_network(facts.pod) {
-        if sandbox.is_some() {
-            facts.host_ips.to_vec()
-        } else {
-            Vec::new()
-        }
+        if sandbox.is_some() { facts.host_ips.to_vec() } else { Vec::new() }
     } else {
         sandbox.map(|sandbox| sandbox.ips.clone()).unwrap_or_default()
     };
@@ -158,10 +139,7 @@ fn terminated(facts: &Facts<'_>, container: &Container) -> core::ContainerStateT
 }
 
 fn terminated_state(state: core::ContainerStateTerminated) -> core::ContainerState {
-    core::ContainerState {
-        terminated: Some(state),
-        ..Default::default()
-    }
+    core::ContainerState { terminated: Some(state), ..Default::default() }
 }
 
 fn waiting_state(waiting: &Waiting) -> core::ContainerState {
@@ -180,27 +158,13 @@ fn before<'a>(facts: &'a Facts<'_>, name: &str) -> Option<&'a core::ContainerSta
         &facts.before.init_container_statuses,
         &facts.before.ephemeral_container_statuses,
     ];
-    lists
-        .into_iter()
-        .flatten()
-        .flatten()
-        .find(|status| status.name == name)
+    lists.into_iter().flatten().flatten().find(|status| status.name == name)
 }
 
 fn default_waiting(pod: &core::Pod, role: Role) -> Waiting {
-    let has_init = model::spec(pod)
-        .init_containers
-        .as_ref()
-        .is_some_and(|list| !list.is_empty());
-    let reason = if has_init && role != Role::Ephemeral {
-        "PodInitializing"
-    } else {
-        "ContainerCreating"
-    };
-    Waiting {
-        reason: reason.to_owned(),
-        message: String::new(),
-    }
+    let has_init = model::spec(pod).init_containers.as_ref().is_some_and(|list| !list.is_empty());
+    let reason = if has_init && role != Role::Ephemeral { "PodInitializing" } else { "ContainerCreating" };
+    Waiting { reason: reason.to_owned(), message: String::new() }
 }
 
 fn container_status(facts: &Facts<'_>, role: Role, spec: &core::Container) -> core::ContainerStatus {
@@ -235,9 +199,7 @@ fn container_status(facts: &Facts<'_>, role: Role, spec: &core::Container) -> co
     match latest.state {
         State::Running => {
             status.state = Some(core::ContainerState {
-                running: Some(core::ContainerStateRunning {
-                    started_at: time(latest.started_at),
-                }),
+                running: Some(core::ContainerStateRunning { started_at: time(latest.started_at) }),
                 ..Default::default()
             });
             let started = plan::is_started(spec, latest, facts.memory);
@@ -316,27 +278,16 @@ fn end_unknown(status: &mut core::ContainerStatus) {
 }
 
 fn is_terminated(status: &core::ContainerStatus) -> bool {
-    status
-        .state
-        .as_ref()
-        .is_some_and(|state| state.terminated.is_some())
+    status.state.as_ref().is_some_and(|state| state.terminated.is_some())
 }
 
 fn exit_code(status: &core::ContainerStatus) -> Option<i32> {
-    status
-        .state
-        .as_ref()?
-        .terminated
-        .as_ref()
-        .map(|state| state.exit_code)
+    status.state.as_ref()?.terminated.as_ref().map(|state| state.exit_code)
 }
 
 /// Upstream's getPhase.
 fn phase(facts: &Facts<'_>, by_role: &BTreeMap<u8, Vec<core::ContainerStatus>>) -> &'static str {
-    let policy = model::spec(facts.pod)
-        .restart_policy
-        .as_deref()
-        .unwrap_or("Always");
+    let policy = model::spec(facts.pod).restart_policy.as_deref().unwrap_or("Always");
     let apps = by_role.get(&1).map_or(&[][..], Vec::as_slice);
     let app_started = apps.iter().any(|status| status.container_id.is_some());
     let inits = by_role.get(&0).map_or(&[][..], Vec::as_slice);
@@ -354,10 +305,7 @@ fn phase(facts: &Facts<'_>, by_role: &BTreeMap<u8, Vec<core::ContainerStatus>>) 
     let (mut waiting, mut running, mut stopped, mut succeeded) = (0, 0, 0, 0);
     for status in apps {
         let state = status.state.clone().unwrap_or_default();
-        let had = status
-            .last_state
-            .as_ref()
-            .is_some_and(|state| state.terminated.is_some());
+        let had = status.last_state.as_ref().is_some_and(|state| state.terminated.is_some());
         if state.running.is_some() {
             running += 1;
         } else if let Some(code) = exit_code(status) {
@@ -402,45 +350,19 @@ fn conditions(facts: &Facts<'_>, status: &core::PodStatus) -> Vec<core::PodCondi
             kind: "PodReadyToStartContainers",
             unmet: (!ready_to_start).then(|| ("", String::new())),
         },
-        Condition {
-            kind: "Initialized",
-            unmet: initialized(facts.pod, status),
-        },
-        Condition {
-            kind: "Ready",
-            unmet: ready,
-        },
-        Condition {
-            kind: "ContainersReady",
-            unmet: containers_ready,
-        },
-        Condition {
-            kind: "PodScheduled",
-            unmet: None,
-        },
+        Condition { kind: "Initialized", unmet: initialized(facts.pod, status) },
+        Condition { kind: "Ready", unmet: ready },
+        Condition { kind: "ContainersReady", unmet: containers_ready },
+        Condition { kind: "PodScheduled", unmet: None },
     ];
-    list.into_iter()
-        .map(|condition| render(facts, condition, status))
-        .collect()
+    list.into_iter().map(|condition| render(facts, condition, status)).collect()
 }
 
 fn render(facts: &Facts<'_>, condition: Condition, status: &core::PodStatus) -> core::PodCondition {
-    let known = facts
-        .before
-        .conditions
-        .iter()
-        .flatten()
-        .find(|old| old.type_ == condition.kind);
-    let value = if condition.unmet.is_some() {
-        "False"
-    } else {
-        "True"
-    };
+    let known = facts.before.conditions.iter().flatten().find(|old| old.type_ == condition.kind);
+    let value = if condition.unmet.is_some() { "False" } else { "True" };
     let (mut reason, mut message) = condition.unmet.map_or((None, None), |(reason, message)| {
-        (
-            Some(reason.to_owned()).filter(|r| !r.is_empty()),
-            Some(message).filter(|m| !m.is_empty()),
-        )
+        (Some(reason.to_owned()).filter(|r| !r.is_empty()), Some(message).filter(|m| !m.is_empty()))
     });
     if condition.kind == "Initialized" && value == "True" && status.phase.as_deref() == Some("Succeeded") {
         reason = Some("PodCompleted".to_owned());
@@ -453,9 +375,7 @@ fn render(facts: &Facts<'_>, condition: Condition, status: &core::PodStatus) -> 
         status: value.to_owned(),
         reason,
         message,
-        last_transition_time: same
-            .and_then(|old| old.last_transition_time.clone())
-            .or(Some(Time(second))),
+        last_transition_time: same.and_then(|old| old.last_transition_time.clone()).or(Some(Time(second))),
         last_probe_time: None,
         observed_generation: facts.pod.metadata.generation,
     }
@@ -467,9 +387,7 @@ fn containers_ready(pod: &core::Pod, status: &core::PodStatus) -> Option<(&'stat
         Some("Failed") => return Some(("PodFailed", String::new())),
         _ => {}
     }
-    let sidecars = model::containers(pod)
-        .into_iter()
-        .filter(|(role, _)| *role == Role::Sidecar);
+    let sidecars = model::containers(pod).into_iter().filter(|(role, _)| *role == Role::Sidecar);
     let sidecars: Vec<String> = sidecars.map(|(_, container)| container.name.clone()).collect();
     let counted = status
         .init_container_statuses
@@ -477,24 +395,14 @@ fn containers_ready(pod: &core::Pod, status: &core::PodStatus) -> Option<(&'stat
         .flatten()
         .filter(|status| sidecars.contains(&status.name))
         .chain(status.container_statuses.iter().flatten());
-    let unready: Vec<&str> = counted
-        .filter(|status| !status.ready)
-        .map(|status| status.name.as_str())
-        .collect();
-    (!unready.is_empty()).then(|| {
-        (
-            "ContainersNotReady",
-            format!("containers with unready status: [{}]", unready.join(" ")),
-        )
-    })
+    let unready: Vec<&str> =
+        counted.filter(|status| !status.ready).map(|status| status.name.as_str()).collect();
+    (!unready.is_empty())
+        .then(|| ("ContainersNotReady", format!("containers with unready status: [{}]", unready.join(" "))))
 }
 
 fn initialized(pod: &core::Pod, status: &core::PodStatus) -> Option<(&'static str, String)> {
-    let app_started = status
-        .container_statuses
-        .iter()
-        .flatten()
-        .any(|status| status.container_id.is_some());
+    let app_started = status.container_statuses.iter().flatten().any(|status| status.container_id.is_some());
     if app_started || status.phase.as_deref() == Some("Succeeded") {
         return None;
     }
@@ -509,31 +417,20 @@ fn initialized(pod: &core::Pod, status: &core::PodStatus) -> Option<(&'static st
         .map(|(_, status)| status.name.as_str())
         .collect();
     (!incomplete.is_empty()).then(|| {
-        (
-            "ContainersNotInitialized",
-            format!("containers with incomplete status: [{}]", incomplete.join(" ")),
-        )
+        ("ContainersNotInitialized", format!("containers with incomplete status: [{}]", incomplete.join(" ")))
     })
 }
 
 fn readiness_gates(facts: &Facts<'_>) -> Option<(&'static str, String)> {
-    let conditions = facts
-        .pod
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.as_ref());
+    let conditions = facts.pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     let gates = model::spec(facts.pod).readiness_gates.iter().flatten();
     let unmet: Vec<String> = gates
         .filter_map(|gate| {
             let kind = &gate.condition_type;
-            match conditions
-                .into_iter()
-                .flatten()
-                .find(|condition| condition.type_ == *kind)
-            {
-                None => Some(format!(
-                    "corresponding condition of pod readiness gate {kind:?} does not exist."
-                )),
+            match conditions.into_iter().flatten().find(|condition| condition.type_ == *kind) {
+                None => {
+                    Some(format!("corresponding condition of pod readiness gate {kind:?} does not exist."))
+                }
                 Some(condition) if condition.status == "True" => None,
                 Some(condition) => Some(format!(
                     "the status of pod readiness gate {kind:?} is not \"True\", but {}",

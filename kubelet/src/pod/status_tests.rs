@@ -95,10 +95,7 @@ fn phases_and_conditions() {
     let running = |pod, name: &str| container(pod, name, 0, State::Running, 0);
     let exited = |pod, name: &str, code| container(pod, name, 0, State::Exited, code);
     let table = [
-        (
-            given(&simple, vec![]),
-            "Pending [a#0 ContainerCreating] PRTSC=T I=T R=F CR=F PS=T",
-        ),
+        (given(&simple, vec![]), "Pending [a#0 ContainerCreating] PRTSC=T I=T R=F CR=F PS=T"),
         (
             given(&simple, vec![running(&simple, "a")]),
             "Running [a#0 running ready] PRTSC=T I=T R=T CR=T PS=T",
@@ -108,13 +105,7 @@ fn phases_and_conditions() {
             "Running [a#0 Completed:0] PRTSC=T I=T R=F CR=F PS=T",
         ),
         (
-            given(
-                &simple,
-                vec![
-                    container(&simple, "a", 1, State::Running, 0),
-                    exited(&simple, "a", 2),
-                ],
-            ),
+            given(&simple, vec![container(&simple, "a", 1, State::Running, 0), exited(&simple, "a", 2)]),
             "Running [a#1 running<2 ready] PRTSC=T I=T R=T CR=T PS=T",
         ),
         (
@@ -151,17 +142,8 @@ fn phases_and_conditions() {
 fn back_offs_show_as_waiting_with_the_last_end() {
     let pod = pod(serde_json::json!({"containers": [{"name": "a"}]}));
     let mut given = given(&pod, vec![container(&pod, "a", 3, State::Exited, 7)]);
-    given.waiting.insert(
-        "a".into(),
-        Waiting {
-            reason: "CrashLoopBackOff".into(),
-            message: "m".into(),
-        },
-    );
-    assert_eq!(
-        show(&compute(&given)),
-        "Running [a#3 CrashLoopBackOff<7] PRTSC=T I=T R=F CR=F PS=T"
-    );
+    given.waiting.insert("a".into(), Waiting { reason: "CrashLoopBackOff".into(), message: "m".into() });
+    assert_eq!(show(&compute(&given)), "Running [a#3 CrashLoopBackOff<7] PRTSC=T I=T R=F CR=F PS=T");
 }
 
 #[test]
@@ -175,10 +157,7 @@ fn readiness_follows_the_probe() {
     given.memory.probes.started.insert("a-0".into());
     let status = compute(&given);
     assert!(status.container_statuses.as_ref().unwrap()[0].ready);
-    let again = compute(&Given {
-        before: status.clone(),
-        ..given
-    });
+    let again = compute(&Given { before: status.clone(), ..given });
     assert_eq!(again, status);
 }
 
@@ -191,11 +170,8 @@ fn ends() {
     ended.observed.containers[0].exit_code = 0;
     assert!(show(&compute(&ended)).starts_with("Succeeded [a#0 Completed:0]"));
     let mut deadline = given(&pod, vec![container(&pod, "a", 0, State::Running, 0)]);
-    deadline.verdict = Some(Verdict {
-        rejected: false,
-        reason: "DeadlineExceeded".into(),
-        message: "m".into(),
-    });
+    deadline.verdict =
+        Some(Verdict { rejected: false, reason: "DeadlineExceeded".into(), message: "m".into() });
     let status = compute(&deadline);
     assert_eq!(
         (status.phase.as_deref(), status.reason.as_deref()),
@@ -203,10 +179,7 @@ fn ends() {
     );
     // A container that vanished while it ran is counted as lost.
     let before = compute(&given(&pod, vec![container(&pod, "a", 0, State::Running, 0)]));
-    let lost = Given {
-        before,
-        ..given(&pod, vec![])
-    };
+    let lost = Given { before, ..given(&pod, vec![]) };
     assert!(
         show(&compute(&lost)).starts_with("Running [a#0 ContainerCreating<137]"),
         "{}",

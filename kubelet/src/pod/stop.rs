@@ -41,23 +41,15 @@ impl Worker {
             return Turn::Sleep(self.retry.at);
         }
         let deadline = since.as_second().saturating_add(self.grace_seconds());
-        let actions = plan::plan_stop(
-            self.pod.as_deref(),
-            &self.observed,
-            &self.memory,
-            now.as_second(),
-            deadline,
-        );
+        let actions =
+            plan::plan_stop(self.pod.as_deref(), &self.observed, &self.memory, now.as_second(), deadline);
         let mut sandbox_stopped = false;
         let idle = actions.is_empty();
         for action in actions {
             match action {
-                Action::Stop {
-                    id,
-                    grace_seconds,
-                    message,
-                    ..
-                } => self.stop_container(&id, grace_seconds, message),
+                Action::Stop { id, grace_seconds, message, .. } => {
+                    self.stop_container(&id, grace_seconds, message)
+                }
                 Action::StopSandbox { id } => {
                     if self.stop_sandbox(&id).await.is_err() {
                         return Turn::Sleep(Some(now + CLEANUP_RETRY));
@@ -90,20 +82,13 @@ impl Worker {
             tracing::warn!(uid = self.uid, error, "could not release a pod's resources");
             return later;
         }
-        let deleting = self
-            .pod
-            .as_ref()
-            .is_none_or(|pod| pod.metadata.deletion_timestamp.is_some());
+        let deleting = self.pod.as_ref().is_none_or(|pod| pod.metadata.deletion_timestamp.is_some());
         if self.gone || self.pod.is_none() {
             if let Err(error) = self.forget().await {
                 tracing::warn!(uid = self.uid, error, "could not remove what is left of a pod");
                 return later;
             }
-            tracing::info!(
-                uid = self.uid,
-                pod = self.pod.as_deref().map(model::name),
-                "pod is gone"
-            );
+            tracing::info!(uid = self.uid, pod = self.pod.as_deref().map(model::name), "pod is gone");
             return None;
         }
         if !self.is_published(&status) && !self.gone {
@@ -127,19 +112,14 @@ impl Worker {
 
     /// Volumes and cgroup; a deleted pod also leaves the runtime, so that its names and addresses are free.
     async fn release(&mut self) -> Result<(), String> {
-        let deleting = self.gone
-            || self
-                .pod
-                .as_ref()
-                .is_none_or(|pod| pod.metadata.deletion_timestamp.is_some());
+        let deleting =
+            self.gone || self.pod.as_ref().is_none_or(|pod| pod.metadata.deletion_timestamp.is_some());
         if self.cgroup_ready || !self.released {
             self.kubelet.volumes.tear_down(&self.uid).await?;
             let cgroups = self.kubelet.cgroups.clone();
             let uid = self.uid.clone();
             blocking(move || {
-                cgroups
-                    .remove_pod(&uid)
-                    .map_err(|error| format!("cgroup of pod {uid}: {error}"))
+                cgroups.remove_pod(&uid).map_err(|error| format!("cgroup of pod {uid}: {error}"))
             })
             .await?;
             self.cgroup_ready = false;
@@ -152,18 +132,10 @@ impl Worker {
     }
 
     async fn remove_from_runtime(&mut self) -> Result<(), String> {
-        let sandboxes: Vec<String> = self
-            .observed
-            .sandboxes
-            .iter()
-            .map(|sandbox| sandbox.id.clone())
-            .collect();
-        let containers: Vec<String> = self
-            .observed
-            .containers
-            .iter()
-            .map(|container| container.id.clone())
-            .collect();
+        let sandboxes: Vec<String> =
+            self.observed.sandboxes.iter().map(|sandbox| sandbox.id.clone()).collect();
+        let containers: Vec<String> =
+            self.observed.containers.iter().map(|container| container.id.clone()).collect();
         if !containers.is_empty() || !sandboxes.is_empty() {
             // The status that is being written needs what is removed now.
             let pending = self.final_status.is_none() && self.pod.is_some();
@@ -173,18 +145,10 @@ impl Worker {
             }
         }
         for id in containers {
-            self.kubelet
-                .runtime
-                .delete_container(&id)
-                .await
-                .map_err(|error| error.to_string())?;
+            self.kubelet.runtime.delete_container(&id).await.map_err(|error| error.to_string())?;
         }
         for id in sandboxes {
-            self.kubelet
-                .runtime
-                .remove_sandbox(&id)
-                .await
-                .map_err(|error| error.to_string())?;
+            self.kubelet.runtime.remove_sandbox(&id).await.map_err(|error| error.to_string())?;
         }
         Ok(())
     }
@@ -201,10 +165,7 @@ impl Worker {
         let pods = Api::<core::Pod>::namespaced(self.kubelet.client.clone(), model::namespace(pod));
         let params = DeleteParams {
             grace_period_seconds: Some(0),
-            preconditions: Some(Preconditions {
-                uid: Some(self.uid.clone()),
-                resource_version: None,
-            }),
+            preconditions: Some(Preconditions { uid: Some(self.uid.clone()), resource_version: None }),
             ..Default::default()
         };
         match pods.delete(model::name(pod), &params).await {

@@ -57,11 +57,7 @@ pub(crate) struct Retry {
 
 impl Retry {
     pub(super) fn failed(&mut self, now: Timestamp) {
-        self.pause = if self.pause.is_zero() {
-            RETRY_FIRST
-        } else {
-            (self.pause * 2).min(RETRY_CAP)
-        };
+        self.pause = if self.pause.is_zero() { RETRY_FIRST } else { (self.pause * 2).min(RETRY_CAP) };
         self.at = Some(now + SignedDuration::try_from(self.pause).unwrap_or(SignedDuration::MAX));
     }
 
@@ -157,11 +153,7 @@ impl Worker {
             let pause = wake_at
                 .map(|at| at.duration_since(Timestamp::now()))
                 .and_then(|pause| Duration::try_from(pause).ok());
-            let pause = if wake_at.is_some() {
-                pause.unwrap_or_default()
-            } else {
-                Duration::from_secs(3600)
-            };
+            let pause = if wake_at.is_some() { pause.unwrap_or_default() } else { Duration::from_secs(3600) };
             tokio::select! {
                 changed = self.inbox.changed() => if changed.is_err() { return },
                 () = self.wake.notified() => {}
@@ -186,15 +178,8 @@ impl Worker {
         if first && model::is_terminal(pod.status.as_ref()) {
             self.frozen = true;
         }
-        let version = pod
-            .metadata
-            .resource_version
-            .as_ref()
-            .and_then(|version| version.parse::<u64>().ok());
-        let stale = self
-            .written_version
-            .zip(version)
-            .is_some_and(|(written, seen)| seen < written);
+        let version = pod.metadata.resource_version.as_ref().and_then(|version| version.parse::<u64>().ok());
+        let stale = self.written_version.zip(version).is_some_and(|(written, seen)| seen < written);
         if !self.writing && !stale && !self.gone {
             self.sent = pod.status.clone().unwrap_or_default();
         }
@@ -228,12 +213,7 @@ impl Worker {
             }
             Done::Stopped { id, result } => {
                 if let Err(error) = result {
-                    tracing::warn!(
-                        uid = self.uid,
-                        container = id,
-                        error,
-                        "could not stop a container"
-                    );
+                    tracing::warn!(uid = self.uid, container = id, error, "could not stop a container");
                     self.memory.stopping.remove(&id);
                     self.retry.failed(Timestamp::now());
                 }
@@ -243,9 +223,8 @@ impl Worker {
                 match result {
                     Ok(version) => {
                         self.sent = *status;
-                        self.written_version = version
-                            .and_then(|version| version.parse().ok())
-                            .or(self.written_version);
+                        self.written_version =
+                            version.and_then(|version| version.parse().ok()).or(self.written_version);
                         self.status_retry = None;
                     }
                     Err(error) => {
@@ -266,12 +245,7 @@ impl Worker {
             "FailedPostStartHook",
             format!("PostStartHook failed: {error}"),
         );
-        self.fail_start(
-            &pod,
-            name,
-            "PostStartHookError",
-            format!("PostStartHook failed: {error}"),
-        );
+        self.fail_start(&pod, name, "PostStartHookError", format!("PostStartHook failed: {error}"));
         self.stop_container(id, model::grace_seconds(&pod), "FailedPostStartHook".to_owned());
     }
 
@@ -284,14 +258,8 @@ impl Worker {
         let started = self.sent.start_time.as_ref().map(|time| time.0);
         if plan::deadline(pod, started).is_some_and(|deadline| deadline <= now) {
             let message = "Pod was active on the node longer than the specified deadline".to_owned();
-            self.kubelet
-                .events
-                .pod(pod, None, Kind::Normal, "DeadlineExceeded", message.clone());
-            self.verdict = Some(Verdict {
-                rejected: false,
-                reason: "DeadlineExceeded".to_owned(),
-                message,
-            });
+            self.kubelet.events.pod(pod, None, Kind::Normal, "DeadlineExceeded", message.clone());
+            self.verdict = Some(Verdict { rejected: false, reason: "DeadlineExceeded".to_owned(), message });
             return true;
         }
         false
@@ -302,11 +270,7 @@ impl Worker {
         for _ in 0..ROUNDS {
             let now = Timestamp::now();
             let places = self.places();
-            match self
-                .observer
-                .observe(&self.kubelet.runtime, &self.uid, &places)
-                .await
-            {
+            match self.observer.observe(&self.kubelet.runtime, &self.uid, &places).await {
                 Ok(observed) => self.observed = observed,
                 Err(error) => {
                     tracing::warn!(uid = self.uid, call = error.call, %error, "could not observe a pod");
@@ -333,10 +297,7 @@ impl Worker {
     }
 
     pub(crate) fn places(&self) -> Places {
-        Places {
-            pod_dir: self.kubelet.volumes.pod_dir(&self.uid),
-            log_dir: self.log_dir(),
-        }
+        Places { pod_dir: self.kubelet.volumes.pod_dir(&self.uid), log_dir: self.log_dir() }
     }
 
     pub(crate) fn log_dir(&self) -> std::path::PathBuf {
@@ -349,11 +310,7 @@ impl Worker {
 
     /// Drops what was remembered of containers that ended.
     fn forget_ended(&mut self) {
-        let alive: Vec<&str> = self
-            .observed
-            .alive()
-            .map(|container| container.id.as_str())
-            .collect();
+        let alive: Vec<&str> = self.observed.alive().map(|container| container.id.as_str()).collect();
         self.memory.stopping.retain(|id, _| alive.contains(&id.as_str()));
         self.memory.hooks.retain(|id| alive.contains(&id.as_str()));
     }
@@ -411,18 +368,11 @@ impl Worker {
     }
 
     fn report_crashes(&self, pod: &core::Pod, waiting: &BTreeMap<String, Waiting>) {
-        for (name, waiting) in waiting
-            .iter()
-            .filter(|(_, waiting)| waiting.reason == "CrashLoopBackOff")
-        {
+        for (name, waiting) in waiting.iter().filter(|(_, waiting)| waiting.reason == "CrashLoopBackOff") {
             if self.waiting.get(name).is_none_or(|before| before != waiting) {
-                let message = format!(
-                    "Back-off restarting failed container {name} in pod {}",
-                    model::full_name(pod)
-                );
-                self.kubelet
-                    .events
-                    .container(pod, name, Kind::Warning, "BackOff", message);
+                let message =
+                    format!("Back-off restarting failed container {name} in pod {}", model::full_name(pod));
+                self.kubelet.events.container(pod, name, Kind::Warning, "BackOff", message);
             }
         }
     }
@@ -432,38 +382,23 @@ impl Worker {
         match action {
             Action::StopSandbox { id } => self.stop_sandbox(&id).await.map(|()| true),
             Action::CreateSandbox { attempt } => self.create_sandbox(pod, attempt).await,
-            Action::Start {
-                name,
-                attempt,
-                crashed,
-            } => self.start_container(pod, &name, attempt, crashed).await,
-            Action::Stop {
-                id,
-                grace_seconds,
-                message,
-                ..
-            } => {
+            Action::Start { name, attempt, crashed } => {
+                self.start_container(pod, &name, attempt, crashed).await
+            }
+            Action::Stop { id, grace_seconds, message, .. } => {
                 self.stop_container(&id, grace_seconds, message);
                 Ok(false)
             }
-            Action::Remove { id } => self
-                .kubelet
-                .runtime
-                .delete_container(&id)
-                .await
-                .map(|()| false)
-                .map_err(|error| {
+            Action::Remove { id } => {
+                self.kubelet.runtime.delete_container(&id).await.map(|()| false).map_err(|error| {
                     tracing::warn!(uid = self.uid, container = id, %error, "could not remove a container");
-                }),
-            Action::RemoveSandbox { id } => self
-                .kubelet
-                .runtime
-                .remove_sandbox(&id)
-                .await
-                .map(|()| false)
-                .map_err(|error| {
+                })
+            }
+            Action::RemoveSandbox { id } => {
+                self.kubelet.runtime.remove_sandbox(&id).await.map(|()| false).map_err(|error| {
                     tracing::warn!(uid = self.uid, sandbox = id, %error, "could not remove a sandbox");
-                }),
+                })
+            }
         }
     }
 
@@ -475,12 +410,7 @@ impl Worker {
 
     /// Stops a container beside the worker.
     pub(crate) fn stop_container(&mut self, id: &str, grace_seconds: i64, message: String) {
-        let Some(container) = self
-            .observed
-            .containers
-            .iter()
-            .find(|container| container.id == id)
-            .cloned()
+        let Some(container) = self.observed.containers.iter().find(|container| container.id == id).cloned()
         else {
             return;
         };
@@ -488,14 +418,8 @@ impl Worker {
         self.memory.stopping.insert(id.to_owned(), deadline);
         let grace = Duration::from_secs(u64::try_from(grace_seconds).unwrap_or(0));
         let address = self.address();
-        let stop = operations::stop(
-            self.kubelet.clone(),
-            self.pod.clone(),
-            container,
-            address,
-            grace,
-            message,
-        );
+        let stop =
+            operations::stop(self.kubelet.clone(), self.pod.clone(), container, address, grace, message);
         self.operations.spawn(stop);
     }
 
@@ -505,20 +429,14 @@ impl Worker {
         if host_network {
             return self.kubelet.config.node_ip.clone();
         }
-        self.observed
-            .ready_sandbox()
-            .and_then(|sandbox| sandbox.ips.first().cloned())
-            .unwrap_or_default()
+        self.observed.ready_sandbox().and_then(|sandbox| sandbox.ips.first().cloned()).unwrap_or_default()
     }
 
     pub(crate) fn pod_ips(&self) -> Vec<String> {
         if self.pod.as_ref().is_some_and(|pod| model::host_network(pod)) {
             return vec![self.kubelet.config.node_ip.clone()];
         }
-        self.observed
-            .ready_sandbox()
-            .map(|sandbox| sandbox.ips.clone())
-            .unwrap_or_default()
+        self.observed.ready_sandbox().map(|sandbox| sandbox.ips.clone()).unwrap_or_default()
     }
 
     /// Remembers that a start failed; tried again after a pause that doubles.
@@ -526,31 +444,15 @@ impl Worker {
         let now = Timestamp::now();
         let before = self.memory.failures.get(name).map(|failure| failure.step.pause);
         let pause = before.map_or(Duration::from_secs(1), |pause| (pause * 2).min(RETRY_CAP));
-        let known = self
-            .memory
-            .failures
-            .get(name)
-            .is_some_and(|failure| failure.waiting.message == message);
-        if !known
-            && !matches!(
-                reason,
-                "ErrImageNeverPull" | "InvalidImageName" | "ImageInspectError"
-            )
-        {
-            self.kubelet
-                .events
-                .container(pod, name, Kind::Warning, "Failed", format!("Error: {message}"));
+        let known = self.memory.failures.get(name).is_some_and(|failure| failure.waiting.message == message);
+        if !known && !matches!(reason, "ErrImageNeverPull" | "InvalidImageName" | "ImageInspectError") {
+            self.kubelet.events.container(pod, name, Kind::Warning, "Failed", format!("Error: {message}"));
         } else if !known {
-            self.kubelet
-                .events
-                .container(pod, name, Kind::Warning, "Failed", format!("Error: {reason}"));
+            self.kubelet.events.container(pod, name, Kind::Warning, "Failed", format!("Error: {reason}"));
         }
         let retry_at = now + SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX);
         let failure = Failure {
-            waiting: Waiting {
-                reason: reason.to_owned(),
-                message,
-            },
+            waiting: Waiting { reason: reason.to_owned(), message },
             retry_at,
             step: Step { pause, updated: now },
         };

@@ -23,26 +23,20 @@ fn port(pod: &core::Pod, container: &str, port: &IntOrString) -> Result<u16, Str
             Ok(number) => Some(number),
             Err(_) => model::container(pod, container).and_then(|(_, spec)| {
                 let ports = spec.ports.iter().flatten();
-                ports
-                    .filter(|port| port.name.as_deref() == Some(name))
-                    .map(|port| port.container_port)
-                    .next()
+                ports.filter(|port| port.name.as_deref() == Some(name)).map(|port| port.container_port).next()
             }),
         },
     };
-    number
-        .and_then(|number| u16::try_from(number).ok())
-        .filter(|number| *number > 0)
-        .ok_or_else(|| match port {
+    number.and_then(|number| u16::try_from(number).ok()).filter(|number| *number > 0).ok_or_else(
+        || match port {
             IntOrString::Int(number) => format!("invalid port number: {number}"),
             IntOrString::String(name) => format!("couldn't find port: {name}"),
-        })
+        },
+    )
 }
 
 fn host_or(host: Option<&String>, address: &str) -> String {
-    host.filter(|host| !host.is_empty())
-        .cloned()
-        .unwrap_or_else(|| address.to_owned())
+    host.filter(|host| !host.is_empty()).cloned().unwrap_or_else(|| address.to_owned())
 }
 
 fn http_request(
@@ -53,17 +47,10 @@ fn http_request(
 ) -> Result<http::Request, String> {
     let path = action.path.clone().unwrap_or_default();
     Ok(http::Request {
-        https: action
-            .scheme
-            .as_deref()
-            .is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")),
+        https: action.scheme.as_deref().is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")),
         host: host_or(action.host.as_ref(), address),
         port: port(pod, container, &action.port)?,
-        path: if path.starts_with('/') {
-            path
-        } else {
-            format!("/{path}")
-        },
+        path: if path.starts_with('/') { path } else { format!("/{path}") },
         headers: action
             .http_headers
             .iter()
@@ -74,20 +61,13 @@ fn http_request(
 }
 
 async fn exec(runtime: &Runtime, id: &str, command: &[String], limit: Duration) -> Result<(), String> {
-    let answer = runtime
-        .exec_sync(id, command, limit)
-        .await
-        .map_err(|error| error.to_string())?;
+    let answer = runtime.exec_sync(id, command, limit).await.map_err(|error| error.to_string())?;
     if answer.exit_code == 0 {
         return Ok(());
     }
     let output = [answer.stdout, answer.stderr].concat();
     let text = String::from_utf8_lossy(&output[..output.len().min(OUTPUT_LIMIT_BYTES)]).into_owned();
-    Err(if text.is_empty() {
-        format!("command exited with code {}", answer.exit_code)
-    } else {
-        text
-    })
+    Err(if text.is_empty() { format!("command exited with code {}", answer.exit_code) } else { text })
 }
 
 async fn tcp(host: &str, port: u16) -> Result<(), String> {
@@ -110,10 +90,7 @@ pub(crate) async fn probe(
         let command = action.command.clone().unwrap_or_default();
         return match tokio::time::timeout(limit, exec(runtime, &container.id, &command, limit)).await {
             Ok(result) => result,
-            Err(_) => Err(format!(
-                "command timed out: {command:?} timed out after {}s",
-                limit.as_secs()
-            )),
+            Err(_) => Err(format!("command timed out: {command:?} timed out after {}s", limit.as_secs())),
         };
     }
     let work = async {
@@ -126,11 +103,7 @@ pub(crate) async fn probe(
                 Err(format!("HTTP probe failed with statuscode: {status}"))
             }
         } else if let Some(action) = &spec.tcp_socket {
-            tcp(
-                &host_or(action.host.as_ref(), address),
-                port(pod, &container.name, &action.port)?,
-            )
-            .await
+            tcp(&host_or(action.host.as_ref(), address), port(pod, &container.name, &action.port)?).await
         } else if let Some(action) = &spec.grpc {
             let number =
                 u16::try_from(action.port).map_err(|_| format!("invalid port number: {}", action.port))?;
@@ -155,13 +128,7 @@ pub(crate) async fn hook(
     hook: &core::LifecycleHandler,
 ) -> Result<(), String> {
     if let Some(action) = &hook.exec {
-        return exec(
-            runtime,
-            id,
-            action.command.as_deref().unwrap_or_default(),
-            Duration::ZERO,
-        )
-        .await;
+        return exec(runtime, id, action.command.as_deref().unwrap_or_default(), Duration::ZERO).await;
     }
     if let Some(action) = &hook.http_get {
         let request = http_request(pod, container, address, action)?;

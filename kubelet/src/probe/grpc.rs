@@ -20,11 +20,7 @@ const SERVING: i32 = 1;
 
 /// Asks a server for the health of a service.
 pub(crate) async fn check(address: &str, port: u16, service: &str) -> Result<(), String> {
-    let host = if address.contains(':') {
-        format!("[{address}]")
-    } else {
-        address.to_owned()
-    };
+    let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
     let endpoint = Endpoint::try_from(format!("http://{host}:{port}")).map_err(|error| error.to_string())?;
     let channel = endpoint
         .connect()
@@ -33,20 +29,11 @@ pub(crate) async fn check(address: &str, port: u16, service: &str) -> Result<(),
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await.map_err(|error| error.to_string())?;
     let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
-    let request = tonic::Request::new(HealthCheckRequest {
-        service: service.to_owned(),
-    });
+    let request = tonic::Request::new(HealthCheckRequest { service: service.to_owned() });
     let path = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
     match client.unary(request, path, codec).await {
         Ok(answer) if answer.get_ref().status == SERVING => Ok(()),
-        Ok(answer) => Err(format!(
-            "service unhealthy (responded with {})",
-            answer.get_ref().status
-        )),
-        Err(status) => Err(format!(
-            "rpc error: code = {:?} desc = {}",
-            status.code(),
-            status.message()
-        )),
+        Ok(answer) => Err(format!("service unhealthy (responded with {})", answer.get_ref().status)),
+        Err(status) => Err(format!("rpc error: code = {:?} desc = {}", status.code(), status.message())),
     }
 }

@@ -85,19 +85,13 @@ fn connector() -> Result<tokio_rustls::TlsConnector, String> {
         .dangerous()
         .with_custom_certificate_verifier(any_certificate())
         .with_no_client_auth();
-    Ok(CONNECTOR
-        .get_or_init(|| tokio_rustls::TlsConnector::from(Arc::new(config)))
-        .clone())
+    Ok(CONNECTOR.get_or_init(|| tokio_rustls::TlsConnector::from(Arc::new(config))).clone())
 }
 
 /// The status code of a GET. Redirects are not followed: a 3xx is the answer.
 pub(crate) async fn get(request: &Request) -> Result<u16, String> {
     let Request { host, port, .. } = request;
-    let bracketed = if host.contains(':') {
-        format!("[{host}]")
-    } else {
-        host.clone()
-    };
+    let bracketed = if host.contains(':') { format!("[{host}]") } else { host.clone() };
     let shown = format!(
         "Get \"{}://{bracketed}:{port}{}\"",
         if request.https { "https" } else { "http" },
@@ -108,10 +102,7 @@ pub(crate) async fn get(request: &Request) -> Result<u16, String> {
         .map_err(|error| format!("{shown}: dial tcp {bracketed}:{port}: {error}"))?;
     let result = if request.https {
         let name = ServerName::try_from(host.clone()).map_err(|error| format!("{shown}: {error}"))?;
-        let stream = connector()?
-            .connect(name, stream)
-            .await
-            .map_err(|error| format!("{shown}: {error}"))?;
+        let stream = connector()?.connect(name, stream).await.map_err(|error| format!("{shown}: {error}"))?;
         send(stream, request, &bracketed).await
     } else {
         send(stream, request, &bracketed).await
@@ -127,12 +118,7 @@ where
         .await
         .map_err(|error| error.to_string())?;
     let mut builder = http::Request::get(&request.path);
-    let has = |name: &str| {
-        request
-            .headers
-            .iter()
-            .any(|(known, _)| known.eq_ignore_ascii_case(name))
-    };
+    let has = |name: &str| request.headers.iter().any(|(known, _)| known.eq_ignore_ascii_case(name));
     if !has("host") {
         builder = builder.header("host", format!("{host}:{}", request.port));
     }

@@ -64,12 +64,7 @@ struct Probe {
 
 impl Probes {
     pub(crate) fn new(kubelet: Arc<Kubelet>, wake: Arc<Notify>) -> Self {
-        Self {
-            kubelet,
-            wake,
-            view: Arc::default(),
-            tasks: HashMap::new(),
-        }
+        Self { kubelet, wake, view: Arc::default(), tasks: HashMap::new() }
     }
 
     /// The results so far.
@@ -79,11 +74,8 @@ impl Probes {
 
     /// Starts the probes of running containers, ends those of others.
     pub(crate) fn sync(&mut self, pod: &Arc<core::Pod>, observed: &Observed) {
-        let alive: Vec<&Container> = observed
-            .containers
-            .iter()
-            .filter(|container| container.state == State::Running)
-            .collect();
+        let alive: Vec<&Container> =
+            observed.containers.iter().filter(|container| container.state == State::Running).collect();
         self.tasks.retain(|(id, _), task| {
             let keep = alive.iter().any(|container| container.id == *id);
             if !keep {
@@ -101,10 +93,7 @@ impl Probes {
         let address = if model::host_network(pod) {
             self.kubelet.config.node_ip.clone()
         } else {
-            observed
-                .ready_sandbox()
-                .and_then(|sandbox| sandbox.ips.first().cloned())
-                .unwrap_or_default()
+            observed.ready_sandbox().and_then(|sandbox| sandbox.ips.first().cloned()).unwrap_or_default()
         };
         for container in alive {
             let Some((role, spec)) = model::container(pod, &container.name) else {
@@ -167,10 +156,7 @@ impl Drop for Probes {
 
 fn seconds(value: Option<i32>, default: u64) -> Duration {
     Duration::from_secs(
-        value
-            .and_then(|value| u64::try_from(value).ok())
-            .filter(|value| *value > 0)
-            .unwrap_or(default),
+        value.and_then(|value| u64::try_from(value).ok()).filter(|value| *value > 0).unwrap_or(default),
     )
 }
 
@@ -179,16 +165,8 @@ impl Probe {
         self.wait_for_start().await;
         let period = seconds(self.spec.period_seconds, 10);
         let limit = seconds(self.spec.timeout_seconds, 1);
-        let failure_threshold = self
-            .spec
-            .failure_threshold
-            .filter(|value| *value > 0)
-            .unwrap_or(3);
-        let success_threshold = self
-            .spec
-            .success_threshold
-            .filter(|value| *value > 0)
-            .unwrap_or(1);
+        let failure_threshold = self.spec.failure_threshold.filter(|value| *value > 0).unwrap_or(3);
+        let success_threshold = self.spec.success_threshold.filter(|value| *value > 0).unwrap_or(1);
         let (mut last, mut run) = (None, 0);
         let mut ticks = tokio::time::interval(period);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -231,12 +209,7 @@ impl Probe {
             && model::container(&self.pod, &self.container.name)
                 .is_some_and(|(_, spec)| spec.startup_probe.is_some());
         while gated
-            && !self
-                .view
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .started
-                .contains(&self.container.id)
+            && !self.view.lock().unwrap_or_else(PoisonError::into_inner).started.contains(&self.container.id)
         {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -27,9 +27,7 @@ impl Caller {
     /// Reads the certificate that the handshake verified.
     pub(crate) fn of(connection: &ServerConnection) -> Self {
         let first = connection.peer_certificates().and_then(|chain| chain.first());
-        Self {
-            certificate: first.and_then(|der| subject(der)),
-        }
+        Self { certificate: first.and_then(|der| subject(der)) }
     }
 
     /// `Err` with 401 for nobody and 403 for somebody else.
@@ -55,10 +53,8 @@ fn subject(der: &[u8]) -> Option<(String, Vec<String>)> {
     let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
     let subject = certificate.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-    let groups = subject
-        .iter_organization()
-        .filter_map(|group| group.as_str().ok().map(str::to_owned))
-        .collect();
+    let groups =
+        subject.iter_organization().filter_map(|group| group.as_str().ok().map(str::to_owned)).collect();
     Some((name, groups))
 }
 
@@ -82,10 +78,7 @@ pub(crate) fn tls_config(config: &Config) -> anyhow::Result<ServerConfig> {
             let mut roots = RootCertStore::empty();
             for certificate in certificates(path)? {
                 roots.add(certificate).with_context(|| {
-                    format!(
-                        "{} holds a certificate that cannot be an authority",
-                        path.display()
-                    )
+                    format!("{} holds a certificate that cannot be an authority", path.display())
                 })?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
@@ -96,9 +89,8 @@ pub(crate) fn tls_config(config: &Config) -> anyhow::Result<ServerConfig> {
         None => builder.with_no_client_auth(),
     };
     let (chain, key) = serving_certificate(config)?;
-    let mut tls = builder
-        .with_single_cert(chain, key)
-        .context("the serving certificate and its key do not fit")?;
+    let mut tls =
+        builder.with_single_cert(chain, key).context("the serving certificate and its key do not fit")?;
     // Streams upgrade, which HTTP/2 does not do.
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(tls)
@@ -133,24 +125,11 @@ mod tests {
         assert!(caller(API_SERVER, &[]).check(&config).is_ok());
         assert!(caller("admin", &[MASTERS]).check(&config).is_ok());
         assert_eq!(
-            caller("system:node:n2", &["system:nodes"])
-                .check(&config)
-                .unwrap_err()
-                .0,
+            caller("system:node:n2", &["system:nodes"]).check(&config).unwrap_err().0,
             StatusCode::FORBIDDEN
         );
-        assert_eq!(
-            Caller::default().check(&config).unwrap_err().0,
-            StatusCode::UNAUTHORIZED
-        );
-        assert!(
-            tls_config(&Config {
-                node_name: "n".into(),
-                node_ip: "10.0.0.1".into(),
-                ..config
-            })
-            .is_ok()
-        );
+        assert_eq!(Caller::default().check(&config).unwrap_err().0, StatusCode::UNAUTHORIZED);
+        assert!(tls_config(&Config { node_name: "n".into(), node_ip: "10.0.0.1".into(), ..config }).is_ok());
     }
 
     /// A handshake with a certificate of the cluster's CA, of another CA, and without one.
@@ -169,17 +148,10 @@ mod tests {
         let (theirs, _) = authority("theirs");
         let ca = dir.path().join("ca.crt");
         std::fs::write(&ca, pem).unwrap();
-        let mut config = Config {
-            node_name: "n".into(),
-            node_ip: "10.0.0.1".into(),
-            ..Config::default()
-        };
+        let mut config = Config { node_name: "n".into(), node_ip: "10.0.0.1".into(), ..Config::default() };
         config.authentication.x509.client_ca_file = Some(ca);
         let server = Arc::new(tls_config(&config).unwrap());
-        assert_eq!(
-            handshake(&server, Some(&ours)).await.unwrap().check(&config),
-            Ok(())
-        );
+        assert_eq!(handshake(&server, Some(&ours)).await.unwrap().check(&config), Ok(()));
         assert!(handshake(&server, Some(&theirs)).await.is_none());
         let nobody = handshake(&server, None).await.unwrap();
         assert_eq!(nobody.check(&config).unwrap_err().0, StatusCode::UNAUTHORIZED);
@@ -199,15 +171,11 @@ mod tests {
             Some(issuer) => {
                 let key = rcgen::KeyPair::generate().unwrap();
                 let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-                params
-                    .distinguished_name
-                    .push(rcgen::DnType::CommonName, API_SERVER);
+                params.distinguished_name.push(rcgen::DnType::CommonName, API_SERVER);
                 params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
                 let certificate = params.signed_by(&key, issuer).unwrap();
                 let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-                builder
-                    .with_client_auth_cert(vec![certificate.der().clone()], der)
-                    .unwrap()
+                builder.with_client_auth_cert(vec![certificate.der().clone()], der).unwrap()
             }
             None => builder.with_no_client_auth(),
         };

@@ -29,18 +29,14 @@ fn options(query: &Query) -> Result<Options, String> {
             .get(name)
             .filter(|text| !text.is_empty())
             .map(|text| {
-                text.parse::<u64>()
-                    .map_err(|_| format!("invalid {name}: {text:?} is no whole number"))
+                text.parse::<u64>().map_err(|_| format!("invalid {name}: {text:?} is no whole number"))
             })
             .transpose()
     };
     let since_seconds = number("sinceSeconds")?
         .map(|seconds| Timestamp::now() - SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(0)));
     let since_time = match query.get("sinceTime").filter(|text| !text.is_empty()) {
-        Some(text) => Some(
-            text.parse::<Timestamp>()
-                .map_err(|error| format!("invalid sinceTime: {error}"))?,
-        ),
+        Some(text) => Some(text.parse::<Timestamp>().map_err(|error| format!("invalid sinceTime: {error}"))?),
         None => None,
     };
     Ok(Options {
@@ -92,19 +88,12 @@ pub(crate) async fn answer(
     let path = log_path(kubelet, &pod, name, &container);
     let (sender, receiver) = mpsc::channel(CHUNKS);
     // Ends with the client: the channel closes when the response is dropped.
-    tokio::spawn(follow::send(
-        kubelet.runtime.clone(),
-        container.id,
-        path,
-        options,
-        sender,
-    ));
+    tokio::spawn(follow::send(kubelet.runtime.clone(), container.id, path, options, sender));
     let body = StreamBody::new(ReceiverStream::new(receiver).map(|chunk| chunk.map(Frame::data)));
     let mut response = Response::new(BodyExt::boxed(body));
-    response.headers_mut().insert(
-        hyper::header::CONTENT_TYPE,
-        hyper::header::HeaderValue::from_static("text/plain"),
-    );
+    response
+        .headers_mut()
+        .insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static("text/plain"));
     response
 }
 
@@ -114,43 +103,28 @@ fn choose(
     list: Vec<cri::Container>,
     previous: bool,
 ) -> Result<cri::Container, String> {
-    let mut started = list
-        .into_iter()
-        .filter(|container| container.state != cri::ContainerState::ContainerCreated as i32);
+    let mut started =
+        list.into_iter().filter(|container| container.state != cri::ContainerState::ContainerCreated as i32);
     if previous {
         let newest = started.next();
         // A container that waits to be restarted is its own previous run.
-        let waits = newest
-            .as_ref()
-            .is_some_and(|c| c.state == cri::ContainerState::ContainerExited as i32)
+        let waits = newest.as_ref().is_some_and(|c| c.state == cri::ContainerState::ContainerExited as i32)
             && is_waiting(pod, name);
         let found = if waits { newest } else { started.next() };
         return found.ok_or_else(|| {
-            format!(
-                "previous terminated container {name:?} in pod {:?} not found",
-                model::name(pod)
-            )
+            format!("previous terminated container {name:?} in pod {:?} not found", model::name(pod))
         });
     }
     started.next().ok_or_else(|| {
         let reason = waiting_reason(pod, name).unwrap_or_else(|| "ContainerCreating".to_owned());
-        format!(
-            "container {name:?} in pod {:?} is waiting to start: {reason}",
-            model::name(pod)
-        )
+        format!("container {name:?} in pod {:?} is waiting to start: {reason}", model::name(pod))
     })
 }
 
 fn waiting_reason(pod: &core::Pod, name: &str) -> Option<String> {
     let status = pod.status.as_ref()?;
-    let all = status
-        .container_statuses
-        .iter()
-        .chain(&status.init_container_statuses)
-        .flatten();
-    let found = all
-        .filter(|status| status.name == name)
-        .find_map(|status| status.state.clone()?.waiting)?;
+    let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    let found = all.filter(|status| status.name == name).find_map(|status| status.state.clone()?.waiting)?;
     Some(match (found.reason, found.message) {
         (Some(reason), Some(message)) if reason != "ContainerCreating" => format!("{reason}: {message}"),
         (reason, _) => reason.unwrap_or_default(),
@@ -162,17 +136,7 @@ fn is_waiting(pod: &core::Pod, name: &str) -> bool {
 }
 
 fn log_path(kubelet: &Kubelet, pod: &core::Pod, name: &str, container: &cri::Container) -> PathBuf {
-    let attempt = container
-        .annotations
-        .get(labels::RESTART_COUNT)
-        .and_then(|text| text.parse::<u32>().ok());
-    let attempt = attempt
-        .or(container.metadata.as_ref().map(|metadata| metadata.attempt))
-        .unwrap_or(0);
-    kubelet
-        .config
-        .pod_logs_dir
-        .join(config::log_directory(pod))
-        .join(name)
-        .join(format!("{attempt}.log"))
+    let attempt = container.annotations.get(labels::RESTART_COUNT).and_then(|text| text.parse::<u32>().ok());
+    let attempt = attempt.or(container.metadata.as_ref().map(|metadata| metadata.attempt)).unwrap_or(0);
+    kubelet.config.pod_logs_dir.join(config::log_directory(pod)).join(name).join(format!("{attempt}.log"))
 }

@@ -49,16 +49,10 @@ pub(crate) fn json(value: &impl serde::Serialize) -> Answer {
 }
 
 fn typed(status: StatusCode, kind: &'static str, body: String) -> Answer {
-    let mut response = Response::new(
-        Full::new(Bytes::from(body))
-            .map_err(|never: Infallible| match never {})
-            .boxed(),
-    );
+    let mut response =
+        Response::new(Full::new(Bytes::from(body)).map_err(|never: Infallible| match never {}).boxed());
     *response.status_mut() = status;
-    response.headers_mut().insert(
-        hyper::header::CONTENT_TYPE,
-        hyper::header::HeaderValue::from_static(kind),
-    );
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
     response
 }
 
@@ -72,10 +66,7 @@ pub(crate) async fn start(frame: &Frame, kubelet: &Arc<Kubelet>) -> anyhow::Resu
     let tls = tokio_rustls::TlsAcceptor::from(Arc::new(identity::tls_config(config)?));
     frame.spawn("server", serve(kubelet.clone(), listener, tls));
     if config.healthz_port != 0 {
-        let address: IpAddr = config
-            .healthz_bind_address
-            .parse()
-            .context("healthzBindAddress")?;
+        let address: IpAddr = config.healthz_bind_address.parse().context("healthzBindAddress")?;
         let listener = TcpListener::bind(SocketAddr::new(address, config.healthz_port))
             .await
             .with_context(|| format!("failed to listen on {address}:{}", config.healthz_port))?;

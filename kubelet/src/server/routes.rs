@@ -20,10 +20,7 @@ pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
     pub(crate) fn parse(query: Option<&str>) -> Self {
-        let pairs = query
-            .unwrap_or_default()
-            .split('&')
-            .filter(|pair| !pair.is_empty());
+        let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
         Self(
             pairs
                 .map(|pair| {
@@ -35,18 +32,11 @@ impl Query {
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     pub(crate) fn all(&self, name: &str) -> Vec<String> {
-        self.0
-            .iter()
-            .filter(|(known, _)| known == name)
-            .map(|(_, value)| value.clone())
-            .collect()
+        self.0.iter().filter(|(known, _)| known == name).map(|(_, value)| value.clone()).collect()
     }
 
     /// `1`, `true` and the like.
@@ -61,9 +51,7 @@ fn decode(text: &str) -> String {
     let mut output = Vec::with_capacity(bytes.len());
     let mut index = 0;
     while index < bytes.len() {
-        let hex = (bytes[index] == b'%')
-            .then(|| text.get(index + 1..index + 3))
-            .flatten();
+        let hex = (bytes[index] == b'%').then(|| text.get(index + 1..index + 3)).flatten();
         match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
             Some(byte) => {
                 output.push(byte);
@@ -81,11 +69,7 @@ fn decode(text: &str) -> String {
 /// Answers an allowed caller.
 pub(crate) async fn answer(kubelet: Arc<Kubelet>, request: Request<Incoming>) -> Answer {
     let path = request.uri().path().to_owned();
-    let parts: Vec<String> = path
-        .split('/')
-        .filter(|part| !part.is_empty())
-        .map(decode)
-        .collect();
+    let parts: Vec<String> = path.split('/').filter(|part| !part.is_empty()).map(decode).collect();
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     let query = Query::parse(request.uri().query());
     match parts.as_slice() {
@@ -131,10 +115,7 @@ pub(crate) fn find_pod(
     namespace: &str,
     name: &str,
 ) -> Result<Arc<core::Pod>, Box<Answer>> {
-    let key = Key {
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-    };
+    let key = Key { namespace: namespace.to_owned(), name: name.to_owned() };
     kubelet.pods.get(&key).ok_or_else(|| {
         Box::new(text(
             StatusCode::NOT_FOUND,
@@ -153,10 +134,7 @@ pub(crate) async fn containers(
         (labels::POD_UID.to_owned(), model::uid(pod).to_owned()),
         (labels::CONTAINER_NAME.to_owned(), name.to_owned()),
     ]);
-    let filter = cri::ContainerFilter {
-        label_selector: selector,
-        ..Default::default()
-    };
+    let filter = cri::ContainerFilter { label_selector: selector, ..Default::default() };
     let request = cri::ListContainersRequest { filter: Some(filter) };
     match kubelet.runtime.list_containers(request).await {
         Ok(answer) => {
@@ -164,10 +142,7 @@ pub(crate) async fn containers(
             list.sort_by_key(|container| std::cmp::Reverse(container.created_at));
             Ok(list)
         }
-        Err(error) => Err(Box::new(text(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            error.to_string(),
-        ))),
+        Err(error) => Err(Box::new(text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))),
     }
 }
 
@@ -179,15 +154,11 @@ async fn container_id(
 ) -> Result<String, Box<Answer>> {
     let pod = find_pod(kubelet, namespace, pod)?;
     let list = containers(kubelet, &pod, name).await?;
-    let running = list
-        .into_iter()
-        .find(|container| container.state == cri::ContainerState::ContainerRunning as i32);
-    running.map(|container| container.id).ok_or_else(|| {
-        Box::new(text(
-            StatusCode::NOT_FOUND,
-            format!("container not found ({name:?})"),
-        ))
-    })
+    let running =
+        list.into_iter().find(|container| container.state == cri::ContainerState::ContainerRunning as i32);
+    running
+        .map(|container| container.id)
+        .ok_or_else(|| Box::new(text(StatusCode::NOT_FOUND, format!("container not found ({name:?})"))))
 }
 
 async fn exec(kubelet: &Kubelet, request: Request<Incoming>, query: &Query, container_id: String) -> Answer {
@@ -238,37 +209,19 @@ async fn port_forward(
         Err(problem) => return *problem,
     };
     let selector = HashMap::from([(labels::POD_UID.to_owned(), model::uid(&pod).to_owned())]);
-    let state = cri::PodSandboxStateValue {
-        state: cri::PodSandboxState::SandboxReady as i32,
-    };
-    let filter = cri::PodSandboxFilter {
-        label_selector: selector,
-        state: Some(state),
-        ..Default::default()
-    };
-    let sandboxes = match kubelet
-        .runtime
-        .list_pod_sandbox(cri::ListPodSandboxRequest { filter: Some(filter) })
-        .await
-    {
-        Ok(answer) => answer.items,
-        Err(error) => return text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-    };
+    let state = cri::PodSandboxStateValue { state: cri::PodSandboxState::SandboxReady as i32 };
+    let filter = cri::PodSandboxFilter { label_selector: selector, state: Some(state), ..Default::default() };
+    let sandboxes =
+        match kubelet.runtime.list_pod_sandbox(cri::ListPodSandboxRequest { filter: Some(filter) }).await {
+            Ok(answer) => answer.items,
+            Err(error) => return text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        };
     let Some(sandbox) = sandboxes.into_iter().max_by_key(|sandbox| sandbox.created_at) else {
-        return text(
-            StatusCode::NOT_FOUND,
-            format!("pod {:?} is not running", model::name(&pod)),
-        );
+        return text(StatusCode::NOT_FOUND, format!("pod {:?} is not running", model::name(&pod)));
     };
     let lists = query.all("port");
-    let ports = lists
-        .iter()
-        .flat_map(|list| list.split(','))
-        .filter_map(|port| port.parse().ok());
-    let call = cri::PortForwardRequest {
-        pod_sandbox_id: sandbox.id,
-        port: ports.collect(),
-    };
+    let ports = lists.iter().flat_map(|list| list.split(',')).filter_map(|port| port.parse().ok());
+    let call = cri::PortForwardRequest { pod_sandbox_id: sandbox.id, port: ports.collect() };
     match kubelet.runtime.port_forward(call).await {
         Ok(answer) => tunnel::forward(request, &answer.url).await,
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
@@ -280,20 +233,12 @@ async fn run(kubelet: &Kubelet, query: &Query, namespace: &str, pod: &str, conta
         Ok(id) => id,
         Err(problem) => return *problem,
     };
-    let command: Vec<String> = query
-        .get("cmd")
-        .unwrap_or_default()
-        .split(' ')
-        .map(str::to_owned)
-        .collect();
+    let command: Vec<String> = query.get("cmd").unwrap_or_default().split(' ').map(str::to_owned).collect();
     match kubelet.runtime.exec_sync(&id, &command, Duration::ZERO).await {
         Ok(answer) => {
             let output = [answer.stdout, answer.stderr].concat();
-            let status = if answer.exit_code == 0 {
-                StatusCode::OK
-            } else {
-                StatusCode::INTERNAL_SERVER_ERROR
-            };
+            let status =
+                if answer.exit_code == 0 { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
             text(status, String::from_utf8_lossy(&output))
         }
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),

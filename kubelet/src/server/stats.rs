@@ -14,11 +14,7 @@ use crate::node::machine;
 
 fn time(nanoseconds: i64) -> Value {
     let time = Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or(Timestamp::UNIX_EPOCH);
-    Value::String(
-        Timestamp::from_second(time.as_second())
-            .unwrap_or(time)
-            .to_string(),
-    )
+    Value::String(Timestamp::from_second(time.as_second()).unwrap_or(time).to_string())
 }
 
 fn value(number: Option<&cri::UInt64Value>) -> Value {
@@ -44,11 +40,7 @@ fn memory(usage: &cri::MemoryUsage) -> Value {
 
 /// The node and every container of its pods.
 pub(crate) async fn summary(kubelet: &Kubelet) -> Answer {
-    let stats = match kubelet
-        .runtime
-        .list_container_stats(cri::ListContainerStatsRequest::default())
-        .await
-    {
+    let stats = match kubelet.runtime.list_container_stats(cri::ListContainerStatsRequest::default()).await {
         Ok(answer) => answer.stats,
         Err(error) => return text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     };
@@ -58,11 +50,7 @@ pub(crate) async fn summary(kubelet: &Kubelet) -> Answer {
             continue;
         };
         let label = |key: &str| attributes.labels.get(key).cloned().unwrap_or_default();
-        let key = (
-            label(labels::POD_NAMESPACE),
-            label(labels::POD_NAME),
-            label(labels::POD_UID),
-        );
+        let key = (label(labels::POD_NAMESPACE), label(labels::POD_NAME), label(labels::POD_UID));
         if key.2.is_empty() {
             continue;
         }
@@ -85,9 +73,8 @@ pub(crate) async fn summary(kubelet: &Kubelet) -> Answer {
 }
 
 fn node(kubelet: &Kubelet) -> Value {
-    let now = Timestamp::from_second(Timestamp::now().as_second())
-        .unwrap_or(Timestamp::UNIX_EPOCH)
-        .to_string();
+    let now =
+        Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH).to_string();
     let available = machine::meminfo("MemAvailable").unwrap_or(0);
     let total = kubelet.machine.memory_bytes;
     let disk = machine::disk(&kubelet.config.root_dir);

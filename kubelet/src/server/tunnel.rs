@@ -21,10 +21,7 @@ const OURS: [&str; 3] = ["host", "authorization", "content-length"];
 pub(crate) async fn forward(request: Request<Incoming>, url: &str) -> Answer {
     match try_forward(request, url).await {
         Ok(answer) => answer,
-        Err(problem) => text(
-            StatusCode::BAD_GATEWAY,
-            format!("the runtime's streaming server: {problem}"),
-        ),
+        Err(problem) => text(StatusCode::BAD_GATEWAY, format!("the runtime's streaming server: {problem}")),
     }
 }
 
@@ -33,23 +30,16 @@ async fn try_forward(mut request: Request<Incoming>, url: &str) -> Result<Answer
     if uri.scheme_str() != Some("http") {
         return Err(format!("{url:?}: only http is spoken to the runtime"));
     }
-    let authority = uri
-        .authority()
-        .ok_or_else(|| format!("{url:?} names no host"))?
-        .clone();
-    let address = (
-        authority.host().trim_matches(['[', ']']).to_owned(),
-        authority.port_u16().unwrap_or(80),
-    );
+    let authority = uri.authority().ok_or_else(|| format!("{url:?} names no host"))?.clone();
+    let address = (authority.host().trim_matches(['[', ']']).to_owned(), authority.port_u16().unwrap_or(80));
     let connect = TcpStream::connect(address);
     let stream = tokio::time::timeout(CONNECT_LIMIT, connect)
         .await
         .map_err(|_| "no connection in time")?
         .map_err(|e| e.to_string())?;
     let _ = stream.set_nodelay(true);
-    let handshake = hyper::client::conn::http1::Builder::new()
-        .preserve_header_case(true)
-        .handshake(TokioIo::new(stream));
+    let handshake =
+        hyper::client::conn::http1::Builder::new().preserve_header_case(true).handshake(TokioIo::new(stream));
     let (mut sender, connection) = handshake.await.map_err(|error| error.to_string())?;
     // Lives as long as the session it carries.
     tokio::spawn(connection.with_upgrades());
@@ -64,16 +54,10 @@ async fn try_forward(mut request: Request<Incoming>, url: &str) -> Result<Answer
             outward.headers_mut().append(name, value.clone());
         }
     }
-    let mut inward = sender
-        .send_request(outward)
-        .await
-        .map_err(|error| error.to_string())?;
+    let mut inward = sender.send_request(outward).await.map_err(|error| error.to_string())?;
     if inward.status() != StatusCode::SWITCHING_PROTOCOLS {
         let (parts, body) = inward.into_parts();
-        return Ok(Response::from_parts(
-            parts,
-            body.map_err(io::Error::other).boxed(),
-        ));
+        return Ok(Response::from_parts(parts, body.map_err(io::Error::other).boxed()));
     }
     let caller = hyper::upgrade::on(&mut request);
     let runtime = hyper::upgrade::on(&mut inward);
@@ -157,9 +141,6 @@ mod tests {
         assert_eq!(&sent, b"ping");
         let asked = asked.to_lowercase();
         assert!(asked.starts_with("post /exec/token?x=1 "), "{asked}");
-        assert!(
-            asked.contains("upgrade: spdy/3.1") && !asked.contains("secret"),
-            "{asked}"
-        );
+        assert!(asked.contains("upgrade: spdy/3.1") && !asked.contains("secret"), "{asked}");
     }
 }

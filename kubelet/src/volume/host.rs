@@ -12,11 +12,8 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 /// Mount points at or below `prefix`, deepest first.
 pub(crate) fn mounts_below(prefix: &Path) -> io::Result<Vec<PathBuf>> {
     let table = fs::read_to_string("/proc/thread-self/mountinfo")?;
-    let mut found: Vec<PathBuf> = table
-        .lines()
-        .filter_map(mount_point)
-        .filter(|path| path.starts_with(prefix))
-        .collect();
+    let mut found: Vec<PathBuf> =
+        table.lines().filter_map(mount_point).filter(|path| path.starts_with(prefix)).collect();
     found.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
     Ok(found)
 }
@@ -25,11 +22,7 @@ fn mount_point(line: &str) -> Option<PathBuf> {
     // proc(5): spaces, tabs, newlines and backslashes are written in octal.
     let field = line.split(' ').nth(4)?;
     Some(PathBuf::from(
-        field
-            .replace("\\040", " ")
-            .replace("\\011", "\t")
-            .replace("\\012", "\n")
-            .replace("\\134", "\\"),
+        field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\"),
     ))
 }
 
@@ -110,10 +103,7 @@ pub(crate) fn check_host_path(path: &Path, kind: &str) -> Result<(), String> {
         }
         "File" | "FileOrCreate" => expect(fs::Metadata::is_file, "file"),
         "Socket" => expect(|metadata| metadata.file_type().is_socket(), "socket file"),
-        "CharDevice" => expect(
-            |metadata| metadata.file_type().is_char_device(),
-            "character device",
-        ),
+        "CharDevice" => expect(|metadata| metadata.file_type().is_char_device(), "character device"),
         "BlockDevice" => expect(|metadata| metadata.file_type().is_block_device(), "block device"),
         other => Err(format!("hostPath type {other:?} is not known")),
     }
@@ -122,11 +112,7 @@ pub(crate) fn check_host_path(path: &Path, kind: &str) -> Result<(), String> {
 /// Opens `sub_path` below `root` without ever leaving it (openat2(2), RESOLVE_BENEATH), making missing directories.
 fn open_beneath(root: &Path, sub_path: &str) -> io::Result<OwnedFd> {
     let open = |path: &str| -> io::Result<OwnedFd> {
-        let base = rustix::fs::open(
-            root,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+        let base = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let path = if path.is_empty() { "." } else { path };
         Ok(rustix::fs::openat2(
             base,
@@ -142,10 +128,7 @@ fn open_beneath(root: &Path, sub_path: &str) -> io::Result<OwnedFd> {
     }
     let mode = Mode::from_raw_mode(fs::metadata(root)?.mode() & 0o7777);
     let mut walked = String::new();
-    for part in sub_path
-        .split('/')
-        .filter(|part| !part.is_empty() && *part != ".")
-    {
+    for part in sub_path.split('/').filter(|part| !part.is_empty() && *part != ".") {
         let parent = open(&walked)?;
         match rustix::fs::mkdirat(&parent, part, mode) {
             Ok(()) => {
@@ -155,11 +138,7 @@ fn open_beneath(root: &Path, sub_path: &str) -> io::Result<OwnedFd> {
             Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
-        walked = if walked.is_empty() {
-            part.to_owned()
-        } else {
-            format!("{walked}/{part}")
-        };
+        walked = if walked.is_empty() { part.to_owned() } else { format!("{walked}/{part}") };
     }
     open(&walked)
 }
@@ -256,10 +235,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("f"), "").unwrap();
         give_to_group(dir.path(), 4242).unwrap();
-        let (root, file) = (
-            fs::metadata(dir.path()).unwrap(),
-            fs::metadata(dir.path().join("f")).unwrap(),
-        );
+        let (root, file) = (fs::metadata(dir.path()).unwrap(), fs::metadata(dir.path().join("f")).unwrap());
         assert_eq!((root.gid(), root.mode() & 0o2070), (4242, 0o2070));
         assert_eq!((file.gid(), file.mode() & 0o060), (4242, 0o060));
     }

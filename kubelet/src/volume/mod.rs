@@ -31,11 +31,7 @@ pub(crate) enum VolumeError {
     #[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
     SetUp { volume: String, cause: String },
     #[error("failed to prepare subPath for volumeMount {volume:?} of container {container:?}: {cause}")]
-    SubPath {
-        volume: String,
-        container: String,
-        cause: String,
-    },
+    SubPath { volume: String, container: String, cause: String },
     #[error("volumeMount {volume:?} of container {container:?} names no volume of the pod")]
     Unknown { volume: String, container: String },
 }
@@ -79,9 +75,7 @@ fn source(volume: &core::Volume) -> Source<'_> {
 /// Name of a kind that is not supported, for the error.
 fn kind_of(volume: &core::Volume) -> String {
     let value = serde_json::to_value(volume).unwrap_or_default();
-    let key = value
-        .as_object()
-        .and_then(|map| map.keys().find(|key| *key != "name").cloned());
+    let key = value.as_object().and_then(|map| map.keys().find(|key| *key != "name").cloned());
     key.unwrap_or_else(|| "none".to_owned())
 }
 
@@ -92,32 +86,17 @@ fn fs_group(pod: &core::Pod) -> Option<u32> {
 
 /// The user of all containers, when they have the same: it may own token files.
 fn common_user(pod: &core::Pod) -> Option<u32> {
-    let shared = model::spec(pod)
-        .security_context
-        .as_ref()
-        .and_then(|context| context.run_as_user);
+    let shared = model::spec(pod).security_context.as_ref().and_then(|context| context.run_as_user);
     let mut users = model::containers(pod).into_iter().map(|(_, container)| {
-        container
-            .security_context
-            .as_ref()
-            .and_then(|context| context.run_as_user)
-            .or(shared)
+        container.security_context.as_ref().and_then(|context| context.run_as_user).or(shared)
     });
     let first = users.next()??;
-    users
-        .all(|user| user == Some(first))
-        .then(|| u32::try_from(first).ok())
-        .flatten()
+    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok()).flatten()
 }
 
 impl Volumes {
     pub(crate) fn new(root: PathBuf, memory: PathBuf, client: kube::Client) -> Self {
-        Self {
-            root,
-            memory,
-            objects: ApiObjects::new(client.clone()),
-            tokens: tokens::Tokens::new(client),
-        }
+        Self { root, memory, objects: ApiObjects::new(client.clone()), tokens: tokens::Tokens::new(client) }
     }
 
     /// A pod's directory on disk.
@@ -139,9 +118,7 @@ impl Volumes {
             Source::Projected(_) => (self.memory_dir(uid), "projected"),
             Source::Other => (self.pod_dir(uid), "unsupported"),
         };
-        base.join("volumes")
-            .join(format!("kubernetes.io~{kind}"))
-            .join(&volume.name)
+        base.join("volumes").join(format!("kubernetes.io~{kind}")).join(&volume.name)
     }
 
     /// Makes every volume hold what it should.
@@ -152,10 +129,7 @@ impl Volumes {
     }
 
     async fn set_up_one(&self, volume: &core::Volume, downward: &Downward<'_>) -> Result<(), VolumeError> {
-        let failed = |cause: String| VolumeError::SetUp {
-            volume: volume.name.clone(),
-            cause,
-        };
+        let failed = |cause: String| VolumeError::SetUp { volume: volume.name.clone(), cause };
         let pod = downward.pod;
         let path = self.path(model::uid(pod), volume);
         let group = fs_group(pod);
@@ -163,20 +137,15 @@ impl Volumes {
             Source::EmptyDir(source) => {
                 let source = source.clone();
                 let pod_memory = crate::container::resources::pod_limits(pod).memory_bytes;
-                blocking(move || empty_dir(&path, &source, group, pod_memory))
-                    .await
-                    .map_err(failed)
+                blocking(move || empty_dir(&path, &source, group, pod_memory)).await.map_err(failed)
             }
             Source::HostPath(source) => {
                 let kind = source.type_.clone().unwrap_or_default();
-                blocking(move || host::check_host_path(&path, &kind))
-                    .await
-                    .map_err(failed)
+                blocking(move || host::check_host_path(&path, &kind)).await.map_err(failed)
             }
-            Source::Other => Err(failed(format!(
-                "volumes of type {} are not supported by this kubelet",
-                kind_of(volume)
-            ))),
+            Source::Other => {
+                Err(failed(format!("volumes of type {} are not supported by this kubelet", kind_of(volume))))
+            }
             Source::ConfigMap(_) | Source::Secret(_) | Source::Downward(_) | Source::Projected(_) => {
                 let mut files = self.files(volume, downward).await.map_err(failed)?;
                 let mut owner = Owner { user: None, group };
@@ -188,9 +157,7 @@ impl Volumes {
                     files.values_mut().for_each(|file| file.mode |= 0o440);
                 }
                 blocking(move || {
-                    writer::write(&path, &files, owner)
-                        .map(drop)
-                        .map_err(|error| error.to_string())
+                    writer::write(&path, &files, owner).map(drop).map_err(|error| error.to_string())
                 })
                 .await
                 .map_err(failed)
@@ -220,20 +187,11 @@ impl Volumes {
             }
             Source::Secret(source) => {
                 let name = source.secret_name.clone().unwrap_or_default();
-                let object = self
-                    .objects
-                    .secret(namespace, &name)
-                    .await
-                    .map_err(|error| error.to_string())?;
+                let object =
+                    self.objects.secret(namespace, &name).await.map_err(|error| error.to_string())?;
                 let optional = source.optional == Some(true);
-                payload::secret(
-                    &name,
-                    object.as_ref(),
-                    source.items.as_ref(),
-                    source.default_mode,
-                    optional,
-                )
-                .map_err(text)
+                payload::secret(&name, object.as_ref(), source.items.as_ref(), source.default_mode, optional)
+                    .map_err(text)
             }
             Source::Downward(source) => {
                 payload::downward(source.items.as_ref(), source.default_mode, downward).map_err(text)
@@ -272,45 +230,21 @@ impl Volumes {
             } else {
                 u32::try_from(mode.unwrap_or(payload::DEFAULT_MODE)).unwrap_or(0o644)
             };
-            return Ok(Files::from([(
-                source.path.clone(),
-                File {
-                    bytes: token.into_bytes(),
-                    mode,
-                },
-            )]));
+            return Ok(Files::from([(source.path.clone(), File { bytes: token.into_bytes(), mode })]));
         }
         if let Some(source) = &part.config_map {
-            let object = self
-                .objects
-                .config_map(namespace, &source.name)
-                .await
-                .map_err(|error| error.to_string())?;
+            let object =
+                self.objects.config_map(namespace, &source.name).await.map_err(|error| error.to_string())?;
             let optional = source.optional == Some(true);
-            return payload::config_map(
-                &source.name,
-                object.as_ref(),
-                source.items.as_ref(),
-                mode,
-                optional,
-            )
-            .map_err(text);
+            return payload::config_map(&source.name, object.as_ref(), source.items.as_ref(), mode, optional)
+                .map_err(text);
         }
         if let Some(source) = &part.secret {
-            let object = self
-                .objects
-                .secret(namespace, &source.name)
-                .await
-                .map_err(|error| error.to_string())?;
+            let object =
+                self.objects.secret(namespace, &source.name).await.map_err(|error| error.to_string())?;
             let optional = source.optional == Some(true);
-            return payload::secret(
-                &source.name,
-                object.as_ref(),
-                source.items.as_ref(),
-                mode,
-                optional,
-            )
-            .map_err(text);
+            return payload::secret(&source.name, object.as_ref(), source.items.as_ref(), mode, optional)
+                .map_err(text);
         }
         if let Some(source) = &part.downward_api {
             return payload::downward(source.items.as_ref(), mode, downward).map_err(text);
@@ -338,11 +272,7 @@ impl Volumes {
         let uid = model::uid(pod);
         let mut mounts = Vec::new();
         for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-            let volume = model::spec(pod)
-                .volumes
-                .iter()
-                .flatten()
-                .find(|volume| volume.name == mount.name);
+            let volume = model::spec(pod).volumes.iter().flatten().find(|volume| volume.name == mount.name);
             let Some(volume) = volume else {
                 return Err(VolumeError::Unknown {
                     volume: mount.name.clone(),
@@ -390,31 +320,21 @@ impl Volumes {
         self.tokens.forget(uid);
         let dirs = [self.pod_dir(uid), self.memory_dir(uid)];
         blocking(move || {
-            dirs.iter()
-                .try_for_each(|dir| host::remove_tree(dir))
-                .map_err(|error| error.to_string())
+            dirs.iter().try_for_each(|dir| host::remove_tree(dir)).map_err(|error| error.to_string())
         })
         .await
     }
 
     /// As [`Volumes::tear_down`], for callers off the async threads.
     pub(crate) fn tear_down_now(&self, uid: &str) -> io::Result<()> {
-        [self.pod_dir(uid), self.memory_dir(uid)]
-            .iter()
-            .try_for_each(|dir| host::remove_tree(dir))
+        [self.pod_dir(uid), self.memory_dir(uid)].iter().try_for_each(|dir| host::remove_tree(dir))
     }
 
     /// UIDs that have directories.
     pub(crate) fn known_uids(&self) -> Vec<String> {
         let dirs = [self.root.join("pods"), self.memory.join("pods")];
-        let entries = dirs
-            .iter()
-            .filter_map(|dir| std::fs::read_dir(dir).ok())
-            .flatten()
-            .flatten();
-        entries
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect()
+        let entries = dirs.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
 }
 
@@ -424,9 +344,7 @@ fn sub_path(mount: &core::VolumeMount, env: &[(String, String)]) -> Option<Strin
     }
     let expression = mount.sub_path_expr.as_ref().filter(|path| !path.is_empty())?;
     Some(env::expand(expression, |name| {
-        env.iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.clone())
+        env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
     }))
 }
 
@@ -440,11 +358,8 @@ fn empty_dir(
     use std::os::unix::fs::PermissionsExt as _;
     let fresh = !path.exists();
     std::fs::create_dir_all(path).map_err(text)?;
-    let limit = source
-        .size_limit
-        .as_ref()
-        .and_then(|limit| quantity::bytes(&limit.0))
-        .filter(|limit| *limit > 0);
+    let limit =
+        source.size_limit.as_ref().and_then(|limit| quantity::bytes(&limit.0)).filter(|limit| *limit > 0);
     match source.medium.as_deref().unwrap_or_default() {
         "" => {}
         "Memory" => {
@@ -456,9 +371,7 @@ fn empty_dir(
             host::mount_tmpfs(path, size).map_err(text)?;
         }
         other => {
-            return Err(format!(
-                "emptyDir of medium {other:?} is not supported by this kubelet"
-            ));
+            return Err(format!("emptyDir of medium {other:?} is not supported by this kubelet"));
         }
     }
     if fresh {

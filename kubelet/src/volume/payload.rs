@@ -42,11 +42,7 @@ pub(crate) fn check_path(path: &str) -> Result<(), PayloadError> {
         || path.starts_with('/')
         || path.split('/').any(|part| part == "..")
         || path.starts_with("..");
-    if bad {
-        Err(PayloadError::Path(path.to_owned()))
-    } else {
-        Ok(())
-    }
+    if bad { Err(PayloadError::Path(path.to_owned())) } else { Ok(()) }
 }
 
 fn select(
@@ -59,13 +55,7 @@ fn select(
     let mut files = Files::new();
     let Some(items) = items.filter(|items| !items.is_empty()) else {
         for (key, bytes) in data {
-            files.insert(
-                key.clone(),
-                File {
-                    bytes: bytes.clone(),
-                    mode: mode(None, default_mode),
-                },
-            );
+            files.insert(key.clone(), File { bytes: bytes.clone(), mode: mode(None, default_mode) });
         }
         return Ok(files);
     };
@@ -74,17 +64,11 @@ fn select(
         match data.get(&item.key) {
             Some(bytes) => drop(files.insert(
                 item.path.clone(),
-                File {
-                    bytes: bytes.clone(),
-                    mode: mode(item.mode, default_mode),
-                },
+                File { bytes: bytes.clone(), mode: mode(item.mode, default_mode) },
             )),
             None if optional => {}
             None => {
-                return Err(PayloadError::NoKey {
-                    kind,
-                    key: item.key.clone(),
-                });
+                return Err(PayloadError::NoKey { kind, key: item.key.clone() });
             }
         }
     }
@@ -103,29 +87,12 @@ pub(crate) fn config_map(
         return if optional {
             Ok(Files::new())
         } else {
-            Err(PayloadError::Missing {
-                kind: "configmap",
-                name: name.to_owned(),
-            })
+            Err(PayloadError::Missing { kind: "configmap", name: name.to_owned() })
         };
     };
-    let text = object
-        .data
-        .iter()
-        .flatten()
-        .map(|(key, value)| (key.clone(), value.clone().into_bytes()));
-    let binary = object
-        .binary_data
-        .iter()
-        .flatten()
-        .map(|(key, value)| (key.clone(), value.0.clone()));
-    select(
-        "config",
-        &text.chain(binary).collect(),
-        items,
-        default_mode,
-        optional,
-    )
+    let text = object.data.iter().flatten().map(|(key, value)| (key.clone(), value.clone().into_bytes()));
+    let binary = object.binary_data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone()));
+    select("config", &text.chain(binary).collect(), items, default_mode, optional)
 }
 
 /// `secret`.
@@ -140,17 +107,10 @@ pub(crate) fn secret(
         return if optional {
             Ok(Files::new())
         } else {
-            Err(PayloadError::Missing {
-                kind: "secret",
-                name: name.to_owned(),
-            })
+            Err(PayloadError::Missing { kind: "secret", name: name.to_owned() })
         };
     };
-    let data = object
-        .data
-        .iter()
-        .flatten()
-        .map(|(key, value)| (key.clone(), value.0.clone()));
+    let data = object.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone()));
     select("secret", &data.collect(), items, default_mode, optional)
 }
 
@@ -170,10 +130,7 @@ pub(crate) fn downward(
         };
         files.insert(
             item.path.clone(),
-            File {
-                bytes: text.into_bytes(),
-                mode: mode(item.mode, default_mode),
-            },
+            File { bytes: text.into_bytes(), mode: mode(item.mode, default_mode) },
         );
     }
     Ok(files)
@@ -184,11 +141,7 @@ mod tests {
     use super::*;
 
     fn item(key: &str, path: &str, mode: Option<i32>) -> core::KeyToPath {
-        core::KeyToPath {
-            key: key.into(),
-            path: path.into(),
-            mode,
-        }
+        core::KeyToPath { key: key.into(), path: path.into(), mode }
     }
 
     #[test]
@@ -196,30 +149,14 @@ mod tests {
         let map: core::ConfigMap =
             serde_json::from_value(serde_json::json!({"data": {"a": "1", "b": "2"}})).unwrap();
         let all = config_map("m", Some(&map), None, Some(0o400), false).unwrap();
-        assert_eq!(
-            all["a"],
-            File {
-                bytes: b"1".to_vec(),
-                mode: 0o400
-            }
-        );
+        assert_eq!(all["a"], File { bytes: b"1".to_vec(), mode: 0o400 });
         assert_eq!(all.len(), 2);
-        let picked = config_map(
-            "m",
-            Some(&map),
-            Some(&vec![item("a", "x/y", Some(0o600))]),
-            None,
-            false,
-        )
-        .unwrap();
+        let picked =
+            config_map("m", Some(&map), Some(&vec![item("a", "x/y", Some(0o600))]), None, false).unwrap();
         assert_eq!(picked.keys().collect::<Vec<_>>(), ["x/y"]);
         assert_eq!(picked["x/y"].mode, 0o600);
         let missing = vec![item("z", "z", None)];
-        assert!(
-            config_map("m", Some(&map), Some(&missing), None, true)
-                .unwrap()
-                .is_empty()
-        );
+        assert!(config_map("m", Some(&map), Some(&missing), None, true).unwrap().is_empty());
         let error = config_map("m", Some(&map), Some(&missing), None, false).unwrap_err();
         assert_eq!(error.to_string(), "references non-existent config key: z");
         assert_eq!(

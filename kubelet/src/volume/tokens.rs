@@ -31,10 +31,7 @@ pub(crate) struct Tokens {
 
 impl Tokens {
     pub(crate) fn new(client: kube::Client) -> Self {
-        Self {
-            client,
-            cache: Mutex::default(),
-        }
+        Self { client, cache: Mutex::default() }
     }
 
     /// A token that is valid now; asks for a new one when the old one ages.
@@ -49,9 +46,7 @@ impl Tokens {
         let now = Timestamp::now();
         let known = {
             let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-            cache
-                .get(&key)
-                .map(|entry| (entry.token.clone(), entry.refresh_at, entry.expires_at))
+            cache.get(&key).map(|entry| (entry.token.clone(), entry.refresh_at, entry.expires_at))
         };
         if let Some((token, refresh_at, _)) = &known
             && now < *refresh_at
@@ -74,10 +69,7 @@ impl Tokens {
         audience: &str,
         seconds: i64,
     ) -> Result<authentication::TokenRequestStatus, kube::Error> {
-        let account = model::spec(pod)
-            .service_account_name
-            .clone()
-            .unwrap_or_else(|| "default".to_owned());
+        let account = model::spec(pod).service_account_name.clone().unwrap_or_else(|| "default".to_owned());
         let request = authentication::TokenRequest {
             spec: Some(authentication::TokenRequestSpec {
                 audiences: (!audience.is_empty()).then(|| vec![audience.to_owned()]),
@@ -93,12 +85,8 @@ impl Tokens {
         };
         let accounts =
             kube::Api::<core::ServiceAccount>::namespaced(self.client.clone(), model::namespace(pod));
-        let answer = accounts
-            .create_token_request(&account, &PostParams::default(), &request)
-            .await?;
-        answer
-            .status
-            .ok_or_else(|| kube::Error::Service("the API server's answer holds no token".into()))
+        let answer = accounts.create_token_request(&account, &PostParams::default(), &request).await?;
+        answer.status.ok_or_else(|| kube::Error::Service("the API server's answer holds no token".into()))
     }
 
     fn keep(&self, key: Key, status: authentication::TokenRequestStatus, now: Timestamp) -> String {
@@ -106,11 +94,7 @@ impl Tokens {
         let expires_at = status.expiration_timestamp.map_or(now, |time| time.0);
         let life = expires_at.duration_since(now);
         let refresh = (life * 4 / 5).min(SignedDuration::from_hours(MAX_AGE_HOURS));
-        let entry = Entry {
-            token: token.clone(),
-            refresh_at: now + refresh,
-            expires_at,
-        };
+        let entry = Entry { token: token.clone(), refresh_at: now + refresh, expires_at };
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         if cache.len() >= CACHE_LIMIT {
             cache.retain(|_, entry| entry.expires_at > now);
@@ -123,9 +107,6 @@ impl Tokens {
 
     /// Forgets a pod's tokens.
     pub(crate) fn forget(&self, uid: &str) {
-        self.cache
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|(pod, ..), _| pod != uid);
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).retain(|(pod, ..), _| pod != uid);
     }
 }

@@ -28,9 +28,7 @@ pub(crate) fn write(dir: &Path, files: &Files, owner: Owner) -> io::Result<bool>
     fs::create_dir_all(dir)?;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o777))?;
     let current = fs::read_link(dir.join(DATA)).ok();
-    let unchanged = current
-        .as_ref()
-        .is_some_and(|current| holds(&dir.join(current), files, owner));
+    let unchanged = current.as_ref().is_some_and(|current| holds(&dir.join(current), files, owner));
     let keep = match current.filter(|_| unchanged) {
         Some(current) => current,
         None => {
@@ -90,10 +88,7 @@ fn fill(dir: &Path, files: &Files, owner: Owner) -> io::Result<()> {
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent)?;
             dirs.extend(
-                parent
-                    .ancestors()
-                    .take_while(|ancestor| ancestor.starts_with(dir))
-                    .map(Path::to_owned),
+                parent.ancestors().take_while(|ancestor| ancestor.starts_with(dir)).map(Path::to_owned),
             );
         }
         fs::write(&target, &file.bytes)?;
@@ -150,15 +145,7 @@ mod tests {
 
     fn files(list: &[(&str, &str)]) -> Files {
         list.iter()
-            .map(|(path, text)| {
-                (
-                    (*path).to_owned(),
-                    File {
-                        bytes: text.as_bytes().to_vec(),
-                        mode: 0o640,
-                    },
-                )
-            })
+            .map(|(path, text)| ((*path).to_owned(), File { bytes: text.as_bytes().to_vec(), mode: 0o640 }))
             .collect()
     }
 
@@ -175,10 +162,7 @@ mod tests {
         assert!(fs::symlink_metadata(root.join("a")).is_err());
         assert!(!root.join(before).exists());
         assert!(!root.join("..2000_left_by_a_crash").exists());
-        assert_eq!(
-            fs::metadata(root.join("d/b")).unwrap().permissions().mode() & 0o777,
-            0o640
-        );
+        assert_eq!(fs::metadata(root.join("d/b")).unwrap().permissions().mode() & 0o777, 0o640);
         assert_eq!(fs::read_dir(root).unwrap().count(), 3);
     }
 }

@@ -37,9 +37,7 @@ fn body(value: &Value) -> Body {
 fn answer(code: u16, value: &Value) -> Response<Body> {
     let mut response = Response::new(body(value));
     *response.status_mut() = code.try_into().unwrap();
-    response
-        .headers_mut()
-        .insert("content-type", "application/json".parse().unwrap());
+    response.headers_mut().insert("content-type", "application/json".parse().unwrap());
     response
 }
 
@@ -65,11 +63,7 @@ fn merge(target: &mut Value, patch: &Value) {
         match (by, value) {
             (_, Value::Null) => drop(map.remove(key)),
             (Some(by), Value::Array(list)) => {
-                let known = map
-                    .entry(key.clone())
-                    .or_insert_with(|| json!([]))
-                    .as_array_mut()
-                    .unwrap();
+                let known = map.entry(key.clone()).or_insert_with(|| json!([])).as_array_mut().unwrap();
                 for entry in list {
                     if entry.get("$patch").is_some() {
                         known.retain(|old| old[by] != entry[by]);
@@ -119,9 +113,7 @@ impl FakeApi {
         if kind == "ADDED" && object["metadata"]["uid"].is_null() {
             object["metadata"]["uid"] = json!(format!("uid-{revision}"));
         }
-        state
-            .history
-            .push((revision, key.0.clone(), kind, object.clone()));
+        state.history.push((revision, key.0.clone(), kind, object.clone()));
         match kind {
             "DELETED" => drop(state.objects.remove(&key)),
             _ => drop(state.objects.insert(key, object.clone())),
@@ -141,22 +133,12 @@ impl FakeApi {
     }
 
     pub(crate) fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
-        self.state
-            .lock()
-            .unwrap()
-            .objects
-            .get(&(resource.into(), namespace.into(), name.into()))
-            .cloned()
+        self.state.lock().unwrap().objects.get(&(resource.into(), namespace.into(), name.into())).cloned()
     }
 
     pub(crate) fn all(&self, resource: &str) -> Vec<Value> {
         let state = self.state.lock().unwrap();
-        state
-            .objects
-            .iter()
-            .filter(|(key, _)| key.0 == resource)
-            .map(|(_, object)| object.clone())
-            .collect()
+        state.objects.iter().filter(|(key, _)| key.0 == resource).map(|(_, object)| object.clone()).collect()
     }
 
     pub(crate) fn patch(&self, resource: &str, namespace: &str, name: &str, patch: &Value) {
@@ -177,11 +159,8 @@ impl FakeApi {
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let skip = if parts[0] == "api" { 2 } else { 3 };
         let parts = &parts[skip..];
-        let (namespace, rest) = if parts[0] == "namespaces" && parts.len() > 2 {
-            (parts[1], &parts[2..])
-        } else {
-            ("", parts)
-        };
+        let (namespace, rest) =
+            if parts[0] == "namespaces" && parts.len() > 2 { (parts[1], &parts[2..]) } else { ("", parts) };
         let resource = rest[0];
         let text = request.into_body().collect().await.unwrap().to_bytes();
         let sent: Value = serde_json::from_slice(&text).unwrap_or(Value::Null);
@@ -234,9 +213,7 @@ impl FakeApi {
     }
 
     fn watch(&self, resource: &str, query: &str) -> Response<Body> {
-        let from = query
-            .split('&')
-            .find_map(|pair| pair.strip_prefix("resourceVersion="));
+        let from = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion="));
         let mut seen: u64 = from.and_then(|text| text.parse().ok()).unwrap_or(0);
         let (sender, receiver) = mpsc::channel::<Result<Frame<Bytes>, Infallible>>(64);
         let (api, resource) = (self.clone(), resource.to_owned());
@@ -269,9 +246,7 @@ impl FakeApi {
         });
         let mut response =
             Response::new(StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(receiver)).boxed());
-        response
-            .headers_mut()
-            .insert("content-type", "application/json".parse().unwrap());
+        response.headers_mut().insert("content-type", "application/json".parse().unwrap());
         response
     }
 }

@@ -48,14 +48,8 @@ fn now() -> i64 {
 impl FakeCri {
     pub(crate) fn new() -> Self {
         let (events, _) = broadcast::channel(4096);
-        let state = State {
-            network_ready: true,
-            ..State::default()
-        };
-        Self {
-            state: Arc::new(Mutex::new(state)),
-            events,
-        }
+        let state = State { network_ready: true, ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)), events }
     }
 
     pub(crate) fn with<R>(&self, read: impl FnOnce(&mut State) -> R) -> R {
@@ -80,10 +74,7 @@ impl FakeCri {
                 metadata: config.metadata.clone(),
                 ..Default::default()
             };
-            Some(cri::ContainerEventResponse {
-                pod_sandbox_status: Some(status),
-                ..Default::default()
-            })
+            Some(cri::ContainerEventResponse { pod_sandbox_status: Some(status), ..Default::default() })
         });
         if let Some(event) = event {
             let _ = self.events.send(event);
@@ -164,16 +155,10 @@ impl RuntimeService for FakeCri {
     }
 
     async fn status(&self, _: Request<cri::StatusRequest>) -> Answer<cri::StatusResponse> {
-        let condition = |kind: &str, status| cri::RuntimeCondition {
-            r#type: kind.into(),
-            status,
-            ..Default::default()
-        };
+        let condition =
+            |kind: &str, status| cri::RuntimeCondition { r#type: kind.into(), status, ..Default::default() };
         let network = self.with(|state| state.network_ready);
-        let conditions = vec![
-            condition("RuntimeReady", true),
-            condition("NetworkReady", network),
-        ];
+        let conditions = vec![condition("RuntimeReady", true), condition("NetworkReady", network)];
         Ok(Response::new(cri::StatusResponse {
             status: Some(cri::RuntimeStatus { conditions }),
             ..Default::default()
@@ -224,19 +209,9 @@ impl RuntimeService for FakeCri {
         let id = request.into_inner().pod_sandbox_id;
         let number: u32 = id.trim_start_matches("sandbox").parse().unwrap();
         let ip = format!("10.244.{}.{}", number / 250, number % 250 + 2);
-        let network = cri::PodSandboxNetworkStatus {
-            ip,
-            ..Default::default()
-        };
-        let status = cri::PodSandboxStatus {
-            id,
-            network: Some(network),
-            ..Default::default()
-        };
-        Ok(Response::new(cri::PodSandboxStatusResponse {
-            status: Some(status),
-            ..Default::default()
-        }))
+        let network = cri::PodSandboxNetworkStatus { ip, ..Default::default() };
+        let status = cri::PodSandboxStatus { id, network: Some(network), ..Default::default() };
+        Ok(Response::new(cri::PodSandboxStatusResponse { status: Some(status), ..Default::default() }))
     }
 
     async fn list_pod_sandbox(
@@ -272,11 +247,7 @@ impl RuntimeService for FakeCri {
     ) -> Answer<cri::CreateContainerResponse> {
         let request = request.into_inner();
         let config = request.config.unwrap();
-        let log = format!(
-            "{}/{}",
-            request.sandbox_config.unwrap().log_directory,
-            config.log_path
-        );
+        let log = format!("{}/{}", request.sandbox_config.unwrap().log_directory, config.log_path);
         let id = self.with(|state| {
             state.counter += 1;
             let id = format!("container{}", state.counter);
@@ -292,15 +263,9 @@ impl RuntimeService for FakeCri {
                 annotations: config.annotations.clone(),
                 ..Default::default()
             };
-            state.containers.insert(
-                id.clone(),
-                Container {
-                    sandbox: request.pod_sandbox_id,
-                    config,
-                    status,
-                    log,
-                },
-            );
+            state
+                .containers
+                .insert(id.clone(), Container { sandbox: request.pod_sandbox_id, config, status, log });
             id
         });
         Ok(Response::new(cri::CreateContainerResponse { container_id: id }))
@@ -346,10 +311,8 @@ impl RuntimeService for FakeCri {
     ) -> Answer<cri::ListContainersResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
         let containers = self.with(|state| {
-            let all = state
-                .containers
-                .iter()
-                .filter(|(_, c)| selected(&c.config.labels, &filter.label_selector));
+            let all =
+                state.containers.iter().filter(|(_, c)| selected(&c.config.labels, &filter.label_selector));
             all.map(|(id, container)| cri::Container {
                 id: id.clone(),
                 pod_sandbox_id: container.sandbox.clone(),
@@ -370,26 +333,15 @@ impl RuntimeService for FakeCri {
         request: Request<cri::ContainerStatusRequest>,
     ) -> Answer<cri::ContainerStatusResponse> {
         let id = request.into_inner().container_id;
-        let status = self.with(|state| {
-            state
-                .containers
-                .get(&id)
-                .map(|container| container.status.clone())
-        });
+        let status = self.with(|state| state.containers.get(&id).map(|container| container.status.clone()));
         let status = status.ok_or_else(|| Status::not_found(id))?;
-        Ok(Response::new(cri::ContainerStatusResponse {
-            status: Some(status),
-            ..Default::default()
-        }))
+        Ok(Response::new(cri::ContainerStatusResponse { status: Some(status), ..Default::default() }))
     }
 
     async fn exec_sync(&self, request: Request<cri::ExecSyncRequest>) -> Answer<cri::ExecSyncResponse> {
         let command = request.into_inner().cmd.join(" ");
         let exit_code = self.with(|state| i32::from(state.failing.contains(&command)));
-        Ok(Response::new(cri::ExecSyncResponse {
-            exit_code,
-            ..Default::default()
-        }))
+        Ok(Response::new(cri::ExecSyncResponse { exit_code, ..Default::default() }))
     }
 
     type GetContainerEventsStream = Boxed<cri::ContainerEventResponse>;
@@ -398,9 +350,7 @@ impl RuntimeService for FakeCri {
         _: Request<cri::GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
         let stream = tokio_stream::wrappers::BroadcastStream::new(self.events.subscribe());
-        Ok(Response::new(Box::pin(
-            stream.filter_map(|event| event.ok().map(Ok)),
-        )))
+        Ok(Response::new(Box::pin(stream.filter_map(|event| event.ok().map(Ok)))))
     }
 
     absent! {
@@ -443,17 +393,12 @@ impl ImageService for FakeCri {
         request: Request<cri::ImageStatusRequest>,
     ) -> Answer<cri::ImageStatusResponse> {
         let name = request.into_inner().image.unwrap().image;
-        let image = self
-            .with(|state| state.images.contains(&name))
-            .then(|| cri::Image {
-                id: name,
-                size: 5,
-                ..Default::default()
-            });
-        Ok(Response::new(cri::ImageStatusResponse {
-            image,
+        let image = self.with(|state| state.images.contains(&name)).then(|| cri::Image {
+            id: name,
+            size: 5,
             ..Default::default()
-        }))
+        });
+        Ok(Response::new(cri::ImageStatusResponse { image, ..Default::default() }))
     }
 
     async fn pull_image(&self, request: Request<cri::PullImageRequest>) -> Answer<cri::PullImageResponse> {

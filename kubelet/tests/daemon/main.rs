@@ -19,11 +19,7 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
-        let lab = Self {
-            api: FakeApi::default(),
-            cri: FakeCri::new(),
-            dir: tempfile::tempdir().unwrap(),
-        };
+        let lab = Self { api: FakeApi::default(), cri: FakeCri::new(), dir: tempfile::tempdir().unwrap() };
         lab.cri.with(|state| state.images.insert("img:1".into()));
         lab.api.create(
             "services",
@@ -49,13 +45,8 @@ impl Lab {
             address: "127.0.0.1".into(),
             port,
             healthz_port: 0,
-            authentication: Authentication {
-                anonymous: Enabled { enabled: true },
-                ..Default::default()
-            },
-            authorization: Authorization {
-                mode: AuthorizationMode::AlwaysAllow,
-            },
+            authentication: Authentication { anonymous: Enabled { enabled: true }, ..Default::default() },
+            authorization: Authorization { mode: AuthorizationMode::AlwaysAllow },
             max_pods: 200,
             ..Config::default()
         }
@@ -66,11 +57,7 @@ impl Lab {
         &self,
         test: impl FnOnce(FakeApi, FakeCri, u16) -> F + Send + 'static,
     ) {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = self.config(port);
         let socket = self.path("cri.sock");
         let (api, cri) = (self.api.clone(), self.cri.clone());
@@ -112,9 +99,7 @@ fn simple() -> Value {
 }
 
 fn status(api: &FakeApi, name: &str) -> Value {
-    api.get("pods", "default", name)
-        .map(|pod| pod["status"].clone())
-        .unwrap_or_default()
+    api.get("pods", "default", name).map(|pod| pod["status"].clone()).unwrap_or_default()
 }
 
 fn is_ready(status: &Value) -> bool {
@@ -210,24 +195,11 @@ async fn check_logs(port: u16) {
     config.accept_invalid_certs = true;
     let client = orlop_kube::client_from_config(config).unwrap();
     let get = |path: &str| http::Request::get(path).body(Vec::new()).unwrap();
-    let logs = client
-        .request_text(get("/containerLogs/default/p/a?tailLines=1&timestamps=true"))
-        .await
-        .unwrap();
+    let logs =
+        client.request_text(get("/containerLogs/default/p/a?tailLines=1&timestamps=true")).await.unwrap();
     assert_eq!(logs, "2026-01-01T00:00:00.000000000Z hello\n");
-    assert!(
-        client
-            .request_text(get("/containerLogs/default/p/none"))
-            .await
-            .is_err()
-    );
-    assert!(
-        client
-            .request_text(get("/pods"))
-            .await
-            .unwrap()
-            .contains("\"PodList\"")
-    );
+    assert!(client.request_text(get("/containerLogs/default/p/none")).await.is_err());
+    assert!(client.request_text(get("/pods")).await.unwrap().contains("\"PodList\""));
 }
 
 #[test]
@@ -241,10 +213,7 @@ fn crashes_restart_and_back_off_and_probes_decide() {
             Some(status(&api, "p")).filter(|s| s["containerStatuses"][0]["restartCount"] == 1 && is_ready(s))
         })
         .await;
-        assert_eq!(
-            status["containerStatuses"][0]["lastState"]["terminated"]["exitCode"],
-            1
-        );
+        assert_eq!(status["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 1);
         cri.end(&cri.running("a").remove(0), 1);
         eventually("back-off", || {
             Some(super_status(&api))
@@ -260,10 +229,7 @@ fn crashes_restart_and_back_off_and_probes_decide() {
             json!({"exec": {"command": ["alive"]}, "periodSeconds": 1, "failureThreshold": 1});
         cri.with(|state| state.failing.insert("ready".into()));
         api.create("pods", pod("q", probed));
-        eventually("running", || {
-            Some(status_of(&api, "q")).filter(|s| s["phase"] == "Running")
-        })
-        .await;
+        eventually("running", || Some(status_of(&api, "q")).filter(|s| s["phase"] == "Running")).await;
         assert!(!is_ready(&status_of(&api, "q")));
         cri.with(|state| state.failing.clear());
         ready(&api, "q").await;
@@ -292,40 +258,23 @@ fn bad_images_and_what_does_not_fit_are_explained() {
         api.create("pods", pod("bad", image("Bad Name")));
         let reason =
             |name: &str| status(&api, name)["containerStatuses"][0]["state"]["waiting"]["reason"].clone();
-        eventually("ErrImagePull", || {
-            (reason("absent") == "ErrImagePull").then_some(())
-        })
-        .await;
-        eventually("ImagePullBackOff", || {
-            (reason("absent") == "ImagePullBackOff").then_some(())
-        })
-        .await;
-        eventually("InvalidImageName", || {
-            (reason("bad") == "InvalidImageName").then_some(())
-        })
-        .await;
+        eventually("ErrImagePull", || (reason("absent") == "ErrImagePull").then_some(())).await;
+        eventually("ImagePullBackOff", || (reason("absent") == "ImagePullBackOff").then_some(())).await;
+        eventually("InvalidImageName", || (reason("bad") == "InvalidImageName").then_some(())).await;
         let message =
             status(&api, "absent")["containerStatuses"][0]["state"]["waiting"]["message"].to_string();
         assert!(message.contains("not found"), "{message}");
         let mut large = simple();
         large["containers"][0]["resources"] = json!({"requests": {"cpu": "1000"}});
         api.create("pods", pod("large", large));
-        let status = eventually("rejected", || {
-            Some(status(&api, "large")).filter(|s| s["phase"] == "Failed")
-        })
-        .await;
+        let status =
+            eventually("rejected", || Some(status(&api, "large")).filter(|s| s["phase"] == "Failed")).await;
         assert_eq!(status["reason"], "OutOfcpu");
         let mut config = simple();
         config["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": "late"}}]);
         api.create("pods", pod("config", config));
-        eventually("config error", || {
-            (reason("config") == "CreateContainerConfigError").then_some(())
-        })
-        .await;
-        api.create(
-            "configmaps",
-            json!({"metadata": {"name": "late", "namespace": "default"}, "data": {}}),
-        );
+        eventually("config error", || (reason("config") == "CreateContainerConfigError").then_some(())).await;
+        api.create("configmaps", json!({"metadata": {"name": "late", "namespace": "default"}, "data": {}}));
         ready(&api, "config").await;
     });
 }
@@ -343,17 +292,11 @@ fn jobs_end_and_stay_until_deleted() {
         cri.end(&init, 0);
         let main = eventually("main", || cri.running("a").pop()).await;
         cri.end(&main, 0);
-        let status = eventually("succeeded", || {
-            Some(status(&api, "job")).filter(|s| s["phase"] == "Succeeded")
-        })
-        .await;
-        assert_eq!(
-            status["containerStatuses"][0]["state"]["terminated"]["reason"],
-            "Completed"
-        );
+        let status =
+            eventually("succeeded", || Some(status(&api, "job")).filter(|s| s["phase"] == "Succeeded")).await;
+        assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["reason"], "Completed");
         eventually("sandbox stopped", || {
-            cri.with(|state| state.sandboxes.values().all(|sandbox| !sandbox.1))
-                .then_some(())
+            cri.with(|state| state.sandboxes.values().all(|sandbox| !sandbox.1)).then_some(())
         })
         .await;
         assert_eq!(cri.with(|state| state.containers.len()), 2);
@@ -373,10 +316,7 @@ fn a_restart_adopts_what_runs_and_ends_what_vanished() {
     assert_eq!(before.len(), 2);
     lab.api.remove("pods", "default", "goes");
     lab.run(move |api, cri, _| async move {
-        eventually("orphan ended", || {
-            (cri.with(|state| state.sandboxes.len()) == 1).then_some(())
-        })
-        .await;
+        eventually("orphan ended", || (cri.with(|state| state.sandboxes.len()) == 1).then_some(())).await;
         let after = cri.running("a");
         assert_eq!(after.len(), 1);
         assert!(before.contains(&after[0]));

@@ -45,16 +45,11 @@ pub fn connect(endpoint: &str) -> Result<Channel, ConnectError> {
         Some(path) => PathBuf::from(path),
         None if endpoint.starts_with('/') => PathBuf::from(endpoint),
         None => {
-            return Err(ConnectError::NotUnix {
-                endpoint: endpoint.to_owned(),
-            });
+            return Err(ConnectError::NotUnix { endpoint: endpoint.to_owned() });
         }
     };
     let channel = Endpoint::try_from("http://cri.invalid")
-        .map_err(|source| ConnectError::Channel {
-            endpoint: endpoint.to_owned(),
-            source,
-        })?
+        .map_err(|source| ConnectError::Channel { endpoint: endpoint.to_owned(), source })?
         .connect_with_connector_lazy(tower::service_fn(move |_| {
             let path = path.clone();
             async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }

@@ -84,10 +84,7 @@ async fn answer(frame: Frame, request: Request<Incoming>) -> Result<Response<Ful
         (&Method::GET, "/dump") => dump(&frame),
         (&Method::GET, "/loglevel") => text(StatusCode::OK, telemetry::filter()),
         (&Method::PUT, "/loglevel") => set_log_level(request).await,
-        _ => text(
-            StatusCode::NOT_FOUND,
-            "known: /healthz /readyz /metrics /dump /loglevel".to_owned(),
-        ),
+        _ => text(StatusCode::NOT_FOUND, "known: /healthz /readyz /metrics /dump /loglevel".to_owned()),
     };
     Ok(response)
 }
@@ -97,38 +94,25 @@ fn readyz(frame: &Frame) -> Response<Full<Bytes>> {
     if missing.is_empty() {
         text(StatusCode::OK, "ok".to_owned())
     } else {
-        text(
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("waiting for: {}", missing.join(", ")),
-        )
+        text(StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}", missing.join(", ")))
     }
 }
 
 fn dump(frame: &Frame) -> Response<Full<Bytes>> {
-    let sections: serde_json::Map<_, _> = frame
-        .dumps()
-        .iter()
-        .map(|(name, dump)| ((*name).to_owned(), dump()))
-        .collect();
+    let sections: serde_json::Map<_, _> =
+        frame.dumps().iter().map(|(name, dump)| ((*name).to_owned(), dump())).collect();
     let mut response = text(StatusCode::OK, serde_json::Value::Object(sections).to_string());
-    response.headers_mut().insert(
-        hyper::header::CONTENT_TYPE,
-        hyper::header::HeaderValue::from_static("application/json"),
-    );
+    response
+        .headers_mut()
+        .insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
     response
 }
 
 async fn set_log_level(request: Request<Incoming>) -> Response<Full<Bytes>> {
-    let body = match Limited::new(request.into_body(), BODY_LIMIT_BYTES)
-        .collect()
-        .await
-    {
+    let body = match Limited::new(request.into_body(), BODY_LIMIT_BYTES).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) => {
-            return text(
-                StatusCode::BAD_REQUEST,
-                format!("could not read the filter: {error}"),
-            );
+            return text(StatusCode::BAD_REQUEST, format!("could not read the filter: {error}"));
         }
     };
     match telemetry::set_filter(String::from_utf8_lossy(&body).trim()) {

@@ -13,11 +13,7 @@ pub struct Backoff {
 impl Backoff {
     /// A backoff whose first pause is at most `initial` and no pause is above `cap`.
     pub const fn new(initial: Duration, cap: Duration) -> Self {
-        Self {
-            initial,
-            cap,
-            step: initial,
-        }
+        Self { initial, cap, step: initial }
     }
 
     /// The next pause: between half the current step and the whole of it.

@@ -60,10 +60,8 @@ pub fn load<T>(path: &Path) -> Result<T, ConfigError>
 where
     T: DeserializeOwned + Serialize + Default + Validate,
 {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     parse(&text, path)
 }
 
@@ -75,10 +73,7 @@ pub fn parse<T>(text: &str, path: &Path) -> Result<T, ConfigError>
 where
     T: DeserializeOwned + Serialize + Default + Validate,
 {
-    let parse_error = |reason: String| ConfigError::Parse {
-        path: path.to_owned(),
-        reason,
-    };
+    let parse_error = |reason: String| ConfigError::Parse { path: path.to_owned(), reason };
     let given: Value = if text.trim().is_empty() {
         Value::Object(serde_json::Map::new())
     } else {
@@ -92,10 +87,7 @@ where
     if problems.is_empty() {
         Ok(config)
     } else {
-        Err(ConfigError::Invalid {
-            path: path.to_owned(),
-            problems,
-        })
+        Err(ConfigError::Invalid { path: path.to_owned(), problems })
     }
 }
 
@@ -106,11 +98,7 @@ fn unknown_keys(given: &Value, known: &Value, prefix: &str, free: &[&str], probl
                 return;
             }
             for (key, value) in given {
-                let path = if prefix.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{prefix}.{key}")
-                };
+                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
                 match known.get(key) {
                     Some(known) => unknown_keys(value, known, &path, free, problems),
                     None => problems.push(unknown_key(&path, key, known.keys())),
@@ -129,10 +117,7 @@ fn unknown_keys(given: &Value, known: &Value, prefix: &str, free: &[&str], probl
 fn unknown_key<'a>(path: &str, key: &str, known: impl Iterator<Item = &'a String>) -> String {
     let nearest = known
         .map(|candidate| {
-            (
-                strsim::damerau_levenshtein(&key.to_lowercase(), &candidate.to_lowercase()),
-                candidate,
-            )
+            (strsim::damerau_levenshtein(&key.to_lowercase(), &candidate.to_lowercase()), candidate)
         })
         .min();
     match nearest {
@@ -167,11 +152,7 @@ mod tests {
     impl Validate for Sample {
         const FREE_MAPS: &'static [&'static str] = &["labels"];
         fn problems(&self) -> Vec<String> {
-            if self.max_pods == Some(0) {
-                vec!["maxPods is 0: give at least 1".into()]
-            } else {
-                Vec::new()
-            }
+            if self.max_pods == Some(0) { vec!["maxPods is 0: give at least 1".into()] } else { Vec::new() }
         }
     }
 
@@ -187,10 +168,7 @@ mod tests {
             error.contains(r#"unknown key "listenAdress", the nearest valid one is "listenAddress""#),
             "{error}"
         );
-        assert!(
-            error.contains(r#"unknown key "inner.prt", the nearest valid one is "port""#),
-            "{error}"
-        );
+        assert!(error.contains(r#"unknown key "inner.prt", the nearest valid one is "port""#), "{error}");
         assert!(error.contains("maxPods is 0"), "{error}");
         assert!(!error.contains("any/key"), "{error}");
     }

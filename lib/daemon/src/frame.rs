@@ -28,12 +28,7 @@ pub struct Settings {
 impl Settings {
     /// Settings with a drain deadline of 10 seconds, two worker threads and no admin socket.
     pub const fn new(name: &'static str) -> Self {
-        Self {
-            name,
-            admin_socket: None,
-            drain_deadline: Duration::from_secs(10),
-            worker_threads: 2,
-        }
+        Self { name, admin_socket: None, drain_deadline: Duration::from_secs(10), worker_threads: 2 }
     }
 }
 
@@ -102,11 +97,7 @@ impl Frame {
     }
 
     pub(crate) fn dumps(&self) -> BTreeMap<&'static str, DumpFn> {
-        self.inner
-            .dumps
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.inner.dumps.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Runs a named task for the life of the daemon. An error or panic before the drain ends the process.
@@ -229,10 +220,7 @@ async fn drain_tasks(frame: &Frame, deadline: Duration) {
     let mut tasks = std::mem::take(&mut *frame.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
     let all = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(deadline, all).await.is_err() {
-        tracing::warn!(
-            left = tasks.len(),
-            "drain deadline passed, stopping the remaining tasks"
-        );
+        tracing::warn!(left = tasks.len(), "drain deadline passed, stopping the remaining tasks");
         tasks.shutdown().await;
     }
 }

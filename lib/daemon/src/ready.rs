@@ -20,30 +20,20 @@ pub struct ReadyGuard {
 impl Ready {
     pub(crate) fn new() -> Self {
         let (changed, _) = watch::channel(false);
-        Self {
-            guards: Arc::default(),
-            changed: Arc::new(changed),
-        }
+        Self { guards: Arc::default(), changed: Arc::new(changed) }
     }
 
     /// Registers a dependency. `name` shows in `/readyz`: use words like `api-synced`.
     pub fn guard(&self, name: impl Into<String>) -> ReadyGuard {
         let name = name.into();
         self.write(&name, false);
-        ReadyGuard {
-            name,
-            ready: self.clone(),
-        }
+        ReadyGuard { name, ready: self.clone() }
     }
 
     /// The names of the guards that are not set yet.
     pub fn missing(&self) -> Vec<String> {
         let guards = self.guards.lock().unwrap_or_else(PoisonError::into_inner);
-        guards
-            .iter()
-            .filter(|(_, set)| !**set)
-            .map(|(name, _)| name.clone())
-            .collect()
+        guards.iter().filter(|(_, set)| !**set).map(|(name, _)| name.clone()).collect()
     }
 
     /// Resolves once every registered guard is set. Cancel safe.

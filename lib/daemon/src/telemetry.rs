@@ -18,13 +18,9 @@ pub fn init_tracing() {
     let json = std::env::var("ORLOP_LOG_FORMAT").is_ok_and(|format| format == "json");
     let registry = tracing_subscriber::registry().with(filter);
     let started = if json {
-        registry
-            .with(fmt::layer().json().with_writer(std::io::stderr))
-            .try_init()
+        registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init()
     } else {
-        registry
-            .with(fmt::layer().with_ansi(false).with_writer(std::io::stderr))
-            .try_init()
+        registry.with(fmt::layer().with_ansi(false).with_writer(std::io::stderr)).try_init()
     };
     if started.is_ok() {
         let _ = FILTER.set(handle);
@@ -35,15 +31,10 @@ pub fn init_tracing() {
 pub(crate) fn set_filter(text: &str) -> Result<(), String> {
     let filter = EnvFilter::try_new(text).map_err(|error| format!("invalid log filter {text:?}: {error}"))?;
     let handle = FILTER.get().ok_or("tracing was not started by this process")?;
-    handle
-        .reload(filter)
-        .map_err(|error| format!("could not replace the log filter: {error}"))
+    handle.reload(filter).map_err(|error| format!("could not replace the log filter: {error}"))
 }
 
 /// The filter in force.
 pub(crate) fn filter() -> String {
-    FILTER
-        .get()
-        .and_then(|handle| handle.with_current(ToString::to_string).ok())
-        .unwrap_or_default()
+    FILTER.get().and_then(|handle| handle.with_current(ToString::to_string).ok()).unwrap_or_default()
 }

@@ -25,14 +25,10 @@ pub enum ClientError {
 /// # Errors
 /// [`ClientError`] names the file or what in it cannot be used.
 pub async fn client_from_kubeconfig(path: &Path) -> Result<Client, ClientError> {
-    let load = |source| ClientError::Load {
-        path: path.to_owned(),
-        source,
-    };
+    let load = |source| ClientError::Load { path: path.to_owned(), source };
     let kubeconfig = Kubeconfig::read_from(path).map_err(load)?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .map_err(load)?;
+    let config =
+        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(load)?;
     client_from_config(config)
 }
 

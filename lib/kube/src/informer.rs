@@ -38,9 +38,7 @@ pub struct Informer<V> {
 
 impl<V> Clone for Informer<V> {
     fn clone(&self) -> Self {
-        Self {
-            shared: self.shared.clone(),
-        }
+        Self { shared: self.shared.clone() }
     }
 }
 
@@ -82,11 +80,7 @@ impl<V> Informer<V> {
     pub fn detached(synced: bool) -> Self {
         let (synced, _) = watch::channel(synced);
         Self {
-            shared: Arc::new(Shared {
-                objects: RwLock::default(),
-                synced,
-                subscribers: Mutex::default(),
-            }),
+            shared: Arc::new(Shared { objects: RwLock::default(), synced, subscribers: Mutex::default() }),
         }
     }
 
@@ -103,12 +97,7 @@ impl<V> Informer<V> {
 
     /// One object.
     pub fn get(&self, key: &Key) -> Option<Arc<V>> {
-        self.shared
-            .objects
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(key)
-            .cloned()
+        self.shared.objects.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
 
     /// Reads the whole map under its lock: keep `read` short.
@@ -118,22 +107,13 @@ impl<V> Informer<V> {
 
     /// All objects.
     pub fn all(&self) -> Vec<(Key, Arc<V>)> {
-        self.with(|objects| {
-            objects
-                .iter()
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect()
-        })
+        self.with(|objects| objects.iter().map(|(key, value)| (key.clone(), value.clone())).collect())
     }
 
     /// A new subscription; every key that exists now counts as changed.
     pub fn subscribe(&self) -> Subscription {
         let dirty = Arc::new(Dirty::default());
-        let mut subscribers = self
-            .shared
-            .subscribers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut subscribers = self.shared.subscribers.lock().unwrap_or_else(PoisonError::into_inner);
         subscribers.retain(|subscriber| subscriber.strong_count() > 0);
         subscribers.push(Arc::downgrade(&dirty));
         let existing = self.with(|objects| objects.keys().cloned().collect::<BTreeSet<_>>());
@@ -147,11 +127,7 @@ impl<V> Informer<V> {
     /// Puts (or with `None` removes) one object and tells the subscribers.
     pub fn set(&self, key: Key, value: Option<V>) {
         {
-            let mut objects = self
-                .shared
-                .objects
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut objects = self.shared.objects.write().unwrap_or_else(PoisonError::into_inner);
             match value {
                 Some(value) => drop(objects.insert(key.clone(), Arc::new(value))),
                 None => {
@@ -170,20 +146,12 @@ impl<V> Informer<V> {
     }
 
     fn mark(&self, keys: impl IntoIterator<Item = Key> + Clone) {
-        let mut subscribers = self
-            .shared
-            .subscribers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut subscribers = self.shared.subscribers.lock().unwrap_or_else(PoisonError::into_inner);
         subscribers.retain(|subscriber| {
             let Some(dirty) = subscriber.upgrade() else {
                 return false;
             };
-            dirty
-                .keys
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .extend(keys.clone());
+            dirty.keys.lock().unwrap_or_else(PoisonError::into_inner).extend(keys.clone());
             dirty.notify.notify_one();
             true
         });
@@ -193,11 +161,7 @@ impl<V> Informer<V> {
     fn replace(&self, fresh: BTreeMap<Key, Arc<V>>) {
         let mut changed: BTreeSet<Key> = fresh.keys().cloned().collect();
         {
-            let mut objects = self
-                .shared
-                .objects
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut objects = self.shared.objects.write().unwrap_or_else(PoisonError::into_inner);
             changed.extend(objects.keys().cloned());
             *objects = fresh;
         }
@@ -296,10 +260,7 @@ fn take_in<K: Resource, V>(
 }
 
 fn key_of<K: Resource>(object: &K) -> Key {
-    Key {
-        namespace: object.namespace().unwrap_or_default(),
-        name: object.name_any(),
-    }
+    Key { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -318,10 +279,7 @@ mod tests {
     use super::*;
 
     fn key(name: &str) -> Key {
-        Key {
-            namespace: "default".into(),
-            name: name.into(),
-        }
+        Key { namespace: "default".into(), name: name.into() }
     }
 
     #[tokio::test]
@@ -333,10 +291,7 @@ mod tests {
         informer.set(key("b"), Some(3));
         informer.set(key("gone"), None);
         let changed = subscription.changed().await;
-        assert_eq!(
-            changed.into_iter().map(|key| key.name).collect::<Vec<_>>(),
-            ["a", "b"]
-        );
+        assert_eq!(changed.into_iter().map(|key| key.name).collect::<Vec<_>>(), ["a", "b"]);
         informer.set(key("a"), None);
         assert_eq!(subscription.changed().await.len(), 1);
         assert!(informer.get(&key("a")).is_none());
@@ -350,12 +305,7 @@ mod tests {
         let subscription = informer.subscribe();
         subscription.changed().await;
         informer.replace(BTreeMap::from([(key("new"), Arc::new(2))]));
-        let names: Vec<_> = subscription
-            .changed()
-            .await
-            .into_iter()
-            .map(|key| key.name)
-            .collect();
+        let names: Vec<_> = subscription.changed().await.into_iter().map(|key| key.name).collect();
         assert_eq!(names, ["new", "old"]);
     }
 }

@@ -158,16 +158,10 @@ impl NetworkWatches {
             services: informer(frame, "services", Api::all(client.clone()), all(), |object| {
                 Some(service(&object))
             }),
-            slices: informer(
-                frame,
-                "endpointslices",
-                Api::all(client.clone()),
-                all(),
-                |object| endpoint_slice(&object),
-            ),
-            nodes: informer(frame, "nodes", Api::all(client.clone()), all(), |object| {
-                Some(node(&object))
+            slices: informer(frame, "endpointslices", Api::all(client.clone()), all(), |object| {
+                endpoint_slice(&object)
             }),
+            nodes: informer(frame, "nodes", Api::all(client.clone()), all(), |object| Some(node(&object))),
         }
     }
 
@@ -197,18 +191,10 @@ pub fn service(object: &core::Service) -> Service {
         Some(list) if !list.is_empty() => ips(list),
         _ => ips(spec.cluster_ip.as_ref()),
     };
-    let status = object
-        .status
-        .as_ref()
-        .and_then(|status| status.load_balancer.as_ref());
-    let ingress = status
-        .and_then(|balancer| balancer.ingress.as_ref())
-        .into_iter()
-        .flatten();
+    let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
     let affinity = spec.session_affinity.as_deref() == Some("ClientIP");
-    let timeout = spec
-        .session_affinity_config
-        .and_then(|config| config.client_ip?.timeout_seconds);
+    let timeout = spec.session_affinity_config.and_then(|config| config.client_ip?.timeout_seconds);
     let labels = object.metadata.labels.as_ref();
     Service {
         kind: spec.type_.unwrap_or_else(|| "ClusterIP".to_owned()),
@@ -278,18 +264,10 @@ fn endpoint_port(object: &discovery::EndpointPort) -> Option<EndpointPort> {
 /// Projects a Node.
 pub fn node(object: &core::Node) -> Node {
     let spec = object.spec.clone().unwrap_or_default();
-    let addresses = object
-        .status
-        .as_ref()
-        .and_then(|status| status.addresses.as_ref())
-        .into_iter()
-        .flatten();
+    let addresses = object.status.as_ref().and_then(|status| status.addresses.as_ref()).into_iter().flatten();
     let annotations = object.metadata.annotations.clone().unwrap_or_default();
     Node {
-        pod_cidrs: spec
-            .pod_cidrs
-            .or_else(|| spec.pod_cidr.map(|cidr| vec![cidr]))
-            .unwrap_or_default(),
+        pod_cidrs: spec.pod_cidrs.or_else(|| spec.pod_cidr.map(|cidr| vec![cidr])).unwrap_or_default(),
         internal_ips: addresses
             .filter(|address| address.type_ == "InternalIP")
             .filter_map(|address| address.address.parse().ok())

@@ -53,14 +53,8 @@ struct AttachAttributes {
 fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attributes` is a live, exclusively borrowed `repr(C)` struct whose size is passed along; every pointer inside it was
     // made from a slice that the caller keeps alive across this call. rustix and nix have no bpf(2).
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_mut(attributes),
-            size_of::<T>(),
-        )
-    };
+    let answer =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     crate::check(answer)
 }
 
@@ -94,10 +88,7 @@ pub fn load_device_program(instructions: &[Instruction]) -> io::Result<OwnedFd> 
         return Ok(own(number));
     }
     let text: Vec<u8> = log.into_iter().take_while(|b| *b != 0).collect();
-    Err(io::Error::new(
-        error.kind(),
-        format!("{error}: {}", String::from_utf8_lossy(&text).trim()),
-    ))
+    Err(io::Error::new(error.kind(), format!("{error}: {}", String::from_utf8_lossy(&text).trim())))
 }
 
 fn own(number: libc::c_long) -> OwnedFd {

@@ -13,10 +13,7 @@ static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 /// program opened itself.
 pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     if number <= libc::STDERR_FILENO {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "standard streams are not handed over",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "standard streams are not handed over"));
     }
     let mut taken = TAKEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if taken.contains(&number) {
@@ -53,10 +50,6 @@ pub fn close_from_on_exec(first: u32) -> io::Result<()> {
 
 /// Lets a descriptor survive execve (or not). For single-threaded programs that are about to start a child.
 pub fn set_inheritable(fd: BorrowedFd<'_>, inheritable: bool) -> io::Result<()> {
-    let flags = if inheritable {
-        rustix::io::FdFlags::empty()
-    } else {
-        rustix::io::FdFlags::CLOEXEC
-    };
+    let flags = if inheritable { rustix::io::FdFlags::empty() } else { rustix::io::FdFlags::CLOEXEC };
     rustix::io::fcntl_setfd(fd, flags).map_err(io::Error::from)
 }

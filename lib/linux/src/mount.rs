@@ -34,10 +34,7 @@ fn set_attributes(mount: BorrowedFd<'_>, recursive: bool, attributes: &mut Attri
 
 /// Makes a mount (usually a detached one from `open_tree`) read-only.
 pub fn set_read_only(mount: impl AsFd, recursive: bool) -> io::Result<()> {
-    let mut attributes = Attributes {
-        set: MOUNT_ATTR_RDONLY,
-        ..Attributes::default()
-    };
+    let mut attributes = Attributes { set: MOUNT_ATTR_RDONLY, ..Attributes::default() };
     set_attributes(mount.as_fd(), recursive, &mut attributes)
 }
 

@@ -18,12 +18,10 @@ pub fn open(path: &Path) -> io::Result<OwnedFd> {
 pub fn run<T: Send>(namespace: impl AsFd, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     let namespace = namespace.as_fd();
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new()
-            .name("netns".to_owned())
-            .spawn_scoped(scope, move || {
-                nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
-                Ok(work())
-            })?;
+        let thread = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, move || {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            Ok(work())
+        })?;
         match thread.join() {
             Ok(answer) => answer,
             Err(panic) => std::panic::resume_unwind(panic),

@@ -33,9 +33,9 @@ impl SingleThreaded {
     pub fn verify() -> io::Result<Self> {
         match std::fs::read_dir("/proc/self/task")?.count() {
             1 => Ok(Self(())),
-            threads => Err(io::Error::other(format!(
-                "the process has {threads} threads where one is allowed"
-            ))),
+            threads => {
+                Err(io::Error::other(format!("the process has {threads} threads where one is allowed")))
+            }
         }
     }
 }
@@ -75,9 +75,7 @@ pub fn reset_signals() -> io::Result<()> {
         // SAFETY: SIG_DFL installs no handler of ours. SIGKILL, SIGSTOP and the C library's own answer EINVAL, which changes nothing.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
-    nix::sys::signal::SigSet::empty()
-        .thread_set_mask()
-        .map_err(io::Error::from)
+    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
 }
 
 /// Sends a signal by number, real-time ones too (nix and rustix know names only). A negative pid is a process group.
@@ -93,10 +91,7 @@ pub fn send_signal(pid: i32, signal: i32) -> io::Result<()> {
 /// Start time of a process in clock ticks since boot: field 22 of `/proc/PID/stat`.
 pub fn start_time(pid: u32) -> io::Result<u64> {
     parse_start_time(&std::fs::read_to_string(format!("/proc/{pid}/stat"))?).ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("/proc/{pid}/stat has no start time"),
-        )
+        io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time"))
     })
 }
 
@@ -125,10 +120,7 @@ pub fn open(identity: ProcessIdentity) -> io::Result<OwnedFd> {
 
 /// A pidfd by number alone: for children that were not waited for yet.
 pub fn open_pid(pid: u32) -> io::Result<OwnedFd> {
-    let pid = i32::try_from(pid)
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or(io::ErrorKind::InvalidInput)?;
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
     rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| match errno {
         rustix::io::Errno::SRCH => io::ErrorKind::NotFound.into(),
         other => other.into(),
@@ -157,10 +149,7 @@ mod tests {
         let me = identify(std::process::id()).unwrap();
         assert!(is_alive(me));
         assert!(!is_alive(ProcessIdentity::new(me.pid, me.start_time + 1)));
-        assert!(!is_alive(ProcessIdentity::new(
-            u32::try_from(i32::MAX).unwrap(),
-            1
-        )));
+        assert!(!is_alive(ProcessIdentity::new(u32::try_from(i32::MAX).unwrap(), 1)));
     }
 
     #[test]

@@ -33,20 +33,11 @@ struct Program {
 pub fn load(program: &[Instruction], flags: u32) -> io::Result<()> {
     let length = u16::try_from(program.len())
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "seccomp program is too long"))?;
-    let program = Program {
-        length,
-        instructions: program.as_ptr(),
-    };
+    let program = Program { length, instructions: program.as_ptr() };
     // SAFETY: `program` points to `length` live instructions of the kernel's layout, which the kernel copies and checks. What the
     // filter does to later system calls is its purpose. rustix and nix have no seccomp(2).
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            SECCOMP_SET_MODE_FILTER,
-            flags,
-            &raw const program,
-        )
-    };
+    let answer =
+        unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     crate::check(answer).map(drop)
 }
 
@@ -66,12 +57,8 @@ mod tests {
         const LOAD_WORD: u16 = 0x20;
         const JUMP_EQUAL: u16 = 0x15;
         let errno = 0x0005_0000 | u32::try_from(libc::EXDEV).unwrap();
-        let line = |code, jump_true, jump_false, operand| Instruction {
-            code,
-            jump_true,
-            jump_false,
-            operand,
-        };
+        let line =
+            |code, jump_true, jump_false, operand| Instruction { code, jump_true, jump_false, operand };
         let getppid = u32::try_from(libc::SYS_getppid).unwrap();
         let program = [
             line(LOAD_WORD, 0, 0, 0),

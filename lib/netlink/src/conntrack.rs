@@ -50,9 +50,7 @@ impl ConntrackSocket {
     /// # Errors
     /// When the kernel has no nfnetlink.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self {
-            socket: Socket::open(SockProtocol::NetlinkNetFilter)?,
-        })
+        Ok(Self { socket: Socket::open(SockProtocol::NetlinkNetFilter)? })
     }
 
     /// The flows of one protocol and IP version that `wanted` picks. Reads the whole table.
@@ -65,16 +63,11 @@ impl ConntrackSocket {
         protocol: u8,
         wanted: impl Fn(&Flow) -> bool,
     ) -> Result<Vec<Flow>, NetlinkError> {
-        let answers = self.socket.dump("list connections", SUBSYSTEM | GET, |encoder| {
-            encoder.raw(&[family(ipv6), 0, 0, 0])
-        })?;
-        let flows = answers
-            .iter()
-            .filter(|answer| answer.kind == SUBSYSTEM | NEW)
-            .filter_map(parse);
-        Ok(flows
-            .filter(|flow| flow.protocol == protocol && wanted(flow))
-            .collect())
+        let answers = self
+            .socket
+            .dump("list connections", SUBSYSTEM | GET, |encoder| encoder.raw(&[family(ipv6), 0, 0, 0]))?;
+        let flows = answers.iter().filter(|answer| answer.kind == SUBSYSTEM | NEW).filter_map(parse);
+        Ok(flows.filter(|flow| flow.protocol == protocol && wanted(flow)).collect())
     }
 
     /// Forgets a flow: its next packet is handled as the first of a new one.
@@ -94,11 +87,7 @@ impl ConntrackSocket {
 }
 
 const fn family(ipv6: bool) -> u8 {
-    if ipv6 {
-        libc::AF_INET6 as u8
-    } else {
-        libc::AF_INET as u8
-    }
+    if ipv6 { libc::AF_INET6 as u8 } else { libc::AF_INET as u8 }
 }
 
 fn parse(answer: &Answer) -> Option<Flow> {
@@ -107,14 +96,7 @@ fn parse(answer: &Answer) -> Option<Flow> {
     let (protocol, source, destination) = endpoints(tuple)?;
     let (_, answered_by, _) = endpoints(wire::attribute(attributes, TUPLE_REPLY)?)?;
     let zone = wire::attribute(attributes, ZONE).map(<[u8]>::to_vec);
-    Some(Flow {
-        protocol,
-        source,
-        destination,
-        answered_by,
-        tuple: tuple.to_vec(),
-        zone,
-    })
+    Some(Flow { protocol, source, destination, answered_by, tuple: tuple.to_vec(), zone })
 }
 
 fn endpoints(tuple: &[u8]) -> Option<(u8, SocketAddr, SocketAddr)> {
@@ -122,17 +104,11 @@ fn endpoints(tuple: &[u8]) -> Option<(u8, SocketAddr, SocketAddr)> {
     let address = |four, six| -> Option<IpAddr> {
         match wire::attribute(ip, four) {
             Some(bytes) => Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)),
-            None => Some(IpAddr::from(
-                <[u8; 16]>::try_from(wire::attribute(ip, six)?).ok()?,
-            )),
+            None => Some(IpAddr::from(<[u8; 16]>::try_from(wire::attribute(ip, six)?).ok()?)),
         }
     };
     let protocol = wire::attribute(tuple, TUPLE_PROTOCOL)?;
-    let port = |kind| {
-        Some(u16::from_be_bytes(
-            wire::attribute(protocol, kind)?.try_into().ok()?,
-        ))
-    };
+    let port = |kind| Some(u16::from_be_bytes(wire::attribute(protocol, kind)?.try_into().ok()?));
     let number = *wire::attribute(protocol, PROTOCOL_NUMBER)?.first()?;
     let source = SocketAddr::new(address(1, 3)?, port(SOURCE_PORT)?);
     let destination = SocketAddr::new(address(2, 4)?, port(DESTINATION_PORT)?);

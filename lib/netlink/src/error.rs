@@ -13,10 +13,7 @@ pub struct NetlinkError {
 
 impl NetlinkError {
     pub(crate) fn new(act: impl Into<String>, source: Errno) -> Self {
-        Self {
-            act: act.into(),
-            source,
-        }
+        Self { act: act.into(), source }
     }
 
     /// An interface that should be there is not.
@@ -44,9 +41,6 @@ impl NetlinkError {
 
     /// The kernel does not know this kind of object.
     pub fn is_unsupported(&self) -> bool {
-        matches!(
-            self.source,
-            Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT
-        )
+        matches!(self.source, Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT)
     }
 }

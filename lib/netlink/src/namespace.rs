@@ -47,20 +47,14 @@ impl Namespace {
                     .map_err(|source| NetlinkError::new("make a network namespace", source))?;
                 Self::current()
             });
-            thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
     /// A path by which any process may open the namespace while this value lives.
     pub fn path(&self) -> PathBuf {
         use std::os::fd::AsRawFd as _;
-        PathBuf::from(format!(
-            "/proc/{}/fd/{}",
-            std::process::id(),
-            self.file.as_raw_fd()
-        ))
+        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()))
     }
 
     /// The open file, to hand to the kernel.
@@ -89,8 +83,6 @@ pub fn inside<R: Send>(namespace: &Namespace, work: impl FnOnce() -> R + Send) -
                 .map_err(|source| NetlinkError::new("enter the network namespace", source))?;
             Ok(work())
         });
-        thread
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

@@ -36,10 +36,7 @@ impl NftSocket {
         let socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
         // Without the right to force it, the default size still does for small batches.
         let _ = setsockopt(socket.fd(), sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES);
-        Ok(Self {
-            socket,
-            send_buffer: 0,
-        })
+        Ok(Self { socket, send_buffer: 0 })
     }
 
     /// Applies a transaction: all of it or nothing. Blocks for the kernel's commit (up to some ten milliseconds, more when large).
@@ -99,10 +96,7 @@ impl NftSocket {
         match first_error {
             Some(error) => Err(error),
             None if acknowledged => Ok(()),
-            None => Err(NetlinkError::new(
-                "commit an nftables batch (no acknowledgement)",
-                Errno::EPROTO,
-            )),
+            None => Err(NetlinkError::new("commit an nftables batch (no acknowledgement)", Errno::EPROTO)),
         }
     }
 
@@ -113,11 +107,9 @@ impl NftSocket {
             return Ok(());
         }
         let forced = setsockopt(self.socket.fd(), sockopt::SndBufForce, &wanted);
-        forced
-            .or_else(|_| setsockopt(self.socket.fd(), sockopt::SndBuf, &wanted))
-            .map_err(|source| {
-                NetlinkError::new(format!("enlarge the send buffer to {wanted} bytes"), source)
-            })?;
+        forced.or_else(|_| setsockopt(self.socket.fd(), sockopt::SndBuf, &wanted)).map_err(|source| {
+            NetlinkError::new(format!("enlarge the send buffer to {wanted} bytes"), source)
+        })?;
         self.send_buffer = wanted;
         Ok(())
     }
@@ -129,10 +121,7 @@ impl NftSocket {
     pub fn delete_tables(&mut self, tables: &[Table]) -> Result<(), NetlinkError> {
         for table in tables {
             if self.has_table(table)? {
-                self.apply(&[
-                    Command::AddTable(table.clone()),
-                    Command::DeleteTable(table.clone()),
-                ])?;
+                self.apply(&[Command::AddTable(table.clone()), Command::DeleteTable(table.clone())])?;
             }
         }
         Ok(())
@@ -194,9 +183,7 @@ impl NftSocket {
         });
         match answers {
             Ok(answers) => {
-                let lists = answers
-                    .iter()
-                    .filter(|answer| answer.kind == SUBSYSTEM | NEW_ELEMENT);
+                let lists = answers.iter().filter(|answer| answer.kind == SUBSYSTEM | NEW_ELEMENT);
                 let elements =
                     lists.flat_map(|answer| read::elements(set, answer.payload.get(4..).unwrap_or(&[])));
                 Ok(Some(elements.collect()))

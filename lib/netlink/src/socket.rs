@@ -35,21 +35,12 @@ pub(crate) struct Socket {
 impl Socket {
     pub(crate) fn open(protocol: SockProtocol) -> Result<Self, NetlinkError> {
         let failed = |source| NetlinkError::new("open a netlink socket", source);
-        let fd = socket::socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            protocol,
-        )
-        .map_err(failed)?;
+        let fd = socket::socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
+            .map_err(failed)?;
         socket::bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(failed)?;
         let timeout = TimeVal::new(ANSWER_SECONDS, 0);
         socket::setsockopt(&fd, sockopt::ReceiveTimeout, &timeout).map_err(failed)?;
-        Ok(Self {
-            fd,
-            sequence: 0,
-            buffer: vec![0; RECEIVE_BYTES],
-        })
+        Ok(Self { fd, sequence: 0, buffer: vec![0; RECEIVE_BYTES] })
     }
 
     pub(crate) const fn fd(&self) -> &OwnedFd {
@@ -70,11 +61,7 @@ impl Socket {
 
     pub(crate) fn send(&self, bytes: &[u8]) -> Result<(), Errno> {
         let sent = socket::send(self.fd.as_raw_fd(), bytes, MsgFlags::empty())?;
-        if sent == bytes.len() {
-            Ok(())
-        } else {
-            Err(Errno::EMSGSIZE)
-        }
+        if sent == bytes.len() { Ok(()) } else { Err(Errno::EMSGSIZE) }
     }
 
     pub(crate) fn receive(&mut self) -> Result<&[u8], Errno> {
@@ -99,8 +86,7 @@ impl Socket {
         let sequence = self.next_sequence();
         let mut encoder = wire::Encoder::new();
         encoder.message(kind, wire::FLAG_REQUEST | wire::FLAG_ACK | flags, sequence, body);
-        self.exchange(encoder.bytes(), sequence, |_| {})
-            .map_err(|source| NetlinkError::new(act(), source))
+        self.exchange(encoder.bytes(), sequence, |_| {}).map_err(|source| NetlinkError::new(act(), source))
     }
 
     /// Asks for a whole table.
@@ -141,10 +127,7 @@ impl Socket {
                             code => Err(Errno::from_raw(code.wrapping_neg())),
                         };
                     }
-                    kind => take(Answer {
-                        kind,
-                        payload: message.payload.to_vec(),
-                    }),
+                    kind => take(Answer { kind, payload: message.payload.to_vec() }),
                 }
             }
         }

@@ -26,11 +26,7 @@ fn nft(namespace: &Namespace, arguments: &[&str], input: &str) -> String {
         process.wait_with_output().unwrap()
     })
     .unwrap();
-    assert!(
-        done.status.success(),
-        "{input}: {}",
-        String::from_utf8_lossy(&done.stderr)
-    );
+    assert!(done.status.success(), "{input}: {}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
@@ -45,15 +41,9 @@ fn bytecode(namespace: &Namespace) -> String {
     let text = nft(namespace, &["--debug=netlink", "list", "ruleset"], "");
     let lines = text.lines().map(|line| {
         let line = line.split(" use ").next().unwrap();
-        let words = line
-            .split(' ')
-            .map(|word| if word.starts_with("__map") { "__map" } else { word });
+        let words = line.split(' ').map(|word| if word.starts_with("__map") { "__map" } else { word });
         // `ip t CHAIN HANDLE [PREVIOUS]` opens a rule.
-        let words: Vec<&str> = if line.starts_with("ip") {
-            words.take(3).collect()
-        } else {
-            words.collect()
-        };
+        let words: Vec<&str> = if line.starts_with("ip") { words.take(3).collect() } else { words.collect() };
         words.join(" ")
     });
     // Elements of hash sets come in an order of the kernel's own.
@@ -74,11 +64,7 @@ fn skeleton(version: IpVersion) -> (Table, Vec<Command>, String) {
         Set::plain("pairs", &[address, address]),
         Set::verdicts("verdicts", &key),
         Set::map("targets", &key, &[address, DataType::Port]),
-        Set::dynamic(
-            "seen",
-            &[address, address, DataType::Protocol, DataType::Port],
-            1000,
-        ),
+        Set::dynamic("seen", &[address, address, DataType::Protocol, DataType::Port], 1000),
     ];
     let mut commands = vec![Command::AddTable(table.clone())];
     commands.extend(sets.into_iter().map(|set| Command::AddSet(table.clone(), set)));
@@ -96,11 +82,8 @@ fn skeleton(version: IpVersion) -> (Table, Vec<Command>, String) {
 #[test]
 fn every_statement_is_what_nft_would_have_written() {
     for version in [IpVersion::V4, IpVersion::V6] {
-        let (ours, theirs, again) = (
-            Namespace::create().unwrap(),
-            Namespace::create().unwrap(),
-            Namespace::create().unwrap(),
-        );
+        let (ours, theirs, again) =
+            (Namespace::create().unwrap(), Namespace::create().unwrap(), Namespace::create().unwrap());
         let (table, mut commands, sets) = skeleton(version);
         let (nat, filter) = rules(version);
         let word = if version == IpVersion::V4 { "ip" } else { "ip6" };
@@ -109,35 +92,17 @@ fn every_statement_is_what_nft_would_have_written() {
             ("nat", Hook::Postrouting, ChainKind::Nat, nat),
             ("filter", Hook::Forward, ChainKind::Filter, filter),
         ] {
-            let place = if kind == ChainKind::Nat {
-                "postrouting"
-            } else {
-                "forward"
-            };
+            let place = if kind == ChainKind::Nat { "postrouting" } else { "forward" };
             text.push_str(&format!("chain {name} {{ type {name} hook {place} priority 0;\n"));
             for (rule, words) in &rules {
-                assert_eq!(
-                    rule.0
-                        .iter()
-                        .map(ToString::to_string)
-                        .collect::<Vec<_>>()
-                        .join(" "),
-                    *words
-                );
+                assert_eq!(rule.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "), *words);
                 text.push_str(&format!("{words}\n"));
             }
             text.push_str("}\n");
             let rules = rules.into_iter().map(|(rule, _)| rule).collect();
-            commands.push(Command::AddChain(
-                table.clone(),
-                Chain::base(name, kind, hook, 0, rules),
-            ));
+            commands.push(Command::AddChain(table.clone(), Chain::base(name, kind, hook, 0, rules)));
         }
-        let dnat = Rule::from([Statement::DnatByMap {
-            version,
-            key: key(version),
-            map: "targets".into(),
-        }]);
+        let dnat = Rule::from([Statement::DnatByMap { version, key: key(version), map: "targets".into() }]);
         text.push_str(&format!(
             "chain translate {{ type nat hook prerouting priority -100;\n{}\n}}\n}}\n",
             dnat.0[0]
@@ -156,11 +121,7 @@ fn every_statement_is_what_nft_would_have_written() {
 }
 
 fn key(version: IpVersion) -> Vec<Selector> {
-    vec![
-        Selector::DestinationAddress(version),
-        Selector::Protocol,
-        Selector::DestinationPort,
-    ]
+    vec![Selector::DestinationAddress(version), Selector::Protocol, Selector::DestinationPort]
 }
 
 /// Rules with their words.
@@ -171,10 +132,7 @@ fn rules(version: IpVersion) -> (Worded, Worded) {
     let v4 = version == IpVersion::V4;
     let word = if v4 { "ip" } else { "ip6" };
     let address = Selector::SourceAddress(version);
-    let in_set = |selectors: Vec<Selector>, set: &str| Statement::InSet {
-        key: selectors,
-        set: set.into(),
-    };
+    let in_set = |selectors: Vec<Selector>, set: &str| Statement::InSet { key: selectors, set: set.into() };
     let goto = || Verdict::Goto("other".into());
     let verdict = Statement::Verdict;
     let mut filter = vec![
@@ -190,10 +148,7 @@ fn rules(version: IpVersion) -> (Worded, Worded) {
             format!("{word} saddr . {word} daddr @pairs drop"),
         ),
         (
-            Rule::from([Statement::VerdictMap {
-                key: key(version),
-                map: "verdicts".into(),
-            }]),
+            Rule::from([Statement::VerdictMap { key: key(version), map: "verdicts".into() }]),
             format!("{word} daddr . meta l4proto . th dport vmap @verdicts"),
         ),
         (
@@ -212,83 +167,34 @@ fn rules(version: IpVersion) -> (Worded, Worded) {
             }]),
             format!("update @seen {{ {word} saddr . {word} daddr . meta l4proto . th dport timeout 60s }}"),
         ),
+        (Rule::from([Statement::MarkSet(0x4000)]), "meta mark set meta mark | 0x00004000".into()),
+        (Rule::from([Statement::MarkClear(0x4000)]), "meta mark set meta mark & 0xffffbfff".into()),
         (
-            Rule::from([Statement::MarkSet(0x4000)]),
-            "meta mark set meta mark | 0x00004000".into(),
-        ),
-        (
-            Rule::from([Statement::MarkClear(0x4000)]),
-            "meta mark set meta mark & 0xffffbfff".into(),
-        ),
-        (
-            Rule::from([
-                Statement::MarkHas {
-                    bits: 0x4000,
-                    negated: true,
-                },
-                verdict(Verdict::Return),
-            ]),
+            Rule::from([Statement::MarkHas { bits: 0x4000, negated: true }, verdict(Verdict::Return)]),
             "meta mark & 0x00004000 == 0 return".into(),
         ),
         (
-            Rule::from([
-                Statement::MarkHas {
-                    bits: 0x4000,
-                    negated: false,
-                },
-                verdict(goto()),
-            ]),
+            Rule::from([Statement::MarkHas { bits: 0x4000, negated: false }, verdict(goto())]),
             "meta mark & 0x00004000 != 0 goto other".into(),
         ),
-        (
-            Rule::from([Statement::ConnectionNew, Statement::Counter]),
-            "ct state new counter".into(),
-        ),
-        (
-            Rule::from([Statement::ConnectionTranslated, Statement::Counter]),
-            "ct status dnat counter".into(),
-        ),
+        (Rule::from([Statement::ConnectionNew, Statement::Counter]), "ct state new counter".into()),
+        (Rule::from([Statement::ConnectionTranslated, Statement::Counter]), "ct status dnat counter".into()),
         (
             Rule::from([Statement::DestinationLocal, Statement::Counter]),
             "fib daddr type local counter".into(),
         ),
+        (Rule::from([Statement::SourceLocal, Statement::Counter]), "fib saddr type local counter".into()),
         (
-            Rule::from([Statement::SourceLocal, Statement::Counter]),
-            "fib saddr type local counter".into(),
-        ),
-        (
-            Rule::from([
-                Statement::OutInterface {
-                    name: "eth0".into(),
-                    negated: true,
-                },
-                Statement::Counter,
-            ]),
+            Rule::from([Statement::OutInterface { name: "eth0".into(), negated: true }, Statement::Counter]),
             "oifname != \"eth0\" counter".into(),
         ),
-        (
-            Rule::from([Statement::ResetTcp]),
-            "meta l4proto tcp reject with tcp reset".into(),
-        ),
+        (Rule::from([Statement::ResetTcp]), "meta l4proto tcp reject with tcp reset".into()),
         (Rule::from([Statement::Reject]), "reject".into()),
     ];
     let networks: &[&str] = if v4 {
-        &[
-            "10.0.0.0/8",
-            "10.244.0.0/16",
-            "10.244.1.0/24",
-            "10.96.0.0/12",
-            "10.1.2.3/32",
-            "224.0.0.0/4",
-        ]
+        &["10.0.0.0/8", "10.244.0.0/16", "10.244.1.0/24", "10.96.0.0/12", "10.1.2.3/32", "224.0.0.0/4"]
     } else {
-        &[
-            "fd00::/8",
-            "fd00:10:244::/48",
-            "fd00:10:96::/108",
-            "::1/128",
-            "fc00::/7",
-        ]
+        &["fd00::/8", "fd00:10:244::/48", "fd00:10:96::/108", "::1/128", "fc00::/7"]
     };
     for network in networks {
         for negated in [false, true] {
@@ -300,10 +206,7 @@ fn rules(version: IpVersion) -> (Worded, Worded) {
             filter.push((destination, format!("{word} daddr {not}{network} counter")));
         }
     }
-    let nat = vec![(
-        Rule::from([Statement::Masquerade]),
-        "masquerade fully-random".into(),
-    )];
+    let nat = vec![(Rule::from([Statement::Masquerade]), "masquerade fully-random".into())];
     (nat, filter)
 }
 
@@ -311,24 +214,15 @@ fn rules(version: IpVersion) -> (Worded, Worded) {
 fn a_table_of_both_versions_checks_the_version() {
     let (ours, theirs) = (Namespace::create().unwrap(), Namespace::create().unwrap());
     let table = Table::new(Family::Inet, "t");
-    let cluster = |negated| Statement::SourceIn {
-        network: "10.244.0.0/16".parse().unwrap(),
-        negated,
-    };
+    let cluster = |negated| Statement::SourceIn { network: "10.244.0.0/16".parse().unwrap(), negated };
     let rules = vec![
         Rule::from([
             cluster(false),
-            Statement::DestinationIn {
-                network: "10.0.0.0/8".parse().unwrap(),
-                negated: true,
-            },
+            Statement::DestinationIn { network: "10.0.0.0/8".parse().unwrap(), negated: true },
             Statement::Counter,
         ]),
         Rule::from([
-            Statement::DestinationIn {
-                network: "fd00::/8".parse().unwrap(),
-                negated: false,
-            },
+            Statement::DestinationIn { network: "fd00::/8".parse().unwrap(), negated: false },
             Statement::Reject,
         ]),
     ];
@@ -344,10 +238,7 @@ fn a_table_of_both_versions_checks_the_version() {
 }";
     nft(&theirs, &["-f", "-"], text);
     let listed = nft(&ours, &["list", "ruleset"], "");
-    assert!(
-        listed.contains("ip saddr 10.244.0.0/16 ip daddr != 10.0.0.0/8 counter"),
-        "{listed}"
-    );
+    assert!(listed.contains("ip saddr 10.244.0.0/16 ip daddr != 10.0.0.0/8 counter"), "{listed}");
     nft(&Namespace::create().unwrap(), &["-f", "-"], &listed);
 }
 
@@ -365,19 +256,10 @@ fn elements_are_read_back_as_they_were_written() {
         expires: Some(Duration::from_secs(50)),
         ..Element::key(orlop_nft::Tuple([vec![ip(9)], key(1)].concat()))
     };
-    let ranges = Set {
-        interval: true,
-        ..Set::plain("ranges", &[DataType::Ipv4])
-    };
-    let mixed = Set {
-        interval: true,
-        ..Set::plain("mixed", &[DataType::Ipv4, DataType::Port])
-    };
+    let ranges = Set { interval: true, ..Set::plain("ranges", &[DataType::Ipv4]) };
+    let mixed = Set { interval: true, ..Set::plain("mixed", &[DataType::Ipv4, DataType::Port]) };
     let written = [
-        (
-            Set::plain("addresses", &[DataType::Ipv4]),
-            vec![Element::key([ip(1)]), Element::key([ip(2)])],
-        ),
+        (Set::plain("addresses", &[DataType::Ipv4]), vec![Element::key([ip(1)]), Element::key([ip(2)])]),
         (
             Set::verdicts("verdicts", &fields),
             vec![
@@ -389,17 +271,11 @@ fn elements_are_read_back_as_they_were_written() {
             Set::map("targets", &fields, &[DataType::Ipv4, DataType::Port]),
             vec![Element::value(orlop_nft::Tuple(key(1)), target(7))],
         ),
-        (
-            Set::dynamic("seen", &[&[DataType::Ipv4][..], &fields].concat(), 1000),
-            vec![seen],
-        ),
+        (Set::dynamic("seen", &[&[DataType::Ipv4][..], &fields].concat(), 1000), vec![seen]),
     ];
     apply(
         &namespace,
-        &[
-            Command::AddSet(table.clone(), ranges.clone()),
-            Command::AddSet(table.clone(), mixed.clone()),
-        ],
+        &[Command::AddSet(table.clone(), ranges.clone()), Command::AddSet(table.clone(), mixed.clone())],
     )
     .unwrap();
     apply(
@@ -419,16 +295,9 @@ fn elements_are_read_back_as_they_were_written() {
     )
     .unwrap();
     let listed = nft(&namespace, &["list", "ruleset"], "");
-    assert!(
-        listed.contains("10.0.0.0/29") && listed.contains("10.0.0.0/29 . 1-9"),
-        "{listed}"
-    );
+    assert!(listed.contains("10.0.0.0/29") && listed.contains("10.0.0.0/29 . 1-9"), "{listed}");
     for (set, elements) in &written {
-        apply(
-            &namespace,
-            &[Command::AddElements(table.clone(), set.clone(), elements.clone())],
-        )
-        .unwrap();
+        apply(&namespace, &[Command::AddElements(table.clone(), set.clone(), elements.clone())]).unwrap();
         let mut found = inside(&namespace, || NftSocket::open().unwrap().elements(&table, set))
             .unwrap()
             .unwrap()
@@ -442,9 +311,7 @@ fn elements_are_read_back_as_they_were_written() {
         assert_eq!(&found, elements);
     }
     let missing = inside(&namespace, || {
-        NftSocket::open()
-            .unwrap()
-            .elements(&table, &Set::plain("none", &[DataType::Ipv4]))
+        NftSocket::open().unwrap().elements(&table, &Set::plain("none", &[DataType::Ipv4]))
     });
     assert_eq!(missing.unwrap().unwrap(), None);
 }
@@ -464,10 +331,7 @@ fn a_refused_batch_changes_nothing_and_names_the_command() {
         Command::AddTable(Table::new(Family::Ip, "u")),
     ];
     let error = apply(&namespace, &commands).unwrap_err();
-    assert!(
-        error.contains("delete element ip t addresses { 10.0.0.255 }: ENOENT"),
-        "{error}"
-    );
+    assert!(error.contains("delete element ip t addresses { 10.0.0.255 }: ENOENT"), "{error}");
     assert_eq!(nft(&namespace, &["list", "ruleset"], ""), "");
     inside(&namespace, || {
         let mut socket = NftSocket::open().unwrap();
@@ -475,12 +339,7 @@ fn a_refused_batch_changes_nothing_and_names_the_command() {
         socket.apply(&commands[..3]).unwrap();
         assert!(socket.has_table(&table).unwrap());
         assert_eq!(socket.set_names(&table).unwrap(), ["addresses"]);
-        assert!(
-            socket
-                .apply(&[Command::CreateTable(table.clone())])
-                .unwrap_err()
-                .is_exists()
-        );
+        assert!(socket.apply(&[Command::CreateTable(table.clone())]).unwrap_err().is_exists());
         for _ in 0..2 {
             socket.delete_tables(std::slice::from_ref(&table)).unwrap();
         }

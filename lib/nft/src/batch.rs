@@ -81,12 +81,7 @@ pub fn encode(commands: &[Command], generation: Option<u32>, first_sequence: u32
     // Only the last message is acknowledged: one answer for a batch of any size.
     bytes[acknowledged + 6] |= wire::FLAG_ACK.to_ne_bytes()[0];
     bytes[acknowledged + 7] |= wire::FLAG_ACK.to_ne_bytes()[1];
-    Batch {
-        bytes,
-        begin: first_sequence,
-        last,
-        commands: writer.commands,
-    }
+    Batch { bytes, begin: first_sequence, last, commands: writer.commands }
 }
 
 struct Writer {
@@ -103,12 +98,11 @@ impl Writer {
     fn frame(&mut self, kind: u16, body: impl FnOnce(&mut Encoder)) {
         let sequence = self.next;
         self.next = self.next.wrapping_add(1);
-        self.encoder
-            .message(kind, wire::FLAG_REQUEST, sequence, |encoder| {
-                let [high, low] = SUBSYSTEM.to_be_bytes();
-                encoder.raw(&[0, 0, high, low]);
-                body(encoder);
-            });
+        self.encoder.message(kind, wire::FLAG_REQUEST, sequence, |encoder| {
+            let [high, low] = SUBSYSTEM.to_be_bytes();
+            encoder.raw(&[0, 0, high, low]);
+            body(encoder);
+        });
     }
 
     fn message(&mut self, kind: u16, flags: u16, family: Family, body: impl FnOnce(&mut Encoder)) {
@@ -116,15 +110,10 @@ impl Writer {
         self.next = self.next.wrapping_add(1);
         self.last_start = self.encoder.len();
         self.commands.push(self.index);
-        self.encoder.message(
-            SUBSYSTEM << 8 | kind,
-            wire::FLAG_REQUEST | flags,
-            sequence,
-            |encoder| {
-                encoder.raw(&[family.number(), 0, 0, 0]);
-                body(encoder);
-            },
-        );
+        self.encoder.message(SUBSYSTEM << 8 | kind, wire::FLAG_REQUEST | flags, sequence, |encoder| {
+            encoder.raw(&[family.number(), 0, 0, 0]);
+            body(encoder);
+        });
     }
 
     fn command(&mut self, command: &Command) {
@@ -132,9 +121,7 @@ impl Writer {
             Command::AddTable(table) => self.table(table, wire::FLAG_CREATE),
             Command::CreateTable(table) => self.table(table, wire::FLAG_CREATE | wire::FLAG_EXCLUSIVE),
             Command::DeleteTable(table) => {
-                self.message(DELETE_TABLE, 0, table.family, |encoder| {
-                    encoder.put_str(1, &table.name)
-                });
+                self.message(DELETE_TABLE, 0, table.family, |encoder| encoder.put_str(1, &table.name));
             }
             Command::AddChain(table, chain) => self.chain(table, chain),
             Command::AddSet(table, set) => {
@@ -177,23 +164,17 @@ impl Writer {
     }
 
     fn rule(&mut self, table: &Table, chain: &str, rule: &Rule) {
-        let expressions = Statement::lower(&rule.0, table.family, |verdicts| {
-            self.anonymous_map(table, verdicts)
+        let expressions =
+            Statement::lower(&rule.0, table.family, |verdicts| self.anonymous_map(table, verdicts));
+        self.message(NEW_RULE, wire::FLAG_CREATE | wire::FLAG_APPEND, table.family, |encoder| {
+            encoder.put_str(1, &table.name);
+            encoder.put_str(2, chain);
+            encoder.nested(4, |encoder| {
+                for expression in &expressions {
+                    expression.encode(encoder, table.family.number());
+                }
+            });
         });
-        self.message(
-            NEW_RULE,
-            wire::FLAG_CREATE | wire::FLAG_APPEND,
-            table.family,
-            |encoder| {
-                encoder.put_str(1, &table.name);
-                encoder.put_str(2, chain);
-                encoder.nested(4, |encoder| {
-                    for expression in &expressions {
-                        expression.encode(encoder, table.family.number());
-                    }
-                });
-            },
-        );
     }
 
     /// The map from the random number to the verdict; the kernel replaces `%d` in its name by a free number.
@@ -243,10 +224,7 @@ impl Writer {
         id: Option<u32>,
         elements: &[Element],
     ) {
-        let mut encoded = elements
-            .iter()
-            .flat_map(|element| encode_element(element, set))
-            .peekable();
+        let mut encoded = elements.iter().flat_map(|element| encode_element(element, set)).peekable();
         while encoded.peek().is_some() {
             self.message(kind, flags, table.family, |encoder| {
                 encoder.put_str(1, &table.name);

@@ -69,53 +69,18 @@ pub(crate) enum FibKey {
 /// One expression of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Expression {
-    Payload {
-        base: PayloadBase,
-        offset: u32,
-        length: u32,
-        register: u32,
-    },
-    Meta {
-        key: MetaKey,
-        register: u32,
-    },
-    SetMark {
-        register: u32,
-    },
-    Compare {
-        value: Vec<u8>,
-        negated: bool,
-    },
-    Bitwise {
-        mask: Vec<u8>,
-        xor: Vec<u8>,
-    },
-    Lookup {
-        set: String,
-        id: Option<u32>,
-        destination: Option<u32>,
-    },
-    Random {
-        modulus: u32,
-        register: u32,
-    },
-    Nat {
-        kind: NatKind,
-        version: IpVersion,
-        address: u32,
-        port: u32,
-    },
+    Payload { base: PayloadBase, offset: u32, length: u32, register: u32 },
+    Meta { key: MetaKey, register: u32 },
+    SetMark { register: u32 },
+    Compare { value: Vec<u8>, negated: bool },
+    Bitwise { mask: Vec<u8>, xor: Vec<u8> },
+    Lookup { set: String, id: Option<u32>, destination: Option<u32> },
+    Random { modulus: u32, register: u32 },
+    Nat { kind: NatKind, version: IpVersion, address: u32, port: u32 },
     Masquerade,
-    Update {
-        set: String,
-        timeout: Duration,
-    },
-    Connection {
-        key: u32,
-    },
-    AddressType {
-        of: FibKey,
-    },
+    Update { set: String, timeout: Duration },
+    Connection { key: u32 },
+    AddressType { of: FibKey },
     Reject,
     ResetTcp,
     Counter,
@@ -133,19 +98,11 @@ pub(crate) const fn bitwise(mask: Vec<u8>, xor: Vec<u8>) -> Expression {
 
 impl Expression {
     pub(crate) fn lookup(set: &str) -> Self {
-        Self::Lookup {
-            set: set.to_owned(),
-            id: None,
-            destination: None,
-        }
+        Self::Lookup { set: set.to_owned(), id: None, destination: None }
     }
 
     pub(crate) fn lookup_into(map: &str, register: u32) -> Self {
-        Self::Lookup {
-            set: map.to_owned(),
-            id: None,
-            destination: Some(register),
-        }
+        Self::Lookup { set: map.to_owned(), id: None, destination: Some(register) }
     }
 
     const fn name(&self) -> &'static str {
@@ -178,25 +135,13 @@ impl Expression {
 
     fn encode_data(&self, encoder: &mut Encoder, family: u8) {
         match self {
-            Self::Payload {
-                base,
-                offset,
-                length,
-                register,
-            } => {
-                put_all(
-                    encoder,
-                    &[(1, *register), (2, *base as u32), (3, *offset), (4, *length)],
-                );
+            Self::Payload { base, offset, length, register } => {
+                put_all(encoder, &[(1, *register), (2, *base as u32), (3, *offset), (4, *length)]);
             }
             Self::Meta { key, register } => put_all(encoder, &[(2, *key as u32), (1, *register)]),
             Self::SetMark { register } => put_all(encoder, &[(2, MetaKey::Mark as u32), (3, *register)]),
             Self::Compare { value, negated } => {
-                let operation = if *negated {
-                    COMPARE_NOT_EQUAL
-                } else {
-                    COMPARE_EQUAL
-                };
+                let operation = if *negated { COMPARE_NOT_EQUAL } else { COMPARE_EQUAL };
                 put_all(encoder, &[(1, REGISTER_1), (2, operation)]);
                 put_data(encoder, 3, value);
             }
@@ -208,29 +153,15 @@ impl Expression {
             }
             Self::Lookup { set, id, destination } => encode_lookup(encoder, set, *id, *destination),
             Self::Random { modulus, register } => {
-                put_all(
-                    encoder,
-                    &[(1, *register), (2, *modulus), (3, NUMGEN_RANDOM), (4, 0)],
-                );
+                put_all(encoder, &[(1, *register), (2, *modulus), (3, NUMGEN_RANDOM), (4, 0)]);
             }
-            Self::Nat {
-                kind,
-                version,
-                address,
-                port,
-            } => {
+            Self::Nat { kind, version, address, port } => {
                 let family = u32::from(version.family().number());
-                put_all(
-                    encoder,
-                    &[(1, *kind as u32), (2, family), (3, *address), (5, *port)],
-                );
+                put_all(encoder, &[(1, *kind as u32), (2, family), (3, *address), (5, *port)]);
             }
             Self::Connection { key } => put_all(encoder, &[(1, REGISTER_1), (2, *key)]),
             Self::AddressType { of } => {
-                put_all(
-                    encoder,
-                    &[(1, REGISTER_1), (2, FIB_RESULT_ADDRTYPE), (3, *of as u32)],
-                );
+                put_all(encoder, &[(1, REGISTER_1), (2, FIB_RESULT_ADDRTYPE), (3, *of as u32)]);
             }
             Self::Masquerade
             | Self::Update { .. }

@@ -48,10 +48,7 @@ pub struct Table {
 impl Table {
     /// A table.
     pub fn new(family: Family, name: &str) -> Self {
-        Self {
-            family,
-            name: name.to_owned(),
-        }
+        Self { family, name: name.to_owned() }
     }
 }
 
@@ -149,20 +146,12 @@ pub struct Chain {
 impl Chain {
     /// A chain that is reached by jump and goto.
     pub fn regular(name: impl Into<String>, rules: Vec<Rule>) -> Self {
-        Self {
-            name: name.into(),
-            base: None,
-            rules,
-        }
+        Self { name: name.into(), base: None, rules }
     }
 
     /// A base chain.
     pub fn base(name: &str, kind: ChainKind, hook: Hook, priority: i32, rules: Vec<Rule>) -> Self {
-        Self {
-            name: name.to_owned(),
-            base: Some(BaseChain { kind, hook, priority }),
-            rules,
-        }
+        Self { name: name.to_owned(), base: Some(BaseChain { kind, hook, priority }), rules }
     }
 }
 
@@ -219,27 +208,17 @@ impl Set {
 
     /// A verdict map.
     pub fn verdicts(name: impl Into<String>, key: &[DataType]) -> Self {
-        Self {
-            data: SetData::Verdict,
-            ..Self::plain(name, key)
-        }
+        Self { data: SetData::Verdict, ..Self::plain(name, key) }
     }
 
     /// A map of values.
     pub fn map(name: impl Into<String>, key: &[DataType], data: &[DataType]) -> Self {
-        Self {
-            data: SetData::Values(data.to_vec()),
-            ..Self::plain(name, key)
-        }
+        Self { data: SetData::Values(data.to_vec()), ..Self::plain(name, key) }
     }
 
     /// A set that rules fill and time empties.
     pub fn dynamic(name: impl Into<String>, key: &[DataType], size: u32) -> Self {
-        Self {
-            timeout: true,
-            dynamic_size: Some(size),
-            ..Self::plain(name, key)
-        }
+        Self { timeout: true, dynamic_size: Some(size), ..Self::plain(name, key) }
     }
 }
 
@@ -270,37 +249,22 @@ pub struct Element {
 impl Element {
     /// An element of a set.
     pub fn key(key: impl Into<Tuple>) -> Self {
-        Self {
-            key: key.into(),
-            end: None,
-            datum: None,
-            timeout: None,
-            expires: None,
-        }
+        Self { key: key.into(), end: None, datum: None, timeout: None, expires: None }
     }
 
     /// A range in an interval set.
     pub fn range(first: impl Into<Tuple>, last: impl Into<Tuple>) -> Self {
-        Self {
-            end: Some(last.into()),
-            ..Self::key(first)
-        }
+        Self { end: Some(last.into()), ..Self::key(first) }
     }
 
     /// An element of a verdict map.
     pub fn verdict(key: impl Into<Tuple>, verdict: Verdict) -> Self {
-        Self {
-            datum: Some(Datum::Verdict(verdict)),
-            ..Self::key(key)
-        }
+        Self { datum: Some(Datum::Verdict(verdict)), ..Self::key(key) }
     }
 
     /// An element of a map.
     pub fn value(key: impl Into<Tuple>, value: impl Into<Tuple>) -> Self {
-        Self {
-            datum: Some(Datum::Values(value.into())),
-            ..Self::key(key)
-        }
+        Self { datum: Some(Datum::Values(value.into())), ..Self::key(key) }
     }
 }
 
@@ -372,20 +336,9 @@ fn display_chain(formatter: &mut fmt::Formatter<'_>, table: &Table, chain: &Chai
 }
 
 fn display_set(formatter: &mut fmt::Formatter<'_>, table: &Table, set: &Set) -> fmt::Result {
-    let names = |fields: &[DataType]| {
-        fields
-            .iter()
-            .map(|field| field.name())
-            .collect::<Vec<_>>()
-            .join(" . ")
-    };
+    let names = |fields: &[DataType]| fields.iter().map(|field| field.name()).collect::<Vec<_>>().join(" . ");
     let kind = if set.data == SetData::None { "set" } else { "map" };
-    write!(
-        formatter,
-        "add {kind} {table} {} {{ type {}",
-        set.name,
-        names(&set.key)
-    )?;
+    write!(formatter, "add {kind} {table} {} {{ type {}", set.name, names(&set.key))?;
     match &set.data {
         SetData::None => {}
         SetData::Verdict => formatter.write_str(" : verdict")?,
@@ -403,11 +356,7 @@ fn display_elements(
 ) -> fmt::Result {
     for (index, element) in elements.iter().enumerate() {
         let line = if index > 0 { "\n" } else { "" };
-        write!(
-            formatter,
-            "{line}{verb} element {table} {} {{ {element} }}",
-            set.name
-        )?;
+        write!(formatter, "{line}{verb} element {table} {} {{ {element} }}", set.name)?;
     }
     Ok(())
 }

@@ -12,9 +12,7 @@ pub fn elements(set: &Set, payload: &[u8]) -> Vec<Element> {
     let Some(list) = wire::attribute(payload, 3) else {
         return Vec::new();
     };
-    wire::attributes(list)
-        .filter_map(|(_, entry)| element(set, entry))
-        .collect()
+    wire::attributes(list).filter_map(|(_, entry)| element(set, entry)).collect()
 }
 
 fn element(set: &Set, entry: &[u8]) -> Option<Element> {
@@ -29,11 +27,7 @@ fn element(set: &Set, entry: &[u8]) -> Option<Element> {
         SetData::Verdict => Some(Datum::Verdict(verdict(wire::attribute(data(2)?, 2)?)?)),
         SetData::Values(fields) => Some(Datum::Values(tuple(2, fields)?)),
     };
-    let time = |kind| {
-        data(kind)
-            .and_then(|value| wire::read_be64(value, 0))
-            .map(Duration::from_millis)
-    };
+    let time = |kind| data(kind).and_then(|value| wire::read_be64(value, 0)).map(Duration::from_millis);
     Some(Element {
         key: tuple(1, &set.key)?,
         end: tuple(10, &set.key),

@@ -98,30 +98,17 @@ impl Selector {
 
     /// Loads the value into a register.
     fn load(self, register: u32) -> Expression {
-        let payload = |base, offset, length| Expression::Payload {
-            base,
-            offset,
-            length,
-            register,
-        };
+        let payload = |base, offset, length| Expression::Payload { base, offset, length, register };
         match self {
             Self::SourceAddress(version) => {
                 payload(PayloadBase::Network, version.source_offset(), version.length())
             }
-            Self::DestinationAddress(version) => payload(
-                PayloadBase::Network,
-                version.destination_offset(),
-                version.length(),
-            ),
-            Self::Protocol => Expression::Meta {
-                key: MetaKey::L4Protocol,
-                register,
-            },
+            Self::DestinationAddress(version) => {
+                payload(PayloadBase::Network, version.destination_offset(), version.length())
+            }
+            Self::Protocol => Expression::Meta { key: MetaKey::L4Protocol, register },
             Self::DestinationPort => payload(PayloadBase::Transport, 2, 2),
-            Self::Mark => Expression::Meta {
-                key: MetaKey::Mark,
-                register,
-            },
+            Self::Mark => Expression::Meta { key: MetaKey::Mark, register },
         }
     }
 
@@ -240,11 +227,7 @@ pub enum Statement {
 fn load_key(key: &[Selector], into: &mut Vec<Expression>) {
     let mut word = 0;
     for selector in key {
-        let register = if word == 0 {
-            expression::REGISTER_1
-        } else {
-            expression::REGISTER_32_00 + word
-        };
+        let register = if word == 0 { expression::REGISTER_1 } else { expression::REGISTER_32_00 + word };
         into.push(selector.load(register));
         word += selector.data_type().padded_length() / 4;
     }
@@ -356,10 +339,7 @@ impl Statement {
             Self::Masquerade => into.push(Expression::Masquerade),
             Self::Update { key, set, timeout } => {
                 load_key(key, into);
-                into.push(Expression::Update {
-                    set: set.clone(),
-                    timeout: *timeout,
-                });
+                into.push(Expression::Update { set: set.clone(), timeout: *timeout });
             }
             Self::MarkSet(_) | Self::MarkHas { .. } | Self::MarkClear(_) => self.lower_mark(into),
             Self::ConnectionNew => lower_connection(into, expression::CT_STATE, CT_STATE_NEW),
@@ -377,10 +357,7 @@ impl Statement {
 
     fn lower_mark(&self, into: &mut Vec<Expression>) {
         let register = expression::REGISTER_1;
-        into.push(Expression::Meta {
-            key: MetaKey::Mark,
-            register,
-        });
+        into.push(Expression::Meta { key: MetaKey::Mark, register });
         let words = |mask: u32, xor: u32| {
             expression::bitwise(mask.to_ne_bytes().to_vec(), xor.to_ne_bytes().to_vec())
         };
@@ -405,11 +382,7 @@ fn lower_network(into: &mut Vec<Expression>, network: IpNet, offset: fn(IpVersio
     let bytes = Tuple::from([Value::from(network.network())]).bytes();
     let prefix = network.prefix_len();
     let whole = prefix.is_multiple_of(8) && prefix > 0;
-    let length = if whole {
-        u32::from(prefix) / 8
-    } else {
-        version.length()
-    };
+    let length = if whole { u32::from(prefix) / 8 } else { version.length() };
     into.push(Expression::Payload {
         base: PayloadBase::Network,
         offset: offset(version),
@@ -426,32 +399,19 @@ fn lower_network(into: &mut Vec<Expression>, network: IpNet, offset: fn(IpVersio
 /// A random number below the number of verdicts, looked up in the anonymous map of name and id.
 fn lower_random(into: &mut Vec<Expression>, verdicts: &[Verdict], (set, id): (String, u32)) {
     let modulus = u32::try_from(verdicts.len()).expect("a rule has far fewer verdicts than 4 billion");
-    into.push(Expression::Random {
-        modulus,
-        register: expression::REGISTER_1,
-    });
-    into.push(Expression::Lookup {
-        set,
-        id: Some(id),
-        destination: Some(expression::REGISTER_VERDICT),
-    });
+    into.push(Expression::Random { modulus, register: expression::REGISTER_1 });
+    into.push(Expression::Lookup { set, id: Some(id), destination: Some(expression::REGISTER_VERDICT) });
 }
 
 fn lower_out_interface(into: &mut Vec<Expression>, name: &str, negated: bool) {
-    into.push(Expression::Meta {
-        key: MetaKey::OutInterfaceName,
-        register: expression::REGISTER_1,
-    });
+    into.push(Expression::Meta { key: MetaKey::OutInterfaceName, register: expression::REGISTER_1 });
     let mut bytes = name.as_bytes().to_vec();
     bytes.resize(INTERFACE_NAME_BYTES, 0);
     into.push(expression::equal(bytes, negated));
 }
 
 fn lower_reset(into: &mut Vec<Expression>) {
-    into.push(Expression::Meta {
-        key: MetaKey::L4Protocol,
-        register: expression::REGISTER_1,
-    });
+    into.push(Expression::Meta { key: MetaKey::L4Protocol, register: expression::REGISTER_1 });
     into.push(expression::equal(vec![PROTOCOL_TCP], false));
     into.push(Expression::ResetTcp);
 }
@@ -472,20 +432,10 @@ impl fmt::Display for Statement {
         let not = |negated: bool| if negated { "!= " } else { "" };
         match self {
             Self::SourceIn { network, negated } => {
-                write!(
-                    formatter,
-                    "{} saddr {}{network}",
-                    IpVersion::of(network.addr()).word(),
-                    not(*negated)
-                )
+                write!(formatter, "{} saddr {}{network}", IpVersion::of(network.addr()).word(), not(*negated))
             }
             Self::DestinationIn { network, negated } => {
-                write!(
-                    formatter,
-                    "{} daddr {}{network}",
-                    IpVersion::of(network.addr()).word(),
-                    not(*negated)
-                )
+                write!(formatter, "{} daddr {}{network}", IpVersion::of(network.addr()).word(), not(*negated))
             }
             Self::InSet { key, set } => {
                 display_key(formatter, key)?;
@@ -498,11 +448,7 @@ impl fmt::Display for Statement {
             Self::RandomVerdict(verdicts) => {
                 write!(formatter, "numgen random mod {} vmap {{", verdicts.len())?;
                 for (index, verdict) in verdicts.iter().enumerate() {
-                    write!(
-                        formatter,
-                        "{} {index} : {verdict}",
-                        if index > 0 { "," } else { "" }
-                    )?;
+                    write!(formatter, "{} {index} : {verdict}", if index > 0 { "," } else { "" })?;
                 }
                 formatter.write_str(" }")
             }
@@ -519,11 +465,7 @@ impl fmt::Display for Statement {
             }
             Self::MarkSet(bits) => write!(formatter, "meta mark set meta mark | {bits:#010x}"),
             Self::MarkHas { bits, negated } => {
-                write!(
-                    formatter,
-                    "meta mark & {bits:#010x} {} 0",
-                    if *negated { "==" } else { "!=" }
-                )
+                write!(formatter, "meta mark & {bits:#010x} {} 0", if *negated { "==" } else { "!=" })
             }
             Self::MarkClear(bits) => write!(formatter, "meta mark set meta mark & {:#010x}", !bits),
             Self::ConnectionNew => formatter.write_str("ct state new"),

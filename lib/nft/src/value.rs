@@ -69,9 +69,7 @@ impl DataType {
 
 /// The number of a concatenation in `nft`: six bits for each field.
 pub(crate) fn type_number(fields: &[DataType]) -> u32 {
-    fields
-        .iter()
-        .fold(0, |number, field| (number << 6) | field.number())
+    fields.iter().fold(0, |number, field| (number << 6) | field.number())
 }
 
 /// The length of a key with these fields.

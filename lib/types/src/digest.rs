@@ -91,10 +91,7 @@ impl Digest {
     }
 
     fn from_parts(algorithm: Algorithm, hex: &str) -> Self {
-        Self {
-            text: format!("{}:{hex}", algorithm.name()).into(),
-            algorithm,
-        }
+        Self { text: format!("{}:{hex}", algorithm.name()).into(), algorithm }
     }
 }
 
@@ -102,9 +99,7 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        let (name, hex) = text
-            .split_once(':')
-            .ok_or_else(|| DigestError::NoAlgorithm(text.to_owned()))?;
+        let (name, hex) = text.split_once(':').ok_or_else(|| DigestError::NoAlgorithm(text.to_owned()))?;
         let algorithm = match name {
             "sha256" => Algorithm::Sha256,
             "sha512" => Algorithm::Sha512,
@@ -193,10 +188,7 @@ impl Digester {
         if actual == *expected {
             return Ok(());
         }
-        Err(DigestError::Mismatch {
-            expected: expected.clone(),
-            actual,
-        })
+        Err(DigestError::Mismatch { expected: expected.clone(), actual })
     }
 }
 
@@ -224,25 +216,13 @@ mod tests {
         assert_eq!(EMPTY.parse::<Digest>().unwrap(), digest);
         assert_eq!(digest.hex(), &EMPTY[7..]);
         assert_eq!(serde_json::to_string(&digest).unwrap(), format!("{EMPTY:?}"));
-        assert_eq!(
-            serde_json::from_str::<Digest>(&format!("{EMPTY:?}")).unwrap(),
-            digest
-        );
+        assert_eq!(serde_json::from_str::<Digest>(&format!("{EMPTY:?}")).unwrap(), digest);
     }
 
     #[test]
     fn refuses_what_is_not_a_digest() {
         let upper = EMPTY.to_uppercase().replace("SHA256", "sha256");
-        for text in [
-            "",
-            "sha256",
-            "sha256:",
-            "sha256:zz",
-            "md5:00",
-            &upper,
-            &EMPTY[..70],
-            "sha512:00",
-        ] {
+        for text in ["", "sha256", "sha256:", "sha256:zz", "md5:00", &upper, &EMPTY[..70], "sha512:00"] {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
     }
@@ -255,10 +235,7 @@ mod tests {
         digester.update(b"world");
         assert!(digester.clone().verify(&expected).is_ok());
         digester.update(b"!");
-        assert!(matches!(
-            digester.verify(&expected),
-            Err(DigestError::Mismatch { .. })
-        ));
+        assert!(matches!(digester.verify(&expected), Err(DigestError::Mismatch { .. })));
         let mut long = Digester::new(Algorithm::Sha512);
         long.update(b"x");
         let digest = long.finish();

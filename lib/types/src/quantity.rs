@@ -48,10 +48,7 @@ pub struct Quantity {
 
 impl Quantity {
     /// Nothing.
-    pub const ZERO: Quantity = Quantity {
-        nanos: 0,
-        format: Format::DecimalSi,
-    };
+    pub const ZERO: Quantity = Quantity { nanos: 0, format: Format::DecimalSi };
 
     /// That many units, written with decimal suffixes.
     pub fn from_units(units: i64) -> Self {
@@ -70,10 +67,7 @@ impl Quantity {
 
     /// From the finest step; capped.
     pub fn from_nanos(nanos: i128, format: Format) -> Self {
-        Self {
-            nanos: nanos.clamp(-LIMIT, LIMIT),
-            format,
-        }
+        Self { nanos: nanos.clamp(-LIMIT, LIMIT), format }
     }
 
     /// Whole units (bytes), rounded away from zero, as `Quantity.Value()` does.
@@ -118,16 +112,8 @@ struct Suffix {
 }
 
 fn parse_suffix(suffix: &str) -> Option<Suffix> {
-    let decimal = |exponent| Suffix {
-        format: Format::DecimalSi,
-        base: 10,
-        exponent,
-    };
-    let binary = |exponent| Suffix {
-        format: Format::BinarySi,
-        base: 2,
-        exponent,
-    };
+    let decimal = |exponent| Suffix { format: Format::DecimalSi, base: 10, exponent };
+    let binary = |exponent| Suffix { format: Format::BinarySi, base: 2, exponent };
     Some(match suffix {
         "n" => decimal(-9),
         "u" => decimal(-6),
@@ -152,11 +138,7 @@ fn parse_suffix(suffix: &str) -> Option<Suffix> {
                 return None;
             }
             let exponent = digits.strip_prefix('+').unwrap_or(digits).parse().ok()?;
-            Suffix {
-                format: Format::DecimalExponent,
-                base: 10,
-                exponent,
-            }
+            Suffix { format: Format::DecimalExponent, base: 10, exponent }
         }
     })
 }
@@ -242,9 +224,7 @@ impl FromStr for Quantity {
             Some(b'+') => (false, &text[1..]),
             _ => (false, text),
         };
-        let end = rest
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(rest.len());
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
         let (number, suffix) = rest.split_at(end);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
@@ -252,10 +232,7 @@ impl FromStr for Quantity {
         }
         let suffix = parse_suffix(suffix).ok_or_else(|| QuantityError::BadSuffix(text.to_owned()))?;
         let magnitude = scale(&format!("{whole}{fraction}"), fraction.len(), &suffix);
-        Ok(Self::from_nanos(
-            if negative { -magnitude } else { magnitude },
-            suffix.format,
-        ))
+        Ok(Self::from_nanos(if negative { -magnitude } else { magnitude }, suffix.format))
     }
 }
 
@@ -464,27 +441,17 @@ mod tests {
         assert!(half < one);
         assert_eq!((one + half).to_string(), "1500m");
         assert_eq!((half - one).to_string(), "-500m");
-        assert_eq!(
-            (Quantity::ZERO + Quantity::from_bytes(1 << 20)).to_string(),
-            "1Mi"
-        );
+        assert_eq!((Quantity::ZERO + Quantity::from_bytes(1 << 20)).to_string(), "1Mi");
         assert_eq!(serde_json::to_string(&half).unwrap(), "\"500m\"");
-        assert_eq!(
-            serde_json::from_str::<Quantity>("2").unwrap(),
-            Quantity::from_units(2)
-        );
-        assert_eq!(
-            serde_json::from_str::<Quantity>("\"2.5\"").unwrap(),
-            Quantity::from_millis(2500)
-        );
+        assert_eq!(serde_json::from_str::<Quantity>("2").unwrap(), Quantity::from_units(2));
+        assert_eq!(serde_json::from_str::<Quantity>("\"2.5\"").unwrap(), Quantity::from_millis(2500));
     }
 
     #[test]
     fn long_numbers_do_not_overflow() {
-        for text in [
-            "0.123456789012345678901234567890123456789Ei",
-            "1.000000000000000000000000000000000001Pi",
-        ] {
+        for text in
+            ["0.123456789012345678901234567890123456789Ei", "1.000000000000000000000000000000000001Pi"]
+        {
             let quantity: Quantity = text.parse().unwrap();
             assert!(quantity.nanos() > 0);
         }

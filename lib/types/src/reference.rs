@@ -61,11 +61,7 @@ impl Reference {
         if text.is_empty() {
             return Err(ReferenceError::Empty);
         }
-        if text.len() == 64
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        {
+        if text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
             return Err(ReferenceError::LooksLikeId(text.to_owned()));
         }
         let (rest, digest) = match text.split_once('@') {
@@ -93,12 +89,7 @@ impl Reference {
             (None, None) => Some(DEFAULT_TAG.to_owned()),
             (tag, _) => tag.map(str::to_owned),
         };
-        Ok(Self {
-            repository: repository.to_owned(),
-            registry,
-            tag,
-            digest,
-        })
+        Ok(Self { repository: repository.to_owned(), registry, tag, digest })
     }
 
     /// Host and optional port, such as `docker.io` or `localhost:5000`.
@@ -211,11 +202,7 @@ fn split_registry(text: &str) -> (String, String) {
         }
         _ => (DEFAULT_REGISTRY, text),
     };
-    let registry = if registry == LEGACY_REGISTRY {
-        DEFAULT_REGISTRY
-    } else {
-        registry
-    };
+    let registry = if registry == LEGACY_REGISTRY { DEFAULT_REGISTRY } else { registry };
     if registry == DEFAULT_REGISTRY && !remainder.contains('/') {
         return (registry.to_owned(), format!("{OFFICIAL_PREFIX}{remainder}"));
     }
@@ -299,20 +286,14 @@ mod tests {
             ("nginx", "docker.io/library/nginx:latest".to_owned()),
             ("nginx:1.2", "docker.io/library/nginx:1.2".to_owned()),
             ("a/b", "docker.io/a/b:latest".to_owned()),
-            (
-                "index.docker.io/nginx",
-                "docker.io/library/nginx:latest".to_owned(),
-            ),
+            ("index.docker.io/nginx", "docker.io/library/nginx:latest".to_owned()),
             ("docker.io/nginx", "docker.io/library/nginx:latest".to_owned()),
             ("localhost/nginx", "localhost/nginx:latest".to_owned()),
             ("Foo/bar", "Foo/bar:latest".to_owned()),
             ("host:5000/a", "host:5000/a:latest".to_owned()),
             ("localhost:5000/a/b:v1", "localhost:5000/a/b:v1".to_owned()),
             ("[fd00::1]:5000/x", "[fd00::1]:5000/x:latest".to_owned()),
-            (
-                "registry.k8s.io/pause:3.10",
-                "registry.k8s.io/pause:3.10".to_owned(),
-            ),
+            ("registry.k8s.io/pause:3.10", "registry.k8s.io/pause:3.10".to_owned()),
             ("a--b__c.d_e", "docker.io/library/a--b__c.d_e:latest".to_owned()),
             (&by_digest, format!("docker.io/library/busybox@{SHA}")),
             (&both, format!("localhost/a:1@{SHA}")),

@@ -15,10 +15,7 @@ pub(crate) fn from_certificate(certificate: &CertificateDer<'_>) -> Option<Ident
     if user.is_empty() {
         return None;
     }
-    let groups = subject
-        .iter_organization()
-        .filter_map(|group| group.as_str().ok())
-        .map(str::to_owned);
+    let groups = subject.iter_organization().filter_map(|group| group.as_str().ok()).map(str::to_owned);
     Some(Identity::authenticated(user, groups))
 }
 
@@ -35,11 +32,8 @@ impl Api {
         let claims = self.tokens.verify(token, jiff::Timestamp::now().as_second())?;
         let own = [self.tokens.issuer.clone()];
         let wanted = if audiences.is_empty() { &own[..] } else { audiences };
-        let valid: Vec<String> = wanted
-            .iter()
-            .filter(|audience| claims.audiences.contains(audience))
-            .cloned()
-            .collect();
+        let valid: Vec<String> =
+            wanted.iter().filter(|audience| claims.audiences.contains(audience)).cloned().collect();
         if valid.is_empty() {
             return Err("token is for another audience".to_owned());
         }
@@ -59,9 +53,7 @@ impl Api {
                 "secret" => ("secrets", claims.namespace.as_str()),
                 _ => ("nodes", ""),
             };
-            let bound = self
-                .core_entry(plural, namespace, name)
-                .filter(|entry| *entry.meta.uid == **uid);
+            let bound = self.core_entry(plural, namespace, name).filter(|entry| *entry.meta.uid == **uid);
             let Some(bound) = bound else {
                 return Err(format!("{kind} of the token is gone"));
             };
@@ -79,20 +71,15 @@ impl Api {
 }
 
 fn account_identity(claims: &Claims) -> Identity {
-    let groups = [
-        "system:serviceaccounts".to_owned(),
-        format!("system:serviceaccounts:{}", claims.namespace),
-    ];
+    let groups =
+        ["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{}", claims.namespace)];
     let mut identity = Identity::authenticated(
         format!("system:serviceaccount:{}:{}", claims.namespace, claims.account),
         groups,
     );
     identity.uid.clone_from(&claims.account_uid);
     let mut extra = |key: &str, value: &str| {
-        identity.extra.push((
-            format!("authentication.kubernetes.io/{key}"),
-            vec![value.to_owned()],
-        ));
+        identity.extra.push((format!("authentication.kubernetes.io/{key}"), vec![value.to_owned()]));
     };
     extra("credential-id", &format!("JTI={}", claims.id));
     if let Some((kind, name, uid)) = &claims.bound {

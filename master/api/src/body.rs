@@ -23,9 +23,7 @@ pub(crate) type Reply = Response<Body>;
 const REQUEST_LIMIT_BYTES: usize = 3 << 20;
 
 pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into())
-        .map_err(|never: Infallible| match never {})
-        .boxed_unsync()
+    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
 }
 
 pub(crate) fn stream(chunks: impl Stream<Item = Bytes> + Send + 'static) -> Body {
@@ -38,25 +36,18 @@ pub(crate) async fn read(body: Body) -> Result<Bytes, ApiError> {
     let collected: BoxFuture<'static, _> = Box::pin(Limited::new(body, REQUEST_LIMIT_BYTES).collect());
     match collected.await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(status::request_entity_too_large(format!(
-            "limit is {REQUEST_LIMIT_BYTES}"
-        ))),
-        Err(error) => Err(status::bad_request(format!(
-            "could not read the body of the request: {error}"
-        ))),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(status::request_entity_too_large(format!("limit is {REQUEST_LIMIT_BYTES}")))
+        }
+        Err(error) => Err(status::bad_request(format!("could not read the body of the request: {error}"))),
     }
 }
 
 pub(crate) fn reply(code: StatusCode, content_type: &'static str, body: Body) -> Reply {
     let mut reply = Response::new(body);
     *reply.status_mut() = code;
-    reply
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    reply.headers_mut().insert(
-        header::CACHE_CONTROL,
-        HeaderValue::from_static("no-cache, private"),
-    );
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     reply
 }
 
@@ -79,9 +70,7 @@ pub(crate) fn failure(error: &ApiError) -> Reply {
     let code = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut reply = json_value(code, &error.body);
     if let Some(seconds) = error.retry_after {
-        reply
-            .headers_mut()
-            .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        reply.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     reply
 }

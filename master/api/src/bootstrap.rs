@@ -15,23 +15,9 @@ const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-no
 /// Creates the namespaces, the Service `kubernetes` with its endpoints, and the Service of the cluster's DNS.
 pub(crate) async fn bootstrap(api: &Api) -> anyhow::Result<()> {
     for name in NAMESPACES {
-        ensure(
-            api,
-            core("namespaces"),
-            "",
-            json!({"metadata": {"name": name}}),
-            &[],
-        )
-        .await?;
+        ensure(api, core("namespaces"), "", json!({"metadata": {"name": name}}), &[]).await?;
     }
-    ensure(
-        api,
-        core("services"),
-        "default",
-        kubernetes_service(api),
-        &["/spec/ports"],
-    )
-    .await?;
+    ensure(api, core("services"), "default", kubernetes_service(api), &["/spec/ports"]).await?;
     if let Some(address) = api.config.cluster_dns {
         let service = json!({
             "metadata": {
@@ -100,11 +86,7 @@ async fn ensure(
     corrected: &[&str],
 ) -> anyhow::Result<()> {
     let identity = Identity::superuser("system:apiserver");
-    let name = object
-        .pointer("/metadata/name")
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned();
+    let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
     let key = key(resource, namespace, &name);
     let failed = || format!("failed to create {} {name}", resource.singular);
     if api.cache.get(&key).is_none() {
@@ -114,28 +96,18 @@ async fn ensure(
     if corrected.is_empty() {
         return Ok(());
     }
-    let target = Target {
-        resource,
-        key: &key,
-        name: &name,
-        subresource: None,
-        dry_run: false,
-    };
+    let target = Target { resource, key: &key, name: &name, subresource: None, dry_run: false };
     let mut correct = |current: &Value| {
         let mut new = current.clone();
         for pointer in corrected {
             let (parent, member) = pointer.rsplit_once('/').unwrap_or(("", pointer));
-            if let (Some(parent), Some(wanted)) = (
-                new.pointer_mut(parent).and_then(Value::as_object_mut),
-                object.pointer(pointer),
-            ) {
+            if let (Some(parent), Some(wanted)) =
+                (new.pointer_mut(parent).and_then(Value::as_object_mut), object.pointer(pointer))
+            {
                 parent.insert(member.to_owned(), wanted.clone());
             }
         }
         Ok(new)
     };
-    update_object(api, &identity, target, &mut correct)
-        .await
-        .map(|_| ())
-        .with_context(failed)
+    update_object(api, &identity, target, &mut correct).await.map(|_| ()).with_context(failed)
 }

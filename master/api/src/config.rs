@@ -102,10 +102,8 @@ impl orlop_daemon::config::Validate for Config {
             ));
         }
         if self.service_cidr.prefix_len() > 28 {
-            problems.push(format!(
-                "serviceCidr is {}: it must hold at least 16 addresses",
-                self.service_cidr
-            ));
+            problems
+                .push(format!("serviceCidr is {}: it must hold at least 16 addresses", self.service_cidr));
         }
         if let Some(address) = self.cluster_dns
             && (!self.service_cidr.contains(&address) || address == self.kubernetes_address())

@@ -104,12 +104,7 @@ impl Context {
         }
         // The old watch path names an object without a selector.
         let name = (!self.info.name.is_empty()).then(|| self.info.name.clone());
-        Ok(Selection {
-            resource: self.resource,
-            labels,
-            fields,
-            name,
-        })
+        Ok(Selection { resource: self.resource, labels, fields, name })
     }
 
     /// Adds the warnings to an answer (RFC 9111 calls them obsolete, Kubernetes clients print them).
@@ -168,11 +163,7 @@ impl Selection {
         let mut object = parse(entry);
         self.resource.from_storage(&mut object);
         let fields = self.resource.selectable_fields(&object);
-        self.fields.matches(|field| {
-            fields
-                .iter()
-                .find(|(name, _)| *name == field)
-                .map(|(_, value)| value.as_str())
-        })
+        self.fields
+            .matches(|field| fields.iter().find(|(name, _)| *name == field).map(|(_, value)| value.as_str()))
     }
 }

@@ -46,28 +46,15 @@ pub(crate) async fn answer(
 
 fn paths() -> Reply {
     let mut paths: Vec<String> = ["/api", "/api/v1", "/apis"].map(str::to_owned).to_vec();
-    for group in discovery::group_names()
-        .into_iter()
-        .filter(|group| !group.is_empty())
-    {
+    for group in discovery::group_names().into_iter().filter(|group| !group.is_empty()) {
         paths.push(format!("/apis/{group}"));
         paths.extend(
-            discovery::versions_of(group)
-                .into_iter()
-                .map(|version| format!("/apis/{group}/{version}")),
+            discovery::versions_of(group).into_iter().map(|version| format!("/apis/{group}/{version}")),
         );
     }
     paths.extend(
-        [
-            "/healthz",
-            "/livez",
-            "/metrics",
-            "/openapi/v2",
-            "/openapi/v3",
-            "/readyz",
-            "/version",
-        ]
-        .map(str::to_owned),
+        ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
+            .map(str::to_owned),
     );
     json_value(StatusCode::OK, &json!({"paths": paths}))
 }
@@ -94,33 +81,20 @@ fn health(api: &Api, kind: &str, rest: &[&str], query: &Query) -> Option<Reply> 
     if good && !query.flag("verbose") {
         return Some(text(StatusCode::OK, "ok"));
     }
-    let lines: String = checks
-        .iter()
-        .map(|(name, good)| {
-            if *good {
-                format!("[+]{name} ok\n")
-            } else {
-                format!("[-]{name} failed: reason withheld\n")
-            }
-        })
-        .collect();
-    let (code, end) = if good {
-        (StatusCode::OK, "passed")
-    } else {
-        (StatusCode::INTERNAL_SERVER_ERROR, "failed")
-    };
+    let lines: String =
+        checks
+            .iter()
+            .map(|(name, good)| {
+                if *good { format!("[+]{name} ok\n") } else { format!("[-]{name} failed: reason withheld\n") }
+            })
+            .collect();
+    let (code, end) =
+        if good { (StatusCode::OK, "passed") } else { (StatusCode::INTERNAL_SERVER_ERROR, "failed") };
     Some(text(code, format!("{lines}{kind} check {end}\n")))
 }
 
 fn version() -> Reply {
-    let platform = format!(
-        "linux/{}",
-        if cfg!(target_arch = "aarch64") {
-            "arm64"
-        } else {
-            "amd64"
-        }
-    );
+    let platform = format!("linux/{}", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" });
     let version = json!({
         "major": "1", "minor": "36", "emulationMajor": "1", "emulationMinor": "36", "minCompatibilityMajor": "1",
         "minCompatibilityMinor": "35", "gitVersion": "v1.36.0", "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
@@ -155,30 +129,21 @@ fn groups(api: &Api, root: &str, accepted: Option<&str>) -> Reply {
 }
 
 fn legacy(document: Option<serde_json::Value>) -> Result<Reply, ApiError> {
-    document
-        .map(|document| json_value(StatusCode::OK, &document))
-        .ok_or_else(status::no_such_resource)
+    document.map(|document| json_value(StatusCode::OK, &document)).ok_or_else(status::no_such_resource)
 }
 
 /// The documents are made from the types when asked for: that takes a while, so not on the threads that serve.
 async fn openapi_v2(accepted: Option<&str>) -> Result<Reply, ApiError> {
-    let protobuf = accept::parse(accepted.unwrap_or_default())
-        .first()
-        .is_some_and(|media| {
-            media
-                .essence
-                .starts_with("application/com.github.proto-openapi.spec.v2")
-                || media.essence.ends_with("+protobuf")
-        });
+    let protobuf = accept::parse(accepted.unwrap_or_default()).first().is_some_and(|media| {
+        media.essence.starts_with("application/com.github.proto-openapi.spec.v2")
+            || media.essence.ends_with("+protobuf")
+    });
     if protobuf {
-        let document = tokio::task::spawn_blocking(schema::openapi_v2_protobuf)
-            .await
-            .map_err(status::internal)?;
+        let document =
+            tokio::task::spawn_blocking(schema::openapi_v2_protobuf).await.map_err(status::internal)?;
         return Ok(reply(StatusCode::OK, OPENAPI_V2_PROTOBUF, full(document)));
     }
-    let document = tokio::task::spawn_blocking(schema::openapi_v2)
-        .await
-        .map_err(status::internal)?;
+    let document = tokio::task::spawn_blocking(schema::openapi_v2).await.map_err(status::internal)?;
     Ok(json(StatusCode::OK, document))
 }
 
@@ -187,10 +152,7 @@ async fn openapi_v3(path: String, accepted: Option<&str>) -> Result<Reply, ApiEr
     if accept::negotiate(accepted, true).is_none() {
         return Err(status::not_acceptable(&["application/json"]));
     }
-    let document = tokio::task::spawn_blocking(move || schema::openapi_v3(&path))
-        .await
-        .map_err(status::internal)?;
-    document
-        .map(|document| json(StatusCode::OK, document))
-        .ok_or_else(status::no_such_resource)
+    let document =
+        tokio::task::spawn_blocking(move || schema::openapi_v3(&path)).await.map_err(status::internal)?;
+    document.map(|document| json(StatusCode::OK, document)).ok_or_else(status::no_such_resource)
 }

@@ -30,19 +30,11 @@ impl Identity {
         if !groups.iter().any(|group| group == AUTHENTICATED) {
             groups.push(AUTHENTICATED.to_owned());
         }
-        Self {
-            user: user.into(),
-            groups,
-            ..Self::default()
-        }
+        Self { user: user.into(), groups, ..Self::default() }
     }
 
     pub(crate) fn anonymous() -> Self {
-        Self {
-            user: ANONYMOUS_USER.to_owned(),
-            groups: vec![UNAUTHENTICATED.to_owned()],
-            ..Self::default()
-        }
+        Self { user: ANONYMOUS_USER.to_owned(), groups: vec![UNAUTHENTICATED.to_owned()], ..Self::default() }
     }
 
     pub(crate) fn superuser(user: &str) -> Self {
@@ -59,8 +51,6 @@ impl Identity {
 
     /// The node that this identity is the kubelet of.
     pub(crate) fn node(&self) -> Option<&str> {
-        self.user
-            .strip_prefix(NODE_PREFIX)
-            .filter(|name| !name.is_empty() && self.is_in(NODES))
+        self.user.strip_prefix(NODE_PREFIX).filter(|name| !name.is_empty() && self.is_in(NODES))
     }
 }

@@ -28,14 +28,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 const DEFAULT_PORT: u16 = 10250;
 /// Of one connection, not of the request: they are not passed on (RFC 9110 section 7.6.1).
-const HOP_BY_HOP: [&str; 6] = [
-    "connection",
-    "keep-alive",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
+const HOP_BY_HOP: [&str; 6] = ["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
 
 /// How this server shows itself to kubelets.
 pub(crate) struct Kubelets {
@@ -55,21 +48,12 @@ impl Kubelets {
             .with_safe_default_protocol_versions()?;
         let builder = match &config.kubelet_ca_file {
             Some(authority) => builder.with_root_certificates(roots(authority)?),
-            None => builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Unverified(provider))),
+            None => builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider))),
         };
-        let tls = builder
-            .with_client_auth_cert(certificates(certificate)?, private_key(key)?)
-            .with_context(|| {
-                format!(
-                    "failed to use the kubelet client certificate {}",
-                    certificate.display()
-                )
-            })?;
-        Ok(Some(Self {
-            tls: tokio_rustls::TlsConnector::from(Arc::new(tls)),
-        }))
+        let tls = builder.with_client_auth_cert(certificates(certificate)?, private_key(key)?).with_context(
+            || format!("failed to use the kubelet client certificate {}", certificate.display()),
+        )?;
+        Ok(Some(Self { tls: tokio_rustls::TlsConnector::from(Arc::new(tls)) }))
     }
 
     /// Sends a request to a node's kubelet and passes the answer on. When the kubelet switches protocols, both connections are joined.
@@ -82,10 +66,8 @@ impl Kubelets {
         upgrade: Option<hyper::upgrade::OnUpgrade>,
     ) -> Result<Reply, ApiError> {
         let failed = |error: &dyn std::fmt::Display| {
-            let text = format!(
-                "error dialing backend: {error} (kubelet of node {} at {})",
-                node.name, node.socket
-            );
+            let text =
+                format!("error dialing backend: {error} (kubelet of node {} at {})", node.name, node.socket);
             ApiError::new(500, "InternalError", text, None)
         };
         let sent = async {
@@ -111,9 +93,7 @@ impl Kubelets {
             .request(node, method, path_and_query, headers, upgrade.is_some())
             .map_err(|error| failed(&error))?;
         let answered = tokio::time::timeout(ANSWER_LIMIT, sender.send_request(request)).await;
-        let answer = answered
-            .map_err(|error| failed(&error))?
-            .map_err(|error| failed(&error))?;
+        let answer = answered.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
         match upgrade {
             Some(client) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => Ok(join(client, answer)),
             _ => Ok(pass_on(answer).await),
@@ -128,10 +108,7 @@ impl Kubelets {
         headers: &HeaderMap,
         upgrade: bool,
     ) -> Result<Request<Empty<bytes::Bytes>>, http::Error> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path_and_query)
-            .body(Empty::new())?;
+        let mut request = Request::builder().method(method).uri(path_and_query).body(Empty::new())?;
         for (name, value) in headers {
             // The client's proof is for this server alone.
             let secret =
@@ -143,10 +120,7 @@ impl Kubelets {
                 request.headers_mut().append(name.clone(), value.clone());
             }
         }
-        request.headers_mut().insert(
-            header::HOST,
-            http::HeaderValue::from_str(&node.socket.to_string())?,
-        );
+        request.headers_mut().insert(header::HOST, http::HeaderValue::from_str(&node.socket.to_string())?);
         Ok(request)
     }
 }
@@ -178,12 +152,7 @@ fn join(client: hyper::upgrade::OnUpgrade, mut answer: Response<Incoming>) -> Re
 /// A plain answer; an error of the kubelet becomes a Status with its words.
 async fn pass_on(answer: Response<Incoming>) -> Reply {
     let (mut parts, body) = answer.into_parts();
-    let hops: Vec<HeaderName> = parts
-        .headers
-        .keys()
-        .filter(|name| is_hop_by_hop(name))
-        .cloned()
-        .collect();
+    let hops: Vec<HeaderName> = parts.headers.keys().filter(|name| is_hop_by_hop(name)).cloned().collect();
     for name in hops {
         parts.headers.remove(name);
     }
@@ -200,11 +169,7 @@ async fn pass_on(answer: Response<Incoming>) -> Reply {
             401 | 403 => "Forbidden",
             _ => "InternalError",
         };
-        let words = if words.is_empty() {
-            format!("the kubelet answered {}", parts.status)
-        } else {
-            words
-        };
+        let words = if words.is_empty() { format!("the kubelet answered {}", parts.status) } else { words };
         return failure(&ApiError::new(parts.status.as_u16(), reason, words, None));
     }
     Response::from_parts(parts, body.map_err(Into::into).boxed_unsync())
@@ -223,26 +188,15 @@ impl Api {
             .core_entry("nodes", "", node)
             .ok_or_else(|| status::not_found(crate::state::core("nodes"), node))?;
         let object = parse(&entry);
-        let port = object
-            .pointer("/status/daemonEndpoints/kubeletEndpoint/Port")
-            .and_then(Value::as_u64);
-        let port = port
-            .and_then(|port| u16::try_from(port).ok())
-            .filter(|port| *port > 0)
-            .unwrap_or(DEFAULT_PORT);
-        let addresses = object
-            .pointer("/status/addresses")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten();
+        let port = object.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_u64);
+        let port =
+            port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0).unwrap_or(DEFAULT_PORT);
+        let addresses = object.pointer("/status/addresses").and_then(Value::as_array).into_iter().flatten();
         let address = addresses
             .filter(|address| text(address, "/type") == "InternalIP")
             .find_map(|address| text(address, "/address").parse::<IpAddr>().ok());
         match address {
-            Some(address) => Ok(Address {
-                name: node.to_owned(),
-                socket: SocketAddr::new(address, port),
-            }),
+            Some(address) => Ok(Address { name: node.to_owned(), socket: SocketAddr::new(address, port) }),
             None => Err(status::internal(format!(
                 "no preferred addresses found; known addresses: [] (node {node})"
             ))),
@@ -255,11 +209,7 @@ pub(crate) fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'st
         .and_then(Iterator::collect)
         .map_err(|error| anyhow::anyhow!("{error}"))
         .with_context(|| format!("failed to read certificates from {}", path.display()))?;
-    anyhow::ensure!(
-        !certificates.is_empty(),
-        "{} holds no certificate",
-        path.display()
-    );
+    anyhow::ensure!(!certificates.is_empty(), "{} holds no certificate", path.display());
     Ok(certificates)
 }
 

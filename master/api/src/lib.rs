@@ -70,11 +70,7 @@ pub struct Server {
 /// A configuration that cannot work, a file that cannot be read, an address that cannot be bound: the error names it.
 pub async fn start(frame: &Frame, config: &Config) -> anyhow::Result<Server> {
     let problems = config.problems();
-    anyhow::ensure!(
-        problems.is_empty(),
-        "invalid configuration: {}",
-        problems.join("; ")
-    );
+    anyhow::ensure!(problems.is_empty(), "invalid configuration: {}", problems.join("; "));
     let tokens = token::Tokens::load(&config.service_account_key_file, &config.issuer)?;
     let kubelets = kubelet::Kubelets::load(config)?;
     let tls = server::tls(config)?;
@@ -100,17 +96,10 @@ async fn open_store(
     frame: &Frame,
     config: &Config,
 ) -> anyhow::Result<(Arc<dyn orlop_store::Store>, Arc<Cache>)> {
-    std::fs::create_dir_all(&config.data_dir).with_context(|| {
-        format!(
-            "failed to create the data directory {}",
-            config.data_dir.display()
-        )
-    })?;
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("failed to create the data directory {}", config.data_dir.display()))?;
     let store = EmbeddedStore::open(&config.data_dir.join(STORE_FILE)).await?;
-    let prefixes = resources()
-        .iter()
-        .filter(|row| !row.storage.is_empty() && !row.is_view())
-        .map(prefix);
+    let prefixes = resources().iter().filter(|row| !row.storage.is_empty() && !row.is_view()).map(prefix);
     let cache = Cache::new(prefixes, |key, bytes| match owner_of(key) {
         Some(owner) => rules::describe::describe(owner, &parse_bytes(bytes)),
         None => orlop_store::Meta::default(),
@@ -142,10 +131,7 @@ fn watch_over(frame: &Frame, api: &Arc<Api>) {
             .counts()
             .into_iter()
             .map(|(prefix, objects, history, watchers)| {
-                (
-                    prefix,
-                    serde_json::json!({"objects": objects, "history": history, "watchers": watchers}),
-                )
+                (prefix, serde_json::json!({"objects": objects, "history": history, "watchers": watchers}))
             })
             .collect();
         serde_json::json!({"revision": cache.revision(), "prefixes": prefixes})

@@ -32,11 +32,7 @@ impl Metrics {
 
     /// `resource` must be a known one, or empty: labels are bounded.
     pub(crate) fn count(&self, verb: &str, resource: &str, code: u16) {
-        let labels = RequestLabels {
-            verb: verb.to_uppercase(),
-            resource: resource.to_owned(),
-            code,
-        };
+        let labels = RequestLabels { verb: verb.to_uppercase(), resource: resource.to_owned(), code };
         self.requests.get_or_create(&labels).inc();
     }
 }

@@ -52,15 +52,9 @@ pub(crate) fn tls(config: &Config) -> anyhow::Result<tokio_rustls::TlsAcceptor> 
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(
-            certificates(&config.tls_cert_file)?,
-            private_key(&config.tls_key_file)?,
-        )
+        .with_single_cert(certificates(&config.tls_cert_file)?, private_key(&config.tls_key_file)?)
         .with_context(|| {
-            format!(
-                "failed to use the serving certificate {}",
-                config.tls_cert_file.display()
-            )
+            format!("failed to use the serving certificate {}", config.tls_cert_file.display())
         })?;
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(tokio_rustls::TlsAcceptor::from(Arc::new(tls)))
@@ -88,22 +82,14 @@ pub(crate) async fn listen(
         let address = SocketAddr::from(([127, 0, 0, 1], api.config.insecure_port));
         let listener = bind(address).await?;
         tracing::warn!(%address, "plain HTTP is on: every process of this machine is a superuser of the cluster");
-        serve(
-            frame,
-            format!("http-{address}"),
-            listener,
-            Door::Superuser,
-            api.clone(),
-            limit,
-        );
+        serve(frame, format!("http-{address}"), listener, Door::Superuser, api.clone(), limit);
     }
     Ok(())
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("failed to listen on {address}"))?;
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("failed to listen on {address}"))?;
     tracing::info!(%address, "listening");
     Ok(listener)
 }
@@ -154,21 +140,13 @@ async fn connection(stream: TcpStream, door: Door, api: Arc<Api>) -> anyhow::Res
             let stream = tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream))
                 .await
                 .context("TLS handshake")??;
-            let certificate = stream
-                .get_ref()
-                .1
-                .peer_certificates()
-                .and_then(|certificates| certificates.first());
+            let certificate =
+                stream.get_ref().1.peer_certificates().and_then(|certificates| certificates.first());
             let identity = certificate.and_then(from_certificate).map(Arc::new);
             requests(stream, identity, api).await
         }
         Door::Superuser => {
-            requests(
-                stream,
-                Some(Arc::new(Identity::superuser("system:unsecured"))),
-                api,
-            )
-            .await
+            requests(stream, Some(Arc::new(Identity::superuser("system:unsecured"))), api).await
         }
     }
 }
@@ -186,10 +164,7 @@ where
         }
     });
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_LIMIT);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_LIMIT);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -49,9 +49,9 @@ async fn handle(api: Arc<Api>, known: Option<Arc<Identity>>, request: Request<Bo
         }
     };
     let reply = match target {
-        Route::Resource(info) => objects(&api, identity, info, query, request)
-            .await
-            .unwrap_or_else(|error| failure(&error)),
+        Route::Resource(info) => {
+            objects(&api, identity, info, query, request).await.unwrap_or_else(|error| failure(&error))
+        }
         Route::Other => {
             let (parts, _) = request.into_parts();
             other(&api, &identity, &query, &parts).await
@@ -139,11 +139,7 @@ async fn objects(
         node_name: node_name.as_deref(),
     };
     if !authorize::may(&identity, &asked, &**api) {
-        let namespace = if info.resource == "namespaces" {
-            ""
-        } else {
-            &info.namespace
-        };
+        let namespace = if info.resource == "namespaces" { "" } else { &info.namespace };
         return Err(status::forbidden(Attempt {
             user: &identity.user,
             verb: info.verb,

@@ -34,11 +34,7 @@ pub(crate) fn prefix(resource: &Resource) -> String {
 /// The prefix of a resource's objects, in one namespace when one is given.
 pub(crate) fn prefix_in(resource: &Resource, namespace: &str) -> String {
     let prefix = prefix(resource);
-    if resource.namespaced && !namespace.is_empty() {
-        format!("{prefix}{namespace}/")
-    } else {
-        prefix
-    }
+    if resource.namespaced && !namespace.is_empty() { format!("{prefix}{namespace}/") } else { prefix }
 }
 
 pub(crate) fn key(resource: &Resource, namespace: &str, name: &str) -> String {
@@ -102,10 +98,6 @@ impl Pods for Api {
             limit: 1,
             matches: &matches,
         };
-        !namespace.is_empty()
-            && self
-                .cache
-                .list(&request)
-                .is_ok_and(|page| !page.entries.is_empty())
+        !namespace.is_empty() && self.cache.list(&request).is_ok_and(|page| !page.entries.is_empty())
     }
 }

@@ -56,12 +56,7 @@ impl Tokens {
         .map_err(|error| anyhow::anyhow!("it must be an ECDSA P-256 key: {error}"))
         .with_context(place)?;
         let digest = ring::digest::digest(&ring::digest::SHA256, key.public_key().as_ref());
-        Ok(Self {
-            key_id: BASE64.encode(digest),
-            key,
-            random,
-            issuer: issuer.to_owned(),
-        })
+        Ok(Self { key_id: BASE64.encode(digest), key, random, issuer: issuer.to_owned() })
     }
 
     pub(crate) fn sign(&self, claims: &Claims) -> Result<String, String> {
@@ -103,15 +98,10 @@ impl Tokens {
         if header.get("alg").and_then(Value::as_str) != Some("ES256") {
             return Err("token is not signed with ES256");
         }
-        let signature = BASE64
-            .decode(signature)
-            .map_err(|_| "token signature is malformed")?;
-        UnparsedPublicKey::new(
-            &signature::ECDSA_P256_SHA256_FIXED,
-            self.key.public_key().as_ref(),
-        )
-        .verify(message.as_bytes(), &signature)
-        .map_err(|_| "token signature does not fit")?;
+        let signature = BASE64.decode(signature).map_err(|_| "token signature is malformed")?;
+        UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, self.key.public_key().as_ref())
+            .verify(message.as_bytes(), &signature)
+            .map_err(|_| "token signature does not fit")?;
         let payload = unpart(payload).ok_or("token payload is malformed")?;
         let number = |key: &str| payload.get(key).and_then(Value::as_i64);
         if payload.get("iss").and_then(Value::as_str) != Some(&self.issuer) {
@@ -140,17 +130,10 @@ fn claims_of(payload: &Value) -> Option<Claims> {
         namespace: word(about.get("namespace")),
         account: word(account.get("name")),
         account_uid: word(account.get("uid")),
-        node: pod
-            .as_ref()
-            .and_then(|_| reference("node"))
-            .map(|(_, name, uid)| (name, uid)),
+        node: pod.as_ref().and_then(|_| reference("node")).map(|(_, name, uid)| (name, uid)),
         bound: pod.or_else(|| reference("secret")).or_else(|| reference("node")),
         audiences: match payload.get("aud")? {
-            Value::Array(items) => items
-                .iter()
-                .filter_map(Value::as_str)
-                .map(str::to_owned)
-                .collect(),
+            Value::Array(items) => items.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
             Value::String(one) => vec![one.clone()],
             _ => return None,
         },
@@ -198,10 +181,7 @@ mod tests {
         let tokens = tokens();
         let token = tokens.sign(&claims()).unwrap();
         let verified = tokens.verify(&token, 1500).unwrap();
-        assert_eq!(
-            (verified.account.as_str(), verified.bound.unwrap().1.as_str()),
-            ("default", "web")
-        );
+        assert_eq!((verified.account.as_str(), verified.bound.unwrap().1.as_str()), ("default", "web"));
         assert_eq!(tokens.verify(&token, 2000).unwrap_err(), "token has expired");
         assert_eq!(tokens.verify(&token, 10).unwrap_err(), "token is not valid yet");
     }
@@ -210,18 +190,12 @@ mod tests {
     fn forged_tokens_are_refused() {
         let (ours, other) = (tokens(), tokens());
         let token = other.sign(&claims()).unwrap();
-        assert_eq!(
-            ours.verify(&token, 1500).unwrap_err(),
-            "token signature does not fit"
-        );
+        assert_eq!(ours.verify(&token, 1500).unwrap_err(), "token signature does not fit");
         let token = ours.sign(&claims()).unwrap();
         let mut parts: Vec<&str> = token.split('.').collect();
         let none = part(&json!({"alg": "none"}));
         parts[0] = &none;
-        assert_eq!(
-            ours.verify(&parts.join("."), 1500).unwrap_err(),
-            "token is not signed with ES256"
-        );
+        assert_eq!(ours.verify(&parts.join("."), 1500).unwrap_err(), "token is not signed with ES256");
         for token in ["", ".", "..", "a.b.c", "é.é.é"] {
             assert!(ours.verify(token, 1500).is_err(), "{token}");
         }

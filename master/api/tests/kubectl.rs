@@ -26,10 +26,7 @@ fn objects_are_created_shown_changed_and_deleted() {
     assert_eq!(master.kubectl_with("create -f -", POD), "pod/web created\n");
     assert!(master.refused("create -f -", POD).contains("AlreadyExists"));
     let wide = master.kubectl("get pods -o wide");
-    assert!(
-        wide.contains("NOMINATED NODE") && wide.contains("0/1") && wide.contains("Pending"),
-        "{wide}"
-    );
+    assert!(wide.contains("NOMINATED NODE") && wide.contains("0/1") && wide.contains("Pending"), "{wide}");
     let yaml = master.kubectl("get pod web -o yaml");
     for expected in [
         "kube-api-access-",
@@ -43,39 +40,20 @@ fn objects_are_created_shown_changed_and_deleted() {
     assert!(master.kubectl("describe pod web").contains("Containers:"));
     master.kubectl("label pod web tier=front");
     master.kubectl("annotate pod web note=x");
-    assert_eq!(
-        master.kubectl("get pods -l tier=front,app!=x -o name"),
-        "pod/web\n"
-    );
+    assert_eq!(master.kubectl("get pods -l tier=front,app!=x -o name"), "pod/web\n");
     assert_eq!(master.kubectl("get pods -l 'app in (a,b)' -o name"), "");
-    assert_eq!(
-        master.kubectl("get pods --field-selector status.phase=Pending -o name"),
-        "pod/web\n"
-    );
-    assert!(
-        master
-            .refused("get pods --field-selector spec.foo=x", "")
-            .contains("field label not supported")
-    );
+    assert_eq!(master.kubectl("get pods --field-selector status.phase=Pending -o name"), "pod/web\n");
+    assert!(master.refused("get pods --field-selector spec.foo=x", "").contains("field label not supported"));
     let image = "get pod web -o 'jsonpath={.spec.containers[0].image}'";
     for (kind, patch) in [
-        (
-            "strategic",
-            r#"{"spec":{"containers":[{"name":"nginx","image":"nginx:2"}]}}"#,
-        ),
+        ("strategic", r#"{"spec":{"containers":[{"name":"nginx","image":"nginx:2"}]}}"#),
         ("merge", r#"{"metadata":{"labels":{"tier":null}}}"#),
-        (
-            "json",
-            r#"[{"op":"add","path":"/metadata/labels/x","value":"y"}]"#,
-        ),
+        ("json", r#"[{"op":"add","path":"/metadata/labels/x","value":"y"}]"#),
     ] {
         master.kubectl(&format!("patch pod web --type {kind} -p '{patch}'"));
     }
     assert_eq!(master.kubectl(image), "nginx:2");
-    assert_eq!(
-        master.kubectl("get pod web -o 'jsonpath={.metadata.labels}'"),
-        r#"{"app":"nginx","x":"y"}"#
-    );
+    assert_eq!(master.kubectl("get pod web -o 'jsonpath={.metadata.labels}'"), r#"{"app":"nginx","x":"y"}"#);
     assert!(
         master
             .refused("patch pod web -p '{\"spec\":{\"hostNetwork\":true}}'", "")
@@ -83,9 +61,7 @@ fn objects_are_created_shown_changed_and_deleted() {
     );
     assert!(master.kubectl("delete pod web").contains("deleted"));
     assert!(
-        master
-            .refused("get pod web", "")
-            .contains("Error from server (NotFound): pods \"web\" not found")
+        master.refused("get pod web", "").contains("Error from server (NotFound): pods \"web\" not found")
     );
 }
 
@@ -94,17 +70,9 @@ fn apply_dry_run_explain_and_replace() {
     let master = Master::start();
     account(&master);
     let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {a: '1', b: '2'}\n";
-    assert!(
-        master
-            .kubectl_with("apply -f -", map)
-            .contains("configmap/c created")
-    );
+    assert!(master.kubectl_with("apply -f -", map).contains("configmap/c created"));
     assert!(master.kubectl_with("apply -f -", map).contains("unchanged"));
-    assert!(
-        master
-            .kubectl_with("apply -f -", &map.replace(", b: '2'", ""))
-            .contains("configured")
-    );
+    assert!(master.kubectl_with("apply -f -", &map.replace(", b: '2'", "")).contains("configured"));
     assert_eq!(master.kubectl("get cm c -o 'jsonpath={.data}'"), r#"{"a":"1"}"#);
     assert!(master.kubectl_with("replace -f -", map).contains("replaced"));
     assert!(
@@ -115,11 +83,7 @@ fn apply_dry_run_explain_and_replace() {
     assert!(master.refused("get cm d", "").contains("NotFound"));
     let apply = master.refused("apply --server-side -f -", map);
     assert!(apply.contains("server-side apply"), "{apply}");
-    assert!(
-        master
-            .kubectl("explain pod.spec.containers.image")
-            .contains("Container image name")
-    );
+    assert!(master.kubectl("explain pod.spec.containers.image").contains("Container image name"));
     let resources = master.kubectl("api-resources");
     assert!(
         resources.contains("replicationcontrollers") && resources.contains("endpointslices"),
@@ -128,11 +92,7 @@ fn apply_dry_run_explain_and_replace() {
     assert!(master.kubectl("version").contains("v1.36.0"));
     assert!(master.kubectl("auth can-i delete pods").contains("yes"));
     assert!(master.kubectl("auth can-i --list").contains("*.*"));
-    assert!(
-        master
-            .kubectl("get --raw /readyz?verbose")
-            .contains("readyz check passed")
-    );
+    assert!(master.kubectl("get --raw /readyz?verbose").contains("readyz check passed"));
 }
 
 #[test]
@@ -141,10 +101,7 @@ fn bad_input_is_answered_with_what_is_wrong() {
     account(&master);
     let unknown = POD.replace("spec:", "spec:\n  foo: 1");
     let strict = master.refused("create -f -", &unknown);
-    assert!(
-        strict.contains(r#"strict decoding error: unknown field "spec.foo""#),
-        "{strict}"
-    );
+    assert!(strict.contains(r#"strict decoding error: unknown field "spec.foo""#), "{strict}");
     let output = master.try_kubectl("admin", "create --validate=warn -f -", &unknown);
     assert!(
         output.status.success() && text(&output).contains(r#"Warning: unknown field "spec.foo""#),
@@ -153,26 +110,15 @@ fn bad_input_is_answered_with_what_is_wrong() {
     );
     assert!(!master.kubectl("get pod web -o yaml").contains("foo"));
     let invalid = master.refused("create -f -", &POD.replace("name: web", "name: Web_"));
-    assert!(
-        invalid.contains("The Pod \"Web_\" is invalid: metadata.name: Invalid value"),
-        "{invalid}"
-    );
+    assert!(invalid.contains("The Pod \"Web_\" is invalid: metadata.name: Invalid value"), "{invalid}");
     let missing = master.refused("create -n nowhere -f -", POD);
     assert!(missing.contains("namespaces \"nowhere\" not found"), "{missing}");
-    let kind = master.refused(
-        "create -f -",
-        "apiVersion: v1\nkind: Nonsense\nmetadata: {name: x}\n",
-    );
+    let kind = master.refused("create -f -", "apiVersion: v1\nkind: Nonsense\nmetadata: {name: x}\n");
     assert!(kind.contains("no matches for kind"), "{kind}");
     let account = master.refused("create -n kube-public -f -", POD);
-    assert!(
-        account.contains("error looking up service account kube-public/default"),
-        "{account}"
-    );
-    let wrong = master.refused(
-        "create --validate=ignore -f -",
-        &POD.replace("containerPort: 80", "containerPort: many"),
-    );
+    assert!(account.contains("error looking up service account kube-public/default"), "{account}");
+    let wrong = master
+        .refused("create --validate=ignore -f -", &POD.replace("containerPort: 80", "containerPort: many"));
     assert!(wrong.contains("BadRequest"), "{wrong}");
 }
 
@@ -204,25 +150,16 @@ fn services_get_addresses_and_ports_that_nobody_else_has() {
         (17, 17),
         "8 addresses and ports, and the address of kubernetes: {seen:?}"
     );
-    let taken = master.refused(
-        "create service clusterip other --clusterip=10.96.0.10 --tcp=80:80",
-        "",
-    );
+    let taken = master.refused("create service clusterip other --clusterip=10.96.0.10 --tcp=80:80", "");
     assert!(taken.contains("provided IP is already allocated"), "{taken}");
-    let outside = master.refused(
-        "create service clusterip other --clusterip=10.1.1.1 --tcp=80:80",
-        "",
-    );
+    let outside = master.refused("create service clusterip other --clusterip=10.1.1.1 --tcp=80:80", "");
     assert!(outside.contains("is not in the valid range"), "{outside}");
     let ip = "get service s0 -o 'jsonpath={.spec.clusterIP}'";
     let before = master.kubectl(ip);
     master.kubectl("label service s0 a=b");
     master.kubectl("patch service s0 -p '{\"spec\":{\"type\":\"ClusterIP\"}}'");
     assert_eq!(master.kubectl(ip), before);
-    assert_eq!(
-        master.kubectl("get service s0 -o 'jsonpath={.spec.ports[0].nodePort}'"),
-        ""
-    );
+    assert_eq!(master.kubectl("get service s0 -o 'jsonpath={.spec.ports[0].nodePort}'"), "");
 }
 
 #[test]
@@ -232,15 +169,9 @@ fn lists_come_in_pages_and_controllers_scale() {
         .map(|number| format!("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c{number:02}}}\n"))
         .collect();
     master.kubectl_with("create -f -", &many);
-    assert_eq!(
-        master.kubectl("get cm --chunk-size=10 -o name").lines().count(),
-        25
-    );
+    assert_eq!(master.kubectl("get cm --chunk-size=10 -o name").lines().count(), 25);
     let page = master.kubectl("get --raw /api/v1/namespaces/default/configmaps?limit=10");
-    assert!(
-        page.contains(r#""remainingItemCount":15"#) && page.contains(r#""continue":""#),
-        "{page}"
-    );
+    assert!(page.contains(r#""remainingItemCount":15"#) && page.contains(r#""continue":""#), "{page}");
     let controller = "apiVersion: v1\nkind: ReplicationController\nmetadata: {name: rc}\nspec:\n  replicas: 2\n  selector: {app: x}\n  \
                       template:\n    metadata: {labels: {app: x}}\n    spec: {containers: [{name: c, image: i}]}\n";
     master.kubectl_with("create -f -", controller);
@@ -311,11 +242,7 @@ fn a_watch_shows_what_happens() {
     assert_eq!(lines.next().unwrap().unwrap(), "configmap/second");
     child.kill().unwrap();
     child.wait().unwrap();
-    let table = master
-        .command("admin")
-        .args(["get", "pods", "-w", "--request-timeout=1s"])
-        .output()
-        .unwrap();
+    let table = master.command("admin").args(["get", "pods", "-w", "--request-timeout=1s"]).output().unwrap();
     assert!(
         text(&table).is_empty() || text(&table).contains("Timeout") || text(&table).contains("timeout"),
         "{}",

@@ -40,10 +40,7 @@ async fn kubelet(listener: TcpListener, tls: tokio_rustls::TlsAcceptor) {
                     .write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 17\r\n\r\nno such container")
                     .await;
             } else {
-                let answer = format!(
-                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}\n",
-                    path.len() + 1
-                );
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}\n", path.len() + 1);
                 let _ = stream.write_all(answer.as_bytes()).await;
             }
             let _ = stream.shutdown().await;
@@ -55,9 +52,7 @@ fn acceptor(master: &Master) -> tokio_rustls::TlsAcceptor {
     let path = |name: &str| master.directory.path().join(name);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_file(path("ca.crt")).unwrap())
-        .unwrap();
+    roots.add(CertificateDer::from_pem_file(path("ca.crt")).unwrap()).unwrap();
     let verifier =
         rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .build()
@@ -82,9 +77,7 @@ fn cluster(master: &Master, port: u16) {
         "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
     }});
-    master.kubectl(&format!(
-        "patch node n1 --subresource=status --type=merge -p '{status}'"
-    ));
+    master.kubectl(&format!("patch node n1 --subresource=status --type=merge -p '{status}'"));
     let pod = serde_json::json!({
         "kind": "Pod", "apiVersion": "v1", "metadata": {"name": "web"},
         "spec": {"nodeName": "n1", "containers": [{"name": "a", "image": "i"}, {"name": "missing", "image": "i"}]},
@@ -95,50 +88,28 @@ fn cluster(master: &Master, port: u16) {
 #[test]
 fn logs_and_tunnels_reach_the_kubelet() {
     let master = Master::start();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0))).unwrap();
     cluster(&master, listener.local_addr().unwrap().port());
     runtime.spawn(kubelet(listener, acceptor(&master)));
-    assert_eq!(
-        master.kubectl("logs web -c a --tail=5"),
-        "/containerLogs/default/web/a?tailLines=5\n"
-    );
-    assert!(
-        master
-            .refused("logs web -c missing", "")
-            .contains("no such container")
-    );
-    assert!(
-        master
-            .refused("logs web -c other", "")
-            .contains("container other is not valid for pod web")
-    );
+    assert_eq!(master.kubectl("logs web -c a --tail=5"), "/containerLogs/default/web/a?tailLines=5\n");
+    assert!(master.refused("logs web -c missing", "").contains("no such container"));
+    assert!(master.refused("logs web -c other", "").contains("container other is not valid for pod web"));
     let raw = master.refused("get --raw /api/v1/namespaces/default/pods/web/log", "");
     assert!(
         raw.contains("a container name must be specified for pod web, choose one of: [a missing]"),
         "{raw}"
     );
-    let plain = master.refused(
-        "get --raw /api/v1/namespaces/default/pods/web/exec?container=a",
-        "",
-    );
+    let plain = master.refused("get --raw /api/v1/namespaces/default/pods/web/exec?container=a", "");
     assert!(plain.contains("Upgrade request required"), "{plain}");
     let echoed = runtime.block_on(tunnel(&master));
-    assert_eq!(
-        echoed,
-        "/exec/default/web/a?output=1&command=ls&command=a%20b\nhello"
-    );
+    assert_eq!(echoed, "/exec/default/web/a?output=1&command=ls&command=a%20b\nhello");
 }
 
 /// Upgrades over the plain listener and says hello.
 async fn tunnel(master: &Master) -> String {
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", master.config.insecure_port))
-        .await
-        .unwrap();
+    let mut stream =
+        tokio::net::TcpStream::connect(("127.0.0.1", master.config.insecure_port)).await.unwrap();
     let path = "/api/v1/namespaces/default/pods/web/exec?container=a&stdout=true&command=ls&command=a+b";
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: test\r\nAuthorization: Bearer x\r\n\r\n"

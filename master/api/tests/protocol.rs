@@ -26,15 +26,8 @@ fn block_on<F: Future>(future: F) -> F::Output {
 }
 
 fn raw(method: &str, uri: &str, body: Value) -> http::Request<Vec<u8>> {
-    let request = http::Request::builder()
-        .method(method)
-        .uri(uri)
-        .header("content-type", "application/json");
-    let body = if body.is_null() {
-        Vec::new()
-    } else {
-        body.to_string().into_bytes()
-    };
+    let request = http::Request::builder().method(method).uri(uri).header("content-type", "application/json");
+    let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
     request.body(body).unwrap()
 }
 
@@ -56,21 +49,12 @@ fn a_pod_lives_and_dies_as_upstream_says() {
             .await
             .unwrap();
         let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
-        pods.create(&PostParams::default(), &serde_json::from_value(pod("a")).unwrap())
-            .await
-            .unwrap();
+        pods.create(&PostParams::default(), &serde_json::from_value(pod("a")).unwrap()).await.unwrap();
         let node = json!({"metadata": {"name": "n1"}});
-        client
-            .request::<Value>(raw("POST", "/api/v1/nodes", node))
-            .await
-            .unwrap();
+        client.request::<Value>(raw("POST", "/api/v1/nodes", node)).await.unwrap();
         let binding = json!({"metadata": {"name": "a"}, "target": {"kind": "Node", "name": "n1"}});
         let bind = || {
-            client.request::<Value>(raw(
-                "POST",
-                "/api/v1/namespaces/default/pods/a/binding",
-                binding.clone(),
-            ))
+            client.request::<Value>(raw("POST", "/api/v1/namespaces/default/pods/a/binding", binding.clone()))
         };
         bind().await.unwrap();
         let again = bind().await.unwrap_err().to_string();
@@ -80,55 +64,27 @@ fn a_pod_lives_and_dies_as_upstream_says() {
         let selected = ListParams::default().fields("spec.nodeName=n1");
         assert_eq!(pods.list(&selected).await.unwrap().items.len(), 1);
         let status = json!({"status": {"phase": "Running"}, "spec": {"hostname": "ignored"}});
-        let patched = pods
-            .patch_status("a", &PatchParams::default(), &Patch::Merge(&status))
-            .await
-            .unwrap();
+        let patched = pods.patch_status("a", &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
         assert_eq!(patched.status.unwrap().phase.as_deref(), Some("Running"));
         assert_eq!(patched.spec.unwrap().hostname, None);
         // Graceful: the object stays until the kubelet says that it is over.
-        let dying = pods
-            .delete("a", &DeleteParams::default())
-            .await
-            .unwrap()
-            .left()
-            .unwrap();
+        let dying = pods.delete("a", &DeleteParams::default()).await.unwrap().left().unwrap();
         assert!(dying.metadata.deletion_timestamp.is_some());
         assert_eq!(dying.metadata.deletion_grace_period_seconds, Some(30));
-        let wrong = DeleteParams {
-            grace_period_seconds: Some(0),
-            ..DeleteParams::default()
-        }
-        .preconditions(kube::api::Preconditions {
-            uid: Some("other".into()),
-            resource_version: None,
-        });
-        assert!(
-            pods.delete("a", &wrong)
-                .await
-                .unwrap_err()
-                .to_string()
-                .contains("does not match the UID")
-        );
-        pods.delete("a", &DeleteParams::default().grace_period(0))
-            .await
-            .unwrap();
+        let wrong = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }
+            .preconditions(kube::api::Preconditions { uid: Some("other".into()), resource_version: None });
+        assert!(pods.delete("a", &wrong).await.unwrap_err().to_string().contains("does not match the UID"));
+        pods.delete("a", &DeleteParams::default().grace_period(0)).await.unwrap();
         assert!(pods.get_opt("a").await.unwrap().is_none());
         // Finalizers hold an object back, and the last one lets it go.
         let mut held = pod("b");
         held["metadata"]["finalizers"] = json!(["example.com/hold"]);
-        pods.create(&PostParams::default(), &serde_json::from_value(held).unwrap())
-            .await
-            .unwrap();
+        pods.create(&PostParams::default(), &serde_json::from_value(held).unwrap()).await.unwrap();
         pods.delete("b", &DeleteParams::default()).await.unwrap();
         assert!(pods.get("b").await.unwrap().metadata.deletion_timestamp.is_some());
-        pods.patch(
-            "b",
-            &PatchParams::default(),
-            &Patch::Merge(json!({"metadata": {"finalizers": null}})),
-        )
-        .await
-        .unwrap();
+        pods.patch("b", &PatchParams::default(), &Patch::Merge(json!({"metadata": {"finalizers": null}})))
+            .await
+            .unwrap();
         assert!(pods.get_opt("b").await.unwrap().is_none());
     });
 }
@@ -144,22 +100,13 @@ fn owners_are_noted_for_the_garbage_collector() {
             ("o", PropagationPolicy::Orphan, "orphan"),
         ] {
             let map = ConfigMap {
-                metadata: kube::core::ObjectMeta {
-                    name: Some(name.into()),
-                    ..Default::default()
-                },
+                metadata: kube::core::ObjectMeta { name: Some(name.into()), ..Default::default() },
                 ..Default::default()
             };
             maps.create(&PostParams::default(), &map).await.unwrap();
-            let params = DeleteParams {
-                propagation_policy: Some(policy),
-                ..DeleteParams::default()
-            };
+            let params = DeleteParams { propagation_policy: Some(policy), ..DeleteParams::default() };
             maps.delete(name, &params).await.unwrap();
-            assert_eq!(
-                maps.get(name).await.unwrap().metadata.finalizers.unwrap(),
-                [finalizer]
-            );
+            assert_eq!(maps.get(name).await.unwrap().metadata.finalizers.unwrap(), [finalizer]);
         }
     });
 }
@@ -183,16 +130,9 @@ fn namespaces_end_when_their_content_has() {
             .to_string();
         assert!(late.contains("is being terminated"), "{late}");
         let finalize = json!({"metadata": {"name": "x"}, "spec": {"finalizers": []}});
-        client
-            .request::<Value>(raw("PUT", "/api/v1/namespaces/x/finalize", finalize))
-            .await
-            .unwrap();
+        client.request::<Value>(raw("PUT", "/api/v1/namespaces/x/finalize", finalize)).await.unwrap();
         assert!(namespaces.get_opt("x").await.unwrap().is_none());
-        let kept = namespaces
-            .delete("default", &DeleteParams::default())
-            .await
-            .unwrap_err()
-            .to_string();
+        let kept = namespaces.delete("default", &DeleteParams::default()).await.unwrap_err().to_string();
         assert!(kept.contains("may not be deleted"), "{kept}");
     });
 }
@@ -224,14 +164,8 @@ fn writers_conflict_and_watchers_see_every_change_in_order() {
         let mut changed = created.clone();
         changed.data = Some(BTreeMap::from([("a".to_owned(), "1".to_owned())]));
         maps.replace("m", &PostParams::default(), &changed).await.unwrap();
-        let stale = maps
-            .replace("m", &PostParams::default(), &changed)
-            .await
-            .unwrap_err();
-        assert!(
-            stale.to_string().contains("the object has been modified"),
-            "{stale}"
-        );
+        let stale = maps.replace("m", &PostParams::default(), &changed).await.unwrap_err();
+        assert!(stale.to_string().contains("the object has been modified"), "{stale}");
         assert_eq!(next(stream.try_next().await.unwrap().unwrap()), "apply 1");
         // Leaving the selection is the end of the object for this watcher.
         let leave = Patch::Merge(json!({"metadata": {"labels": {"app": "y"}}}));
@@ -247,12 +181,7 @@ fn writers_conflict_and_watchers_see_every_change_in_order() {
             "/api/v1/configmaps?resourceVersion=999999&resourceVersionMatch=NotOlderThan",
             Value::Null,
         ));
-        assert!(
-            gone.await
-                .unwrap_err()
-                .to_string()
-                .contains("Too large resource version")
-        );
+        assert!(gone.await.unwrap_err().to_string().contains("Too large resource version"));
     });
 }
 
@@ -263,10 +192,7 @@ fn concurrent_patches_all_take_effect() {
         let client = master.server.client("admin", MASTERS);
         let maps: Api<ConfigMap> = Api::namespaced(client, "default");
         let map = ConfigMap {
-            metadata: kube::core::ObjectMeta {
-                name: Some("m".into()),
-                ..Default::default()
-            },
+            metadata: kube::core::ObjectMeta { name: Some("m".into()), ..Default::default() },
             ..Default::default()
         };
         maps.create(&PostParams::default(), &map).await.unwrap();
@@ -291,9 +217,8 @@ fn a_watch_from_before_the_restart_is_told_so_and_bookmarks_end_a_watch() {
     let master = Master::start_in(master.stop());
     block_on(async {
         let client = master.server.client("admin", MASTERS);
-        let old = http::Request::get("/api/v1/configmaps?watch=1&resourceVersion=2")
-            .body(Vec::new())
-            .unwrap();
+        let old =
+            http::Request::get("/api/v1/configmaps?watch=1&resourceVersion=2").body(Vec::new()).unwrap();
         let mut lines = client.request_stream(old).await.unwrap().lines();
         let line = lines.next().await.unwrap().unwrap();
         assert!(
@@ -304,16 +229,8 @@ fn a_watch_from_before_the_restart_is_told_so_and_bookmarks_end_a_watch() {
         );
         let short = "/api/v1/configmaps?watch=1&timeoutSeconds=1&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
         let request = http::Request::get(short).body(Vec::new()).unwrap();
-        let lines = client
-            .request_stream(request)
-            .await
-            .unwrap()
-            .lines()
-            .try_collect::<Vec<_>>();
-        let lines = tokio::time::timeout(Duration::from_secs(5), lines)
-            .await
-            .unwrap()
-            .unwrap();
+        let lines = client.request_stream(request).await.unwrap().lines().try_collect::<Vec<_>>();
+        let lines = tokio::time::timeout(Duration::from_secs(5), lines).await.unwrap().unwrap();
         assert_eq!(lines.len(), 3, "{lines:?}");
         assert!(
             lines[0].contains("ADDED")
@@ -344,11 +261,7 @@ fn tokens_are_bound_reviewed_and_die_with_their_account() {
     };
     let curl = |token: &str, path: &str| {
         let output = std::process::Command::new("curl")
-            .args([
-                "-s",
-                "--cacert",
-                &master.directory.path().join("ca.crt").display().to_string(),
-            ])
+            .args(["-s", "--cacert", &master.directory.path().join("ca.crt").display().to_string()])
             .args(["-H", &format!("Authorization: Bearer {token}")])
             .arg(format!("https://{}{path}", master.config.listen[0]))
             .output()

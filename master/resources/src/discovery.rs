@@ -13,11 +13,8 @@ pub fn api_versions(server_address: &str) -> Value {
 
 /// `/apis`.
 pub fn group_list() -> Value {
-    let groups: Vec<Value> = group_names()
-        .into_iter()
-        .filter(|name| !name.is_empty())
-        .map(group_body)
-        .collect();
+    let groups: Vec<Value> =
+        group_names().into_iter().filter(|name| !name.is_empty()).map(group_body).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
@@ -45,17 +42,9 @@ pub fn resource_list(group: &str, version: &str) -> Option<Value> {
     for row in rows {
         // A kind with only subresources (none today) or only create (bindings) is listed all the same, as upstream does.
         entries.push(entry(row));
-        entries.extend(
-            row.subresources
-                .iter()
-                .map(|subresource| subresource_entry(row, subresource)),
-        );
+        entries.extend(row.subresources.iter().map(|subresource| subresource_entry(row, subresource)));
     }
-    let group_version = if group.is_empty() {
-        version.to_owned()
-    } else {
-        format!("{group}/{version}")
-    };
+    let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
     Some(
         json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": entries}),
     )
@@ -67,10 +56,8 @@ pub fn aggregated(core: bool) -> Value {
         .into_iter()
         .filter(|name| name.is_empty() == core)
         .map(|name| {
-            let versions: Vec<Value> = versions_of(name)
-                .into_iter()
-                .map(|version| aggregated_version(name, version))
-                .collect();
+            let versions: Vec<Value> =
+                versions_of(name).into_iter().map(|version| aggregated_version(name, version)).collect();
             let metadata = if name.is_empty() {
                 json!({"creationTimestamp": null})
             } else {
@@ -105,9 +92,7 @@ pub fn versions_of(group: &str) -> Vec<&'static str> {
 }
 
 fn rows_of(group: &str, version: &str) -> impl Iterator<Item = &'static Resource> {
-    resources()
-        .iter()
-        .filter(move |row| row.group == group && row.version == version)
+    resources().iter().filter(move |row| row.group == group && row.version == version)
 }
 
 fn group_body(name: &str) -> Value {

@@ -30,16 +30,9 @@ impl Display for FieldError {
 impl FieldError {
     /// A field that must be given.
     pub fn required(field: impl Into<String>, detail: &str) -> Self {
-        let message = if detail.is_empty() {
-            "Required value".to_owned()
-        } else {
-            format!("Required value: {detail}")
-        };
-        Self {
-            cause: "FieldValueRequired",
-            field: field.into(),
-            message,
-        }
+        let message =
+            if detail.is_empty() { "Required value".to_owned() } else { format!("Required value: {detail}") };
+        Self { cause: "FieldValueRequired", field: field.into(), message }
     }
 
     /// A malformed value.
@@ -50,25 +43,13 @@ impl FieldError {
         } else {
             format!("Invalid value: {shown}: {detail}")
         };
-        Self {
-            cause: "FieldValueInvalid",
-            field: field.into(),
-            message,
-        }
+        Self { cause: "FieldValueInvalid", field: field.into(), message }
     }
 
     /// Something that must not be given or changed.
     pub fn forbidden(field: impl Into<String>, detail: &str) -> Self {
-        let message = if detail.is_empty() {
-            "Forbidden".to_owned()
-        } else {
-            format!("Forbidden: {detail}")
-        };
-        Self {
-            cause: "FieldValueForbidden",
-            field: field.into(),
-            message,
-        }
+        let message = if detail.is_empty() { "Forbidden".to_owned() } else { format!("Forbidden: {detail}") };
+        Self { cause: "FieldValueForbidden", field: field.into(), message }
     }
 
     /// A value given twice.
@@ -83,16 +64,8 @@ impl FieldError {
     /// A value outside of an enumeration.
     pub fn not_supported(field: impl Into<String>, value: &str, supported: &[&str]) -> Self {
         let list: Vec<String> = supported.iter().map(|one| quote(one)).collect();
-        let message = format!(
-            "Unsupported value: {}: supported values: {}",
-            quote(value),
-            list.join(", ")
-        );
-        Self {
-            cause: "FieldValueNotSupported",
-            field: field.into(),
-            message,
-        }
+        let message = format!("Unsupported value: {}: supported values: {}", quote(value), list.join(", "));
+        Self { cause: "FieldValueNotSupported", field: field.into(), message }
     }
 
     /// A reference to something that is not there.
@@ -107,24 +80,14 @@ impl FieldError {
     /// A text over its limit.
     pub fn too_long(field: impl Into<String>, limit_bytes: usize) -> Self {
         let message = format!("Too long: may not be more than {limit_bytes} bytes");
-        Self {
-            cause: "FieldValueTooLong",
-            field: field.into(),
-            message,
-        }
+        Self { cause: "FieldValueTooLong", field: field.into(), message }
     }
 
     /// A list over its limit.
     pub fn too_many(field: impl Into<String>, count: usize, limit: usize) -> Self {
-        let message = format!(
-            "Too many: {count}: must have at most {limit} item{}",
-            if limit == 1 { "" } else { "s" }
-        );
-        Self {
-            cause: "FieldValueTooMany",
-            field: field.into(),
-            message,
-        }
+        let message =
+            format!("Too many: {count}: must have at most {limit} item{}", if limit == 1 { "" } else { "s" });
+        Self { cause: "FieldValueTooMany", field: field.into(), message }
     }
 }
 

@@ -59,9 +59,7 @@ fn merge_object(
     }
     for (key, value) in patch {
         if let Some(field) = key.strip_prefix(DELETE_FROM_LIST) {
-            let gone = value
-                .as_array()
-                .ok_or("the value of $deleteFromPrimitiveList must be a list")?;
+            let gone = value.as_array().ok_or("the value of $deleteFromPrimitiveList must be a list")?;
             if let Some(Value::Array(list)) = original.get_mut(field) {
                 list.retain(|item| !gone.contains(item));
             }
@@ -71,9 +69,7 @@ fn merge_object(
     }
     for (key, value) in patch {
         if let Some(field) = key.strip_prefix(SET_ORDER) {
-            let order = value
-                .as_array()
-                .ok_or("the value of $setElementOrder must be a list")?;
+            let order = value.as_array().ok_or("the value of $setElementOrder must be a list")?;
             let merge_key = definition
                 .and_then(|found| found.field(field))
                 .and_then(|found| found.list)
@@ -113,11 +109,7 @@ fn merge_field(
         Value::Array(patch) => {
             let list = match (field, field.and_then(|field| field.list)) {
                 (Some(field), Some(fact)) => {
-                    let old = original
-                        .get(key)
-                        .and_then(Value::as_array)
-                        .cloned()
-                        .unwrap_or_default();
+                    let old = original.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
                     if fact.merge_key.is_empty() {
                         union(old, patch)
                     } else {
@@ -159,11 +151,7 @@ fn merge_list(
     let replaces = |element: &Value| element.get(PATCH).is_some_and(|directive| directive == "replace");
     if patch.iter().any(replaces) {
         // The directive stands in an element of its own; the others are the whole list.
-        return Ok(patch
-            .iter()
-            .filter(|element| element.get(PATCH).is_none())
-            .map(clean)
-            .collect());
+        return Ok(patch.iter().filter(|element| element.get(PATCH).is_none()).map(clean).collect());
     }
     for element in patch {
         let Some(element) = element.as_object() else {
@@ -178,9 +166,7 @@ fn merge_list(
             ));
         };
         let position = list.iter().position(|old| old.get(merge_key) == Some(key));
-        let old = position
-            .and_then(|position| list[position].as_object().cloned())
-            .unwrap_or_default();
+        let old = position.and_then(|position| list[position].as_object().cloned()).unwrap_or_default();
         match (merge_object(item, old, element, depth)?, position) {
             (Some(merged), Some(position)) => list[position] = Value::Object(merged),
             (Some(merged), None) => list.push(Value::Object(merged)),
@@ -194,17 +180,11 @@ fn merge_list(
 /// Elements that the order names come in its order; the others stay behind the element they followed.
 fn reorder(list: &mut Vec<Value>, order: &[Value], merge_key: &str) {
     let key_of = |value: &Value| {
-        if merge_key.is_empty() {
-            Some(value.clone())
-        } else {
-            value.get(merge_key).cloned()
-        }
+        if merge_key.is_empty() { Some(value.clone()) } else { value.get(merge_key).cloned() }
     };
     let rank = |value: &Value| {
         let key = key_of(value)?;
-        order
-            .iter()
-            .position(|wanted| key_of(wanted).as_ref() == Some(&key) || *wanted == key)
+        order.iter().position(|wanted| key_of(wanted).as_ref() == Some(&key) || *wanted == key)
     };
     let mut groups: Vec<(Option<usize>, Vec<Value>)> = Vec::new();
     for value in list.drain(..) {
@@ -267,21 +247,13 @@ mod tests {
                 "/spec/containers",
                 json!([{"name": "c", "image": "3"}]),
             ),
-            (
-                json!({"containers": [{"name": "a", "args": ["y"]}]}),
-                "/spec/containers/0/args",
-                json!(["y"]),
-            ),
+            (json!({"containers": [{"name": "a", "args": ["y"]}]}), "/spec/containers/0/args", json!(["y"])),
             (
                 json!({"containers": [{"name": "a", "args": null}]}),
                 "/spec/containers/0",
                 json!({"name": "a", "image": "1"}),
             ),
-            (
-                json!({"nodeSelector": {"k": null, "l": "w"}}),
-                "/spec/nodeSelector",
-                json!({"l": "w"}),
-            ),
+            (json!({"nodeSelector": {"k": null, "l": "w"}}), "/spec/nodeSelector", json!({"l": "w"})),
             (
                 json!({"nodeSelector": {"$patch": "replace", "z": "1"}}),
                 "/spec/nodeSelector",
@@ -303,10 +275,7 @@ mod tests {
     fn sets_unions_and_errors() {
         let original = json!({"metadata": {"finalizers": ["a", "b"]}, "spec": {"volumes": [{"name": "v", "emptyDir": {}}]}});
         let patch = json!({"metadata": {"finalizers": ["c"], "$deleteFromPrimitiveList/finalizers": ["a"]}});
-        assert_eq!(
-            patched(&original, &patch)["metadata"]["finalizers"],
-            json!(["b", "c"])
-        );
+        assert_eq!(patched(&original, &patch)["metadata"]["finalizers"], json!(["b", "c"]));
         let patch = json!({"spec": {"volumes": [{"name": "v", "hostPath": {"path": "/"}, "$retainKeys": ["name", "hostPath"]}]}});
         assert_eq!(
             patched(&original, &patch)["spec"]["volumes"],
@@ -314,10 +283,7 @@ mod tests {
         );
         let row = crate::find("", "v1", "pods").unwrap();
         let error = strategic(row, &original, &json!({"spec": {"volumes": [{"emptyDir": {}}]}})).unwrap_err();
-        assert!(
-            error.contains("does not contain declared merge key: name"),
-            "{error}"
-        );
+        assert!(error.contains("does not contain declared merge key: name"), "{error}");
         assert!(strategic(row, &original, &json!({"spec": {"$patch": "explode"}})).is_err());
     }
 }

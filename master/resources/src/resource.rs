@@ -118,18 +118,12 @@ impl Resource {
 
     /// `pods` or `endpointslices.discovery.k8s.io`, as error texts name it.
     pub fn group_resource(&self) -> String {
-        if self.group.is_empty() {
-            self.plural.to_owned()
-        } else {
-            format!("{}.{}", self.plural, self.group)
-        }
+        if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
     }
 
     /// The subresource of this name.
     pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
-        self.subresources
-            .iter()
-            .find(|subresource| subresource.name == name)
+        self.subresources.iter().find(|subresource| subresource.name == name)
     }
 
     /// Brings an object into the form upstream's decoder gives it (see `schema::normalize`) and fills in upstream's v1 defaults.
@@ -171,18 +165,13 @@ impl Resource {
     }
 
     fn bump_generation(&self, new: &mut Value, old: &Value) {
-        let generation = old
-            .pointer("/metadata/generation")
-            .and_then(Value::as_i64)
-            .unwrap_or(1);
+        let generation = old.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or(1);
         let deletion_began = new.pointer("/metadata/deletionTimestamp").is_some()
             && old.pointer("/metadata/deletionTimestamp").is_none();
         let changed = desired(new) != desired(old) || deletion_began;
         if let Some(map) = new.as_object_mut() {
-            metadata_of(map).insert(
-                "generation".to_owned(),
-                json!(if changed { generation + 1 } else { generation }),
-            );
+            metadata_of(map)
+                .insert("generation".to_owned(), json!(if changed { generation + 1 } else { generation }));
         }
     }
 
@@ -208,11 +197,7 @@ impl Resource {
         if self.namespaced {
             fields.push(("metadata.namespace", text(object, "/metadata/namespace")));
         }
-        fields.extend(
-            self.fields
-                .iter()
-                .map(|field| (field.label, (field.value)(object))),
-        );
+        fields.extend(self.fields.iter().map(|field| (field.label, (field.value)(object))));
         fields
     }
 

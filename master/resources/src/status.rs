@@ -61,27 +61,17 @@ impl ApiError {
             body["details"] = details;
         }
         body["code"] = json!(code);
-        Self {
-            code,
-            body,
-            retry_after,
-        }
+        Self { code, body, retry_after }
     }
 
     /// Machine-readable reason.
     pub fn reason(&self) -> &str {
-        self.body
-            .get("reason")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
+        self.body.get("reason").and_then(Value::as_str).unwrap_or_default()
     }
 
     /// Human-readable text.
     pub fn message(&self) -> &str {
-        self.body
-            .get("message")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
+        self.body.get("message").and_then(Value::as_str).unwrap_or_default()
     }
 }
 
@@ -132,12 +122,7 @@ pub fn not_found(resource: &Resource, name: &str) -> ApiError {
 
 /// 404 for a path no resource lives at.
 pub fn no_such_resource() -> ApiError {
-    ApiError::new(
-        404,
-        "NotFound",
-        "the server could not find the requested resource",
-        Some(json!({})),
-    )
+    ApiError::new(404, "NotFound", "the server could not find the requested resource", Some(json!({})))
 }
 
 /// 409 on create.
@@ -159,11 +144,7 @@ pub fn conflict(resource: &Resource, name: &str, why: &str) -> ApiError {
     ApiError::new(
         409,
         "Conflict",
-        format!(
-            "Operation cannot be fulfilled on {} {}: {why}",
-            resource.group_resource(),
-            quote(name)
-        ),
+        format!("Operation cannot be fulfilled on {} {}: {why}", resource.group_resource(), quote(name)),
         Some(details(resource.group, resource.plural, name)),
     )
 }
@@ -189,19 +170,10 @@ pub fn invalid_kind(group: &str, kind: &str, name: &str, errors: &[FieldError]) 
         .iter()
         .map(|error| json!({"reason": error.cause, "message": error.message, "field": error.field}))
         .collect();
-    let qualified = if group.is_empty() {
-        kind.to_owned()
-    } else {
-        format!("{kind}.{group}")
-    };
+    let qualified = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
     let mut details = details(group, kind, name);
     details["causes"] = Value::Array(causes);
-    ApiError::new(
-        422,
-        "Invalid",
-        format!("{qualified} {} is invalid: {list}", quote(name)),
-        Some(details),
-    )
+    ApiError::new(422, "Invalid", format!("{qualified} {} is invalid: {list}", quote(name)), Some(details))
 }
 
 /// 400.
@@ -216,20 +188,8 @@ pub fn unauthorized() -> ApiError {
 
 /// 403 of the authorizer.
 pub fn forbidden(attempt: Attempt<'_>) -> ApiError {
-    let Attempt {
-        user,
-        verb,
-        group,
-        resource,
-        subresource,
-        namespace,
-        name,
-    } = attempt;
-    let full = if subresource.is_empty() {
-        resource.to_owned()
-    } else {
-        format!("{resource}/{subresource}")
-    };
+    let Attempt { user, verb, group, resource, subresource, namespace, name } = attempt;
+    let full = if subresource.is_empty() { resource.to_owned() } else { format!("{resource}/{subresource}") };
     let place = if namespace.is_empty() {
         "at the cluster scope".to_owned()
     } else {
@@ -246,11 +206,7 @@ pub fn forbidden(attempt: Attempt<'_>) -> ApiError {
 
 /// 403 of the authorizer for a path that is not a resource.
 pub fn forbidden_path(user: &str, verb: &str, path: &str) -> ApiError {
-    let why = format!(
-        "forbidden: User {} cannot {verb} path {}",
-        quote(user),
-        quote(path)
-    );
+    let why = format!("forbidden: User {} cannot {verb} path {}", quote(user), quote(path));
     ApiError::new(403, "Forbidden", why, Some(json!({})))
 }
 
@@ -268,11 +224,7 @@ pub fn namespace_terminating(resource: &Resource, name: &str, namespace: &str) -
 }
 
 fn forbidden_text(group: &str, resource: &str, name: &str, why: &str) -> ApiError {
-    let qualified = if group.is_empty() {
-        resource.to_owned()
-    } else {
-        format!("{resource}.{group}")
-    };
+    let qualified = if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") };
     let text = if name.is_empty() {
         format!("{qualified} is forbidden: {why}")
     } else {
@@ -302,10 +254,7 @@ pub fn unsupported_media_type(accepted: &[&str]) -> ApiError {
 
 /// 406: `accepted` are the media types there are.
 pub fn not_acceptable(accepted: &[&str]) -> ApiError {
-    let text = format!(
-        "only the following media types are accepted: {}",
-        accepted.join(", ")
-    );
+    let text = format!("only the following media types are accepted: {}", accepted.join(", "));
     ApiError::new(406, "NotAcceptable", text, None)
 }
 
@@ -323,12 +272,7 @@ pub fn too_large_resource_version(asked: u64, current: u64) -> ApiError {
 
 /// 507: the store refuses writes because its disk is full.
 pub fn insufficient_storage(text: impl Into<String>) -> ApiError {
-    ApiError::new(
-        507,
-        "InsufficientStorage",
-        text,
-        Some(json!({"retryAfterSeconds": 5})),
-    )
+    ApiError::new(507, "InsufficientStorage", text, Some(json!({"retryAfterSeconds": 5})))
 }
 
 /// 500.
@@ -344,11 +288,8 @@ pub fn internal(text: impl Display) -> ApiError {
 
 /// 504.
 pub fn timeout(text: impl Display, retry_after_seconds: u32) -> ApiError {
-    let details = if retry_after_seconds == 0 {
-        json!({})
-    } else {
-        json!({"retryAfterSeconds": retry_after_seconds})
-    };
+    let details =
+        if retry_after_seconds == 0 { json!({}) } else { json!({"retryAfterSeconds": retry_after_seconds}) };
     ApiError::new(504, "Timeout", format!("Timeout: {text}"), Some(details))
 }
 
@@ -359,22 +300,12 @@ pub fn service_unavailable(text: impl Into<String>) -> ApiError {
 
 /// 429.
 pub fn too_many_requests(text: impl Into<String>, retry_after_seconds: u32) -> ApiError {
-    ApiError::new(
-        429,
-        "TooManyRequests",
-        text,
-        Some(json!({"retryAfterSeconds": retry_after_seconds})),
-    )
+    ApiError::new(429, "TooManyRequests", text, Some(json!({"retryAfterSeconds": retry_after_seconds})))
 }
 
 /// 413.
 pub fn request_entity_too_large(text: impl Display) -> ApiError {
-    ApiError::new(
-        413,
-        "RequestEntityTooLarge",
-        format!("Request entity too large: {text}"),
-        None,
-    )
+    ApiError::new(413, "RequestEntityTooLarge", format!("Request entity too large: {text}"), None)
 }
 
 /// 501-like answer for what this server does not do; upstream's reason for an unserved verb.

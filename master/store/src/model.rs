@@ -59,10 +59,7 @@ pub struct Meta {
 impl Meta {
     /// The value of a label.
     pub fn label(&self, key: &str) -> Option<&str> {
-        let at = self
-            .labels
-            .binary_search_by(|(candidate, _)| (**candidate).cmp(key))
-            .ok()?;
+        let at = self.labels.binary_search_by(|(candidate, _)| (**candidate).cmp(key)).ok()?;
         self.labels.get(at).map(|(_, value)| &**value)
     }
 
@@ -71,11 +68,7 @@ impl Meta {
         match field {
             "metadata.name" => Some(&self.name),
             "metadata.namespace" => Some(&self.namespace),
-            _ => self
-                .fields
-                .iter()
-                .find(|(name, _)| *name == field)
-                .map(|(_, value)| &**value),
+            _ => self.fields.iter().find(|(name, _)| *name == field).map(|(_, value)| &**value),
         }
     }
 }
@@ -87,10 +80,7 @@ mod tests {
     #[test]
     fn the_revision_is_put_between_the_quotes_and_can_be_replaced() {
         let text = r#"{"metadata":{"resourceVersion":"","name":"a"}}"#;
-        let encoded = Encoded {
-            bytes: Bytes::from_static(text.as_bytes()),
-            revision_at: 32,
-        };
+        let encoded = Encoded { bytes: Bytes::from_static(text.as_bytes()), revision_at: 32 };
         let nine = encoded.at(9);
         assert_eq!(nine, r#"{"metadata":{"resourceVersion":"9","name":"a"}}"#);
         let later = splice(&nine, 32, digits(9), 12_345);

@@ -35,24 +35,11 @@ async fn main() {
     let config: ShimConfig = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let listener = UnixListener::bind(config.state_dir.join("shim.sock")).unwrap();
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let start_time: u64 = stat[stat.rfind(')').unwrap() + 2..]
-        .split(' ')
-        .nth(19)
-        .unwrap()
-        .parse()
-        .unwrap();
+    let start_time: u64 = stat[stat.rfind(')').unwrap() + 2..].split(' ').nth(19).unwrap().parse().unwrap();
     let identity = serde_json::json!({ "pid": std::process::id(), "startTime": start_time, "version": 1 });
     std::fs::write(config.state_dir.join("shim.tmp"), identity.to_string()).unwrap();
-    std::fs::rename(
-        config.state_dir.join("shim.tmp"),
-        config.state_dir.join("shim.json"),
-    )
-    .unwrap();
-    let shim = Arc::new(Shim {
-        config,
-        containers: Mutex::default(),
-        events: broadcast::channel(64).0,
-    });
+    std::fs::rename(config.state_dir.join("shim.tmp"), config.state_dir.join("shim.json")).unwrap();
+    let shim = Arc::new(Shim { config, containers: Mutex::default(), events: broadcast::channel(64).0 });
     loop {
         let (stream, _) = listener.accept().await.unwrap();
         let shim = shim.clone();
@@ -73,10 +60,7 @@ async fn write<T: serde::Serialize>(stream: &mut UnixStream, value: &T) -> io::R
 }
 
 fn refuse(kind: ErrorKind, message: &str) -> Response {
-    Response::Error {
-        kind,
-        message: message.to_owned(),
-    }
+    Response::Error { kind, message: message.to_owned() }
 }
 
 impl Shim {
@@ -104,22 +88,11 @@ impl Shim {
 
     async fn answer(self: Arc<Self>, request: Request) -> Response {
         match request {
-            Request::Hello { .. } => Response::Hello {
-                version: 1,
-                pid: std::process::id(),
-            },
+            Request::Hello { .. } => Response::Hello { version: 1, pid: std::process::id() },
             Request::State => {
-                let containers = self
-                    .containers
-                    .lock()
-                    .unwrap()
-                    .values()
-                    .map(|(_, state)| state.clone())
-                    .collect();
-                Response::State(ShimState {
-                    sandbox_id: self.config.sandbox_id.clone(),
-                    containers,
-                })
+                let containers =
+                    self.containers.lock().unwrap().values().map(|(_, state)| state.clone()).collect();
+                Response::State(ShimState { sandbox_id: self.config.sandbox_id.clone(), containers })
             }
             Request::Create(create) => self.create(*create),
             Request::Start { id } => self.start(&id),
@@ -128,11 +101,9 @@ impl Shim {
                 self.containers.lock().unwrap().remove(&id);
                 Response::Ok
             }
-            Request::ExecSync {
-                id,
-                process,
-                timeout_millis,
-            } => self.exec_sync(&id, process, timeout_millis).await,
+            Request::ExecSync { id, process, timeout_millis } => {
+                self.exec_sync(&id, process, timeout_millis).await
+            }
             Request::Stats { .. } => Response::Stats(ContainerStats {
                 timestamp: now(),
                 cpu_nanos: 5,
@@ -154,10 +125,7 @@ impl Shim {
             started_at: 0,
             exit: None,
         };
-        self.containers
-            .lock()
-            .unwrap()
-            .insert(create.id.clone(), (create, state.clone()));
+        self.containers.lock().unwrap().insert(create.id.clone(), (create, state.clone()));
         Response::Container(state)
     }
 
@@ -170,12 +138,8 @@ impl Shim {
         let args: Vec<String> = serde_json::from_value(spec["process"]["args"].clone()).unwrap();
         let log = create.log_path.as_deref().unwrap_or(Path::new("/dev/null"));
         let log = std::fs::File::create(log).unwrap();
-        let child = Command::new(&args[0])
-            .args(&args[1..])
-            .stdin(Stdio::null())
-            .stdout(log)
-            .process_group(0)
-            .spawn();
+        let child =
+            Command::new(&args[0]).args(&args[1..]).stdin(Stdio::null()).stdout(log).process_group(0).spawn();
         let child = match child {
             Ok(child) => child,
             Err(error) => return refuse(ErrorKind::Failed, &format!("exec {}: {error}", args[0])),
@@ -205,9 +169,7 @@ impl Shim {
         let mut containers = self.containers.lock().unwrap();
         let (_, state) = containers.get_mut(id)?;
         change(state);
-        let _ = self.events.send(Event {
-            container: state.clone(),
-        });
+        let _ = self.events.send(Event { container: state.clone() });
         Some(state.clone())
     }
 
@@ -219,11 +181,7 @@ impl Shim {
     async fn stop(&self, id: &str, grace_millis: u64) -> Response {
         use nix::sys::signal::{Signal, killpg};
         let mut left = grace_millis;
-        let mut signal = if grace_millis == 0 {
-            Signal::SIGKILL
-        } else {
-            Signal::SIGTERM
-        };
+        let mut signal = if grace_millis == 0 { Signal::SIGKILL } else { Signal::SIGTERM };
         while let Some(pid) = self.pid(id) {
             let _ = killpg(nix::unistd::Pid::from_raw(pid), signal);
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -245,13 +203,8 @@ impl Shim {
     async fn send_events(&self, mut stream: UnixStream) {
         let mut events = self.events.subscribe();
         let _ = write(&mut stream, &Response::Ok).await;
-        let exited: Vec<ContainerState> = self
-            .containers
-            .lock()
-            .unwrap()
-            .values()
-            .map(|(_, state)| state.clone())
-            .collect();
+        let exited: Vec<ContainerState> =
+            self.containers.lock().unwrap().values().map(|(_, state)| state.clone()).collect();
         for container in exited.into_iter().filter(|state| state.exit.is_some()) {
             let _ = write(&mut stream, &Event { container }).await;
         }
@@ -266,15 +219,9 @@ impl Shim {
         if self.pid(id).is_none() {
             return refuse(ErrorKind::WrongState, "not running");
         }
-        let output = Command::new(&process.args[0])
-            .args(&process.args[1..])
-            .kill_on_drop(true)
-            .output();
-        let limit = Duration::from_millis(if timeout_millis == 0 {
-            u64::from(u32::MAX)
-        } else {
-            timeout_millis
-        });
+        let output = Command::new(&process.args[0]).args(&process.args[1..]).kill_on_drop(true).output();
+        let limit =
+            Duration::from_millis(if timeout_millis == 0 { u64::from(u32::MAX) } else { timeout_millis });
         let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
         match tokio::time::timeout(limit, output).await {
             Ok(Ok(output)) => Response::ExecSync {
@@ -287,11 +234,7 @@ impl Shim {
             Err(_) => Response::ExecSync {
                 stdout: String::new(),
                 stderr: String::new(),
-                exit: ExitStatus {
-                    code: 137,
-                    finished_at: now(),
-                    oom_killed: false,
-                },
+                exit: ExitStatus { code: 137, finished_at: now(), oom_killed: false },
                 timed_out: true,
             },
         }
@@ -304,11 +247,7 @@ impl Shim {
         }
         let child = Command::new(&process.args[0])
             .args(&process.args[1..])
-            .stdin(if process.stdin {
-                Stdio::piped()
-            } else {
-                Stdio::null()
-            })
+            .stdin(if process.stdin { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -342,14 +281,8 @@ impl Shim {
 
 fn exit_of(status: std::process::ExitStatus) -> ExitStatus {
     use std::os::unix::process::ExitStatusExt as _;
-    let code = status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-    ExitStatus {
-        code,
-        finished_at: now(),
-        oom_killed: false,
-    }
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    ExitStatus { code, finished_at: now(), oom_killed: false }
 }
 
 async fn send(stream: &mut (impl tokio::io::AsyncWrite + Unpin), kind: u8, data: &[u8]) -> io::Result<()> {

@@ -42,11 +42,7 @@ fn sweep_root_file_systems(images: &orlop_images::ImageStore, known: &BTreeSet<S
     for key in keys.into_iter().filter(|key| !known.contains(key)) {
         tracing::info!(container = key, "removing a root file system without a container");
         if let Err(error) = images.remove_rootfs(&key) {
-            tracing::warn!(
-                container = key,
-                error = chain(&error),
-                "could not remove a root file system"
-            );
+            tracing::warn!(container = key, error = chain(&error), "could not remove a root file system");
         }
     }
 }
@@ -71,19 +67,12 @@ async fn adopt_sandbox(runtime: &Arc<Runtime>, id: String) {
     let containers = read_containers(runtime, &id);
     {
         let mut model = runtime.model();
-        model.containers.extend(
-            containers
-                .into_iter()
-                .map(|container| (container.id.clone(), container)),
-        );
+        model.containers.extend(containers.into_iter().map(|container| (container.id.clone(), container)));
     }
     match record.stage {
         Stage::Making => {
             tracing::info!(sandbox = id, "undoing a sandbox that was never finished");
-            runtime
-                .model()
-                .containers
-                .retain(|_, container| container.sandbox_id != id);
+            runtime.model().containers.retain(|_, container| container.sandbox_id != id);
             runtime.discard(&record).await;
         }
         Stage::Stopped => {
@@ -107,11 +96,7 @@ async fn forget_unreadable(runtime: &Arc<Runtime>, id: &str) {
         return;
     }
     if let Err(error) = runtime.cni.detach(&directory.network(), false).await {
-        tracing::warn!(
-            sandbox = id,
-            error = chain(&error),
-            "could not remove the pod's network"
-        );
+        tracing::warn!(sandbox = id, error = chain(&error), "could not remove the pod's network");
     }
     if let Err(error) = files::remove_tree(directory.path()) {
         tracing::warn!(sandbox = id, %error, "could not remove the sandbox's state");
@@ -128,11 +113,9 @@ fn read_containers(runtime: &Runtime, sandbox_id: &str) -> Vec<Container> {
         let id = entry.file_name().to_string_lossy().into_owned();
         match files::read_json::<Container>(&directory.container_record(&id)) {
             Ok(container) if container.version <= RECORD_VERSION => containers.push(container),
-            Ok(container) => tracing::error!(
-                container = id,
-                version = container.version,
-                "made by a newer version"
-            ),
+            Ok(container) => {
+                tracing::error!(container = id, version = container.version, "made by a newer version")
+            }
             // Cut before its record: it was never announced.
             Err(_) => {
                 if let Err(error) = files::remove_tree(&directory.bundle(&id)) {
@@ -157,16 +140,9 @@ async fn adopt_ready(runtime: &Arc<Runtime>, sandbox: &Sandbox) {
             return runtime.lose_shim(id).await;
         }
     };
-    let held: BTreeSet<&str> = state
-        .containers
-        .iter()
-        .map(|container| container.id.as_str())
-        .collect();
-    let recorded: Vec<String> = runtime
-        .model()
-        .containers_of(id)
-        .map(|container| container.id.clone())
-        .collect();
+    let held: BTreeSet<&str> = state.containers.iter().map(|container| container.id.as_str()).collect();
+    let recorded: Vec<String> =
+        runtime.model().containers_of(id).map(|container| container.id.clone()).collect();
     for seen in &state.containers {
         if recorded.contains(&seen.id) {
             runtime.observe(seen);
@@ -175,13 +151,8 @@ async fn adopt_ready(runtime: &Arc<Runtime>, sandbox: &Sandbox) {
             runtime.discard_container(id, &seen.id).await;
         }
     }
-    for container in recorded
-        .iter()
-        .filter(|container| !held.contains(container.as_str()))
-    {
-        let open = runtime
-            .container(container)
-            .is_ok_and(|container| container.exit.is_none());
+    for container in recorded.iter().filter(|container| !held.contains(container.as_str())) {
+        let open = runtime.container(container).is_ok_and(|container| container.exit.is_none());
         if open {
             // Recorded, and cut before the shim made it: never announced.
             tracing::info!(container, "removing a container that was never made");

@@ -30,18 +30,14 @@ pub(crate) struct Hierarchies(Vec<Hierarchy>);
 impl Hierarchies {
     /// From `/proc/self/mountinfo`.
     pub(crate) fn detect() -> io::Result<Self> {
-        Ok(Self(parse_mountinfo(&std::fs::read_to_string(
-            "/proc/self/mountinfo",
-        )?)))
+        Ok(Self(parse_mountinfo(&std::fs::read_to_string("/proc/self/mountinfo")?)))
     }
 
     /// What containers can be given.
     pub(crate) fn features(&self) -> CgroupFeatures {
         let unified = self.0.iter().all(|hierarchy| hierarchy.controllers.is_empty());
         let has = |name: &str| {
-            self.0
-                .iter()
-                .any(|hierarchy| hierarchy.controllers.iter().any(|known| known == name))
+            self.0.iter().any(|hierarchy| hierarchy.controllers.iter().any(|known| known == name))
         };
         CgroupFeatures {
             unified,
@@ -67,16 +63,10 @@ impl Hierarchies {
     /// Writes one file of a cgroup.
     pub(crate) fn write(&self, cgroup: &str, controller: &str, file: &str, value: &str) -> io::Result<()> {
         if file.contains('/') {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{file} is not a file name"),
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{file} is not a file name")));
         }
         let directory = self.directory(controller, cgroup).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::Unsupported,
-                format!("no {controller} controller is mounted"),
-            )
+            io::Error::new(io::ErrorKind::Unsupported, format!("no {controller} controller is mounted"))
         })?;
         let path = directory.join(file);
         std::fs::write(&path, value)
@@ -97,10 +87,7 @@ impl Hierarchies {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "processes survive SIGKILL",
-                ));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "processes survive SIGKILL"));
             }
             std::thread::sleep(RETRY_PAUSE);
         }
@@ -109,10 +96,7 @@ impl Hierarchies {
     /// Kills every process below `cgroup` and removes it everywhere. What is not there is fine.
     pub(crate) fn destroy(&self, cgroup: &str, patience: Duration) -> io::Result<()> {
         if cgroup.trim_matches('/').is_empty() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the root cgroup is not removed",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the root cgroup is not removed"));
         }
         let deadline = Instant::now() + patience;
         loop {
@@ -158,10 +142,8 @@ fn parse_mountinfo(text: &str) -> Vec<Hierarchy> {
             } else {
                 controllers
             };
-            seen.insert(controllers.clone()).then(|| Hierarchy {
-                mountpoint: PathBuf::from(mountpoint),
-                controllers,
-            })
+            seen.insert(controllers.clone())
+                .then(|| Hierarchy { mountpoint: PathBuf::from(mountpoint), controllers })
         })
         .collect()
 }
@@ -247,17 +229,9 @@ mod tests {
         let hybrid = Hierarchies(parse_mountinfo(HYBRID));
         assert_eq!(hybrid.0.len(), 4);
         assert!(!hybrid.features().unified && !hybrid.features().hugetlb);
-        assert_eq!(
-            hybrid.directory("cpuacct", "/a/b"),
-            Some("/sys/fs/cgroup/cpu,cpuacct/a/b".into())
-        );
-        assert_eq!(
-            hybrid.directory("hugetlb", "../x"),
-            Some("/sys/fs/cgroup/unified/x".into())
-        );
-        let pure = Hierarchies(parse_mountinfo(
-            "31 30 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
-        ));
+        assert_eq!(hybrid.directory("cpuacct", "/a/b"), Some("/sys/fs/cgroup/cpu,cpuacct/a/b".into()));
+        assert_eq!(hybrid.directory("hugetlb", "../x"), Some("/sys/fs/cgroup/unified/x".into()));
+        let pure = Hierarchies(parse_mountinfo("31 30 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"));
         assert!(pure.features().unified);
         assert_eq!(pure.directory("memory", "/k"), Some("/sys/fs/cgroup/k".into()));
     }

@@ -79,16 +79,10 @@ impl Validate for Config {
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.socket_path().is_none() {
-            problems.push(format!(
-                "listen {:?} is not a unix socket: use unix:///path/to.sock",
-                self.listen
-            ));
+            problems.push(format!("listen {:?} is not a unix socket: use unix:///path/to.sock", self.listen));
         }
         if self.cgroup_driver != "cgroupfs" {
-            problems.push(format!(
-                "cgroupDriver {:?} is not supported: use cgroupfs",
-                self.cgroup_driver
-            ));
+            problems.push(format!("cgroupDriver {:?} is not supported: use cgroupfs", self.cgroup_driver));
         }
         if !self.stream_address.ip().is_loopback() {
             problems.push(format!(
@@ -102,11 +96,8 @@ impl Validate for Config {
         if self.cni_timeout_seconds == 0 {
             problems.push("cniTimeoutSeconds is 0: give at least 1".to_owned());
         }
-        for (key, path) in [
-            ("root", &self.root),
-            ("state", &self.state),
-            ("cniConfDir", &self.cni_conf_dir),
-        ] {
+        for (key, path) in [("root", &self.root), ("state", &self.state), ("cniConfDir", &self.cni_conf_dir)]
+        {
             if !path.is_absolute() {
                 problems.push(format!("{key} {} is not an absolute path", path.display()));
             }

@@ -7,29 +7,16 @@ use crate::error::{CriError, chain};
 
 /// An image of the store.
 pub(crate) fn image(record: &ImageRecord) -> v1::Image {
-    let user = record
-        .config
-        .config()
-        .as_ref()
-        .and_then(|config| config.user().clone())
-        .unwrap_or_default();
+    let user = record.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default();
     let user = user.split(':').next().unwrap_or_default();
-    let uid = if user.is_empty() {
-        Some(0)
-    } else {
-        user.parse::<i64>().ok()
-    };
+    let uid = if user.is_empty() { Some(0) } else { user.parse::<i64>().ok() };
     v1::Image {
         id: record.id.clone(),
         repo_tags: record.tags.clone(),
         repo_digests: record.digests.clone(),
         size: record.size,
         uid: uid.map(|value| v1::Int64Value { value }),
-        username: if uid.is_some() {
-            String::new()
-        } else {
-            user.to_owned()
-        },
+        username: if uid.is_some() { String::new() } else { user.to_owned() },
         spec: None,
         pinned: record.pinned,
     }
@@ -39,17 +26,11 @@ pub(crate) fn image(record: &ImageRecord) -> v1::Image {
 pub(crate) fn image_error(what: &str, error: &ImageError) -> CriError {
     let text = chain(error);
     match error.kind() {
-        ImageErrorKind::NotFound => CriError::NotFound {
-            kind: "image",
-            id: format!("{what} ({text})"),
-        },
+        ImageErrorKind::NotFound => CriError::NotFound { kind: "image", id: format!("{what} ({text})") },
         ImageErrorKind::Invalid => CriError::Invalid(format!("image {what}: {text}")),
         ImageErrorKind::Unavailable => CriError::Unavailable(format!("image {what}: {text}")),
         ImageErrorKind::Unauthorized | ImageErrorKind::NoSpace | ImageErrorKind::Internal => {
-            CriError::Failed {
-                act: format!("image {what}"),
-                cause: text.into(),
-            }
+            CriError::Failed { act: format!("image {what}"), cause: text.into() }
         }
     }
 }
@@ -80,25 +61,12 @@ mod tests {
     #[test]
     fn credentials_come_from_either_form() {
         assert!(credential(v1::AuthConfig::default()).unwrap().is_none());
-        let plain = v1::AuthConfig {
-            username: "u".into(),
-            password: "p".into(),
-            ..Default::default()
-        };
-        let packed = v1::AuthConfig {
-            auth: "dTpw".into(),
-            ..Default::default()
-        };
+        let plain = v1::AuthConfig { username: "u".into(), password: "p".into(), ..Default::default() };
+        let packed = v1::AuthConfig { auth: "dTpw".into(), ..Default::default() };
         for auth in [plain, packed] {
             let found = credential(auth).unwrap().unwrap();
             assert_eq!((found.username.as_str(), found.password.as_str()), ("u", "p"));
         }
-        assert!(
-            credential(v1::AuthConfig {
-                auth: "!".into(),
-                ..Default::default()
-            })
-            .is_err()
-        );
+        assert!(credential(v1::AuthConfig { auth: "!".into(), ..Default::default() }).is_err());
     }
 }

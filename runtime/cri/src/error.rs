@@ -44,26 +44,17 @@ pub enum CriError {
 impl CriError {
     /// An act that failed, with all causes of `error` in the text.
     pub fn failed(act: impl Into<String>, error: impl std::error::Error) -> Self {
-        Self::Failed {
-            act: act.into(),
-            cause: chain(&error).into(),
-        }
+        Self::Failed { act: act.into(), cause: chain(&error).into() }
     }
 
     /// A container that is unknown.
     pub fn no_container(id: &str) -> Self {
-        Self::NotFound {
-            kind: "container",
-            id: id.to_owned(),
-        }
+        Self::NotFound { kind: "container", id: id.to_owned() }
     }
 
     /// A sandbox that is unknown.
     pub fn no_sandbox(id: &str) -> Self {
-        Self::NotFound {
-            kind: "sandbox",
-            id: id.to_owned(),
-        }
+        Self::NotFound { kind: "sandbox", id: id.to_owned() }
     }
 }
 

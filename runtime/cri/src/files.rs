@@ -88,10 +88,7 @@ impl SandboxDir {
 
 /// Makes a directory that only root may enter, with its parents.
 pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o711)
-        .create(path)
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(path)
 }
 
 /// Replaces a file in one step.
@@ -121,10 +118,7 @@ pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()>
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     let size = std::fs::metadata(path)?.len();
     if size > RECORD_LIMIT_BYTES {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("{size} bytes are too many"),
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{size} bytes are too many")));
     }
     Ok(serde_json::from_slice(&std::fs::read(path)?)?)
 }

@@ -20,9 +20,7 @@ pub(crate) struct Flights<K, V> {
 
 impl<K, V> Default for Flights<K, V> {
     fn default() -> Self {
-        Self {
-            in_air: Arc::default(),
-        }
+        Self { in_air: Arc::default() }
     }
 }
 
@@ -57,12 +55,8 @@ where
         };
         let landed = landing.wait_for(Option::is_some).await;
         match landed {
-            Ok(result) => result
-                .clone()
-                .expect("wait_for returned because the value is there"),
-            Err(_) => Err(CriError::Unavailable(
-                "the operation was cut off; try again".to_owned(),
-            )),
+            Ok(result) => result.clone().expect("wait_for returned because the value is there"),
+            Err(_) => Err(CriError::Unavailable("the operation was cut off; try again".to_owned())),
         }
     }
 }
@@ -74,10 +68,7 @@ struct Entry<K: Eq + Hash, V> {
 
 impl<K: Eq + Hash, V> Drop for Entry<K, V> {
     fn drop(&mut self) {
-        self.flights
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.key);
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
     }
 }
 

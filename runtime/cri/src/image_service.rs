@@ -42,18 +42,12 @@ impl ImageApi {
     }
 
     async fn listed(&self, filter: Option<v1::ImageFilter>) -> Result<Vec<v1::Image>, CriError> {
-        let wanted = filter
-            .and_then(|filter| filter.image)
-            .map(|image| image.image)
-            .unwrap_or_default();
+        let wanted = filter.and_then(|filter| filter.image).map(|image| image.image).unwrap_or_default();
         let records: Vec<ImageRecord> = if wanted.is_empty() {
             self.ask("list", ImageStore::list).await?
         } else {
             let text = wanted.clone();
-            self.ask(&wanted, move |images| images.find(&text))
-                .await?
-                .into_iter()
-                .collect()
+            self.ask(&wanted, move |images| images.find(&text)).await?.into_iter().collect()
         };
         Ok(records.iter().map(convert::image).collect())
     }
@@ -85,11 +79,7 @@ impl ImageService for ImageApi {
         let images = self.listed(request.into_inner().filter).await?;
         let batches: Vec<_> = images
             .chunks(STREAM_BATCH)
-            .map(|batch| {
-                Ok(v1::StreamImagesResponse {
-                    images: batch.to_vec(),
-                })
-            })
+            .map(|batch| Ok(v1::StreamImagesResponse { images: batch.to_vec() }))
             .collect();
         Ok(Response::new(tokio_stream::iter(batches)))
     }
@@ -113,10 +103,7 @@ impl ImageService for ImageApi {
             }
             _ => std::collections::HashMap::new(),
         };
-        Ok(Response::new(v1::ImageStatusResponse {
-            image: found.as_ref().map(convert::image),
-            info,
-        }))
+        Ok(Response::new(v1::ImageStatusResponse { image: found.as_ref().map(convert::image), info }))
     }
 
     async fn pull_image(
@@ -143,9 +130,7 @@ impl ImageService for ImageApi {
         let object = wanted.clone();
         let work = self.runtime.pulls.join(key, move || async move {
             let pulled = runtime.images.pull(&reference, credential).await;
-            pulled
-                .map(|record| record.id)
-                .map_err(|error| convert::image_error(&wanted, &error))
+            pulled.map(|record| record.id).map_err(|error| convert::image_error(&wanted, &error))
         });
         let image_ref = self.runtime.metrics.timed("PullImage", &object, work).await?;
         Ok(Response::new(v1::PullImageResponse { image_ref }))

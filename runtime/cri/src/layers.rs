@@ -39,9 +39,7 @@ pub(crate) fn read_file(layers: &[PathBuf], path: &str, limit: u64) -> io::Resul
         return Ok(None);
     };
     let mut content = Vec::new();
-    std::fs::File::from(file)
-        .take(limit + 1)
-        .read_to_end(&mut content)?;
+    std::fs::File::from(file).take(limit + 1).read_to_end(&mut content)?;
     if content.len() as u64 > limit {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
@@ -120,22 +118,13 @@ fn lookup(parent: &Merged, name: &OsStr) -> io::Result<Entry> {
             }
             FileType::RegularFile => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                return Ok(Entry::File(rustix::fs::openat(
-                    directory,
-                    name,
-                    flags,
-                    Mode::empty(),
-                )?));
+                return Ok(Entry::File(rustix::fs::openat(directory, name, flags, Mode::empty())?));
             }
             // Whiteouts (character device 0:0) and special files: nothing to read.
             _ => return Ok(Entry::Missing),
         }
     }
-    Ok(if found.is_empty() {
-        Entry::Missing
-    } else {
-        Entry::Directory(Merged(Rc::new(found)))
-    })
+    Ok(if found.is_empty() { Entry::Missing } else { Entry::Directory(Merged(Rc::new(found))) })
 }
 
 fn is_opaque(directory: &OwnedFd) -> bool {
@@ -152,9 +141,7 @@ mod tests {
 
     fn layers(count: usize) -> (tempfile::TempDir, Vec<PathBuf>) {
         let directory = tempfile::tempdir().unwrap();
-        let layers: Vec<PathBuf> = (0..count)
-            .map(|index| directory.path().join(index.to_string()))
-            .collect();
+        let layers: Vec<PathBuf> = (0..count).map(|index| directory.path().join(index.to_string())).collect();
         for layer in &layers {
             std::fs::create_dir_all(layer.join("etc")).unwrap();
         }
@@ -162,9 +149,7 @@ mod tests {
     }
 
     fn read(layers: &[PathBuf], path: &str) -> Option<String> {
-        read_file(layers, path, 100)
-            .unwrap()
-            .map(|content| String::from_utf8(content).unwrap())
+        read_file(layers, path, 100).unwrap().map(|content| String::from_utf8(content).unwrap())
     }
 
     #[test]

@@ -67,13 +67,10 @@ const DRAIN_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
 pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
     let guard = frame.ready().guard("pods-adopted");
     let socket = config.socket_path().context("listen is not a unix socket")?;
-    let (streams, stream_listener) = streaming::Streams::bind(config.stream_address)
-        .await
-        .context("failed to listen for sessions")?;
+    let (streams, stream_listener) =
+        streaming::Streams::bind(config.stream_address).await.context("failed to listen for sessions")?;
     let runtime = runtime::Runtime::open(frame, config, streams)?;
-    adopt::adopt(&runtime)
-        .await
-        .context("failed to take over what runs")?;
+    adopt::adopt(&runtime).await.context("failed to take over what runs")?;
     let listener = bind(&socket)?;
     guard.set();
     let dumped = runtime.clone();
@@ -117,10 +114,7 @@ async fn serve(
     let server = tonic::transport::Server::builder()
         .add_service(runtime_service)
         .add_service(image_service)
-        .serve_with_incoming_shutdown(
-            UnixListenerStream::new(listener),
-            async move { soft.wait().await },
-        );
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move { soft.wait().await });
     // Verbs go on in flights of their own; a client that keeps its connection open must not hold up the drain.
     let hard = async {
         drain.wait().await;

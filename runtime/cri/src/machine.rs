@@ -17,16 +17,7 @@ const PROFILE_LIMIT_BYTES: u64 = 1024 * 1024;
 const DEVICE_DEPTH_LIMIT: usize = 8;
 const DEVICE_LIMIT: usize = 4096;
 /// Of the host's `/dev`, what a privileged container gets from its own mounts instead.
-const OWN_DEV_ENTRIES: [&str; 8] = [
-    "pts",
-    "shm",
-    "fd",
-    "mqueue",
-    "console",
-    ".lxc",
-    ".lxd-mounts",
-    ".udev",
-];
+const OWN_DEV_ENTRIES: [&str; 8] = ["pts", "shm", "fd", "mqueue", "console", ".lxc", ".lxd-mounts", ".udev"];
 
 /// Capabilities this process holds effectively.
 pub(crate) fn own_capabilities() -> std::io::Result<BTreeSet<String>> {
@@ -49,12 +40,8 @@ pub(crate) fn resolve_mounts(wanted: &[v1::Mount]) -> Result<Vec<HostMount>, Cri
 fn resolve_mount(mount: &v1::Mount) -> Result<HostMount, CriError> {
     mounts::check(mount)?;
     let given = Path::new(&mount.host_path);
-    let failed = |error| {
-        CriError::failed(
-            format!("failed to prepare the mount source {}", mount.host_path),
-            error,
-        )
-    };
+    let failed =
+        |error| CriError::failed(format!("failed to prepare the mount source {}", mount.host_path), error);
     let host_path = match std::fs::canonicalize(given) {
         Ok(path) => path,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -86,11 +73,7 @@ pub(crate) fn resolve_devices(wanted: &[v1::Device], privileged: bool) -> Result
         } else {
             &device.container_path
         });
-        let access = if device.permissions.is_empty() {
-            "rwm"
-        } else {
-            &device.permissions
-        };
+        let access = if device.permissions.is_empty() { "rwm" } else { &device.permissions };
         if !access.chars().all(|kind| "rwm".contains(kind)) {
             return Err(CriError::Invalid(format!(
                 "device {}: unknown permissions {access:?}",
@@ -166,33 +149,22 @@ pub(crate) fn localhost_seccomp(
     if profile.profile_type() != v1::security_profile::ProfileType::Localhost {
         return Ok(None);
     }
-    let reference = profile
-        .localhost_ref
-        .strip_prefix("localhost/")
-        .unwrap_or(&profile.localhost_ref);
+    let reference = profile.localhost_ref.strip_prefix("localhost/").unwrap_or(&profile.localhost_ref);
     let path = if reference.starts_with('/') {
         PathBuf::from(reference)
     } else {
-        root.join(
-            mounts::clean(Path::new(reference))
-                .strip_prefix("/")
-                .unwrap_or(Path::new("")),
-        )
+        root.join(mounts::clean(Path::new(reference)).strip_prefix("/").unwrap_or(Path::new("")))
     };
     let failed = |cause: String| CriError::Failed {
         act: format!("failed to load seccomp profile {}", path.display()),
         cause: cause.into(),
     };
-    let size = std::fs::metadata(&path)
-        .map_err(|error| failed(error.to_string()))?
-        .len();
+    let size = std::fs::metadata(&path).map_err(|error| failed(error.to_string()))?.len();
     if size > PROFILE_LIMIT_BYTES {
         return Err(failed(format!("{size} bytes are too many")));
     }
     let text = std::fs::read(&path).map_err(|error| failed(error.to_string()))?;
-    serde_json::from_slice(&text)
-        .map(Some)
-        .map_err(|error| failed(error.to_string()))
+    serde_json::from_slice(&text).map(Some).map_err(|error| failed(error.to_string()))
 }
 
 /// Nanoseconds since the epoch.
@@ -223,21 +195,10 @@ mod tests {
             permissions: "r".into(),
         };
         let found = resolve_devices(std::slice::from_ref(&null), false).unwrap();
-        assert_eq!(
-            (found[0].path.as_str(), found[0].major, found[0].minor),
-            ("/dev/x", 1, 3)
-        );
-        let file = v1::Device {
-            host_path: "/etc/passwd".into(),
-            ..null
-        };
+        assert_eq!((found[0].path.as_str(), found[0].major, found[0].minor), ("/dev/x", 1, 3));
+        let file = v1::Device { host_path: "/etc/passwd".into(), ..null };
         assert!(resolve_devices(&[file], false).is_err());
-        assert!(
-            resolve_devices(&[], true)
-                .unwrap()
-                .iter()
-                .any(|device| device.path == "/dev/null")
-        );
+        assert!(resolve_devices(&[], true).unwrap().iter().any(|device| device.path == "/dev/null"));
     }
 
     #[test]

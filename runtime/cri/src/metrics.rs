@@ -32,16 +32,8 @@ impl Metrics {
             shims_lost: Counter::default(),
         };
         let mut registry = frame.metrics();
-        registry.register(
-            "runtime_verb_seconds",
-            "Time of finished CRI verbs",
-            metrics.durations.clone(),
-        );
-        registry.register(
-            "runtime_verb_failures",
-            "CRI verbs that failed",
-            metrics.failures.clone(),
-        );
+        registry.register("runtime_verb_seconds", "Time of finished CRI verbs", metrics.durations.clone());
+        registry.register("runtime_verb_failures", "CRI verbs that failed", metrics.failures.clone());
         registry.register(
             "runtime_shims_lost",
             "Shims that died with their pod still wanted",
@@ -65,13 +57,8 @@ impl Metrics {
         let started = Instant::now();
         let result = work.await;
         let elapsed = started.elapsed();
-        self.durations
-            .get_or_create(&Verb { verb })
-            .observe(elapsed.as_secs_f64());
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "584 million years of milliseconds fit"
-        )]
+        self.durations.get_or_create(&Verb { verb }).observe(elapsed.as_secs_f64());
+        #[expect(clippy::cast_possible_truncation, reason = "584 million years of milliseconds fit")]
         let millis = elapsed.as_millis() as u64;
         match &result {
             Ok(_) => tracing::info!(verb, object, millis, "done"),

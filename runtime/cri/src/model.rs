@@ -117,12 +117,7 @@ impl Sandbox {
 
     /// The cgroup that the pod's containers live below.
     pub(crate) fn cgroup_parent(&self) -> String {
-        let parent = self
-            .config
-            .linux
-            .as_ref()
-            .map(|linux| linux.cgroup_parent.as_str())
-            .unwrap_or_default();
+        let parent = self.config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).unwrap_or_default();
         if parent.trim_matches('/').is_empty() {
             "/orlop".to_owned()
         } else {
@@ -178,9 +173,7 @@ impl Sandbox {
                 additional_ips: addresses.map(|ip| v1::PodIp { ip }).collect(),
             }),
             linux: Some(v1::LinuxPodSandboxStatus {
-                namespaces: Some(v1::Namespace {
-                    options: Some(namespace_options(&self.config)),
-                }),
+                namespaces: Some(v1::Namespace { options: Some(namespace_options(&self.config)) }),
             }),
             labels: self.config.labels.clone(),
             annotations: self.config.annotations.clone(),
@@ -226,10 +219,7 @@ impl Container {
     }
 
     fn image(&self) -> v1::ImageSpec {
-        v1::ImageSpec {
-            image: self.image_name.clone(),
-            ..self.config.image.clone().unwrap_or_default()
-        }
+        v1::ImageSpec { image: self.image_name.clone(), ..self.config.image.clone().unwrap_or_default() }
     }
 
     /// As ListContainers shows it.
@@ -267,10 +257,7 @@ impl Container {
             annotations: self.config.annotations.clone(),
             mounts: self.config.mounts.clone(),
             log_path: self.log_path.clone(),
-            resources: Some(v1::ContainerResources {
-                linux: Some(self.resources.clone()),
-                windows: None,
-            }),
+            resources: Some(v1::ContainerResources { linux: Some(self.resources.clone()), windows: None }),
             image_id: self.image_id.clone(),
             user: Some(v1::ContainerUser {
                 linux: Some(v1::LinuxContainerUser {
@@ -345,16 +332,12 @@ impl Model {
 
     /// The containers of one sandbox.
     pub(crate) fn containers_of<'a>(&'a self, sandbox_id: &'a str) -> impl Iterator<Item = &'a Container> {
-        self.containers
-            .values()
-            .filter(move |container| container.sandbox_id == sandbox_id)
+        self.containers.values().filter(move |container| container.sandbox_id == sandbox_id)
     }
 
     /// The sandbox that holds this name.
     pub(crate) fn sandbox_named(&self, name: &SandboxName) -> Option<&Sandbox> {
-        self.sandboxes
-            .values()
-            .find(|sandbox| SandboxName::of(&sandbox.config).as_ref() == Some(name))
+        self.sandboxes.values().find(|sandbox| SandboxName::of(&sandbox.config).as_ref() == Some(name))
     }
 
     /// The container of `sandbox_id` that holds this name.
@@ -376,10 +359,7 @@ impl Model {
             .values()
             .filter(|sandbox| {
                 has_prefix(&sandbox.id, &filter.id)
-                    && filter
-                        .state
-                        .as_ref()
-                        .is_none_or(|wanted| wanted.state() == sandbox.state())
+                    && filter.state.as_ref().is_none_or(|wanted| wanted.state() == sandbox.state())
                     && selects(&filter.label_selector, &sandbox.config.labels)
             })
             .map(Sandbox::item)
@@ -395,10 +375,7 @@ impl Model {
             .filter(|container| {
                 has_prefix(&container.id, &filter.id)
                     && has_prefix(&container.sandbox_id, &filter.pod_sandbox_id)
-                    && filter
-                        .state
-                        .as_ref()
-                        .is_none_or(|wanted| wanted.state() == container.state())
+                    && filter.state.as_ref().is_none_or(|wanted| wanted.state() == container.state())
                     && selects(&filter.label_selector, &container.config.labels)
             })
             .map(Container::item)
@@ -422,9 +399,7 @@ fn by_prefix<'a, T>(objects: &'a BTreeMap<String, T>, id: &str) -> Option<&'a T>
     if let Some(object) = objects.get(id) {
         return Some(object);
     }
-    let mut matching = objects
-        .range(id.to_owned()..)
-        .take_while(|(key, _)| key.starts_with(id));
+    let mut matching = objects.range(id.to_owned()..).take_while(|(key, _)| key.starts_with(id));
     match (matching.next(), matching.next()) {
         (Some((_, object)), None) => Some(object),
         _ => None,
@@ -475,9 +450,7 @@ mod message {
         D: Deserializer<'de>,
     {
         let text = String::deserialize(deserializer)?;
-        let bytes = base64::engine::general_purpose::STANDARD
-            .decode(text)
-            .map_err(D::Error::custom)?;
+        let bytes = base64::engine::general_purpose::STANDARD.decode(text).map_err(D::Error::custom)?;
         M::decode(bytes.as_slice()).map_err(D::Error::custom)
     }
 }
@@ -513,10 +486,7 @@ pub(crate) mod tests {
             id: id.to_owned(),
             sandbox_id: sandbox_id.to_owned(),
             config: v1::ContainerConfig {
-                metadata: Some(v1::ContainerMetadata {
-                    name: "c".to_owned(),
-                    attempt: 0,
-                }),
+                metadata: Some(v1::ContainerMetadata { name: "c".to_owned(), attempt: 0 }),
                 ..Default::default()
             },
             image_id: "sha256:1".to_owned(),
@@ -546,26 +516,16 @@ pub(crate) mod tests {
             started_at: 2,
             exit: None,
         };
-        let exit = protocol::ExitStatus {
-            code: 137,
-            finished_at: 3,
-            oom_killed: true,
-        };
-        let exited = protocol::ContainerState {
-            phase: protocol::Phase::Exited,
-            exit: Some(exit),
-            ..running.clone()
-        };
+        let exit = protocol::ExitStatus { code: 137, finished_at: 3, oom_killed: true };
+        let exited =
+            protocol::ContainerState { phase: protocol::Phase::Exited, exit: Some(exit), ..running.clone() };
         assert!(container.observe(&running));
         assert!(!container.observe(&running));
         assert!(container.observe(&exited));
         assert!(!container.observe(&running));
         assert!(!container.observe(&exited));
         let status = container.status();
-        assert_eq!(
-            (status.exit_code, status.finished_at, status.reason.as_str()),
-            (137, 3, "OOMKilled")
-        );
+        assert_eq!((status.exit_code, status.finished_at, status.reason.as_str()), (137, 3, "OOMKilled"));
     }
 
     #[test]
@@ -574,18 +534,10 @@ pub(crate) mod tests {
         for id in ["abc1", "abc2", "xyz"] {
             model.sandboxes.insert(id.to_owned(), sandbox(id));
         }
-        for (given, found) in [
-            ("abc1", Some("abc1")),
-            ("abc", None),
-            ("x", Some("xyz")),
-            ("", None),
-            ("q", None),
-        ] {
-            assert_eq!(
-                model.sandbox(given).map(|sandbox| sandbox.id.as_str()),
-                found,
-                "{given:?}"
-            );
+        for (given, found) in
+            [("abc1", Some("abc1")), ("abc", None), ("x", Some("xyz")), ("", None), ("q", None)]
+        {
+            assert_eq!(model.sandbox(given).map(|sandbox| sandbox.id.as_str()), found, "{given:?}");
         }
     }
 
@@ -596,41 +548,16 @@ pub(crate) mod tests {
             model.sandboxes.insert(id.to_owned(), sandbox(id));
         }
         model.sandboxes.get_mut("b").unwrap().stage = Stage::Stopped;
-        let ready = Some(v1::PodSandboxStateValue {
-            state: v1::PodSandboxState::SandboxReady as i32,
-        });
+        let ready = Some(v1::PodSandboxStateValue { state: v1::PodSandboxState::SandboxReady as i32 });
         let by_label = |value: &str| HashMap::from([("app".to_owned(), value.to_owned())]);
         let table: [(v1::PodSandboxFilter, &[&str]); 4] = [
             (v1::PodSandboxFilter::default(), &["a", "b"]),
-            (
-                v1::PodSandboxFilter {
-                    state: ready,
-                    ..Default::default()
-                },
-                &["a"],
-            ),
-            (
-                v1::PodSandboxFilter {
-                    label_selector: by_label("b"),
-                    ..Default::default()
-                },
-                &["b"],
-            ),
-            (
-                v1::PodSandboxFilter {
-                    id: "a".into(),
-                    label_selector: by_label("b"),
-                    state: None,
-                },
-                &[],
-            ),
+            (v1::PodSandboxFilter { state: ready, ..Default::default() }, &["a"]),
+            (v1::PodSandboxFilter { label_selector: by_label("b"), ..Default::default() }, &["b"]),
+            (v1::PodSandboxFilter { id: "a".into(), label_selector: by_label("b"), state: None }, &[]),
         ];
         for (filter, wanted) in table {
-            let found: Vec<_> = model
-                .list_sandboxes(Some(&filter))
-                .into_iter()
-                .map(|item| item.id)
-                .collect();
+            let found: Vec<_> = model.list_sandboxes(Some(&filter)).into_iter().map(|item| item.id).collect();
             assert_eq!(found, wanted, "{filter:?}");
         }
     }
@@ -642,9 +569,6 @@ pub(crate) mod tests {
         assert_eq!(back.config, sandbox("a").config);
         assert_eq!(back.status().network.unwrap().additional_ips[0].ip, "fd00::2");
         let text = serde_json::to_string(&container("c", "a")).unwrap();
-        assert_eq!(
-            serde_json::from_str::<Container>(&text).unwrap().status(),
-            container("c", "a").status()
-        );
+        assert_eq!(serde_json::from_str::<Container>(&text).unwrap().status(), container("c", "a").status());
     }
 }

@@ -47,10 +47,7 @@ pub(crate) async fn wait_gone(handle: OwnedFd, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = Timespec::try_from(left).unwrap_or(Timespec {
-                tv_sec: 1,
-                tv_nsec: 0,
-            });
+            let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
             let mut watched = [PollFd::new(&handle, PollFlags::IN)];
             match rustix::event::poll(&mut watched, Some(&timeout)) {
                 Ok(0) | Err(rustix::io::Errno::INTR) if left.is_zero() => return false,
@@ -70,15 +67,9 @@ mod tests {
     #[tokio::test]
     async fn a_process_is_its_start_time() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let identity = ProcessIdentity {
-            pid: child.id(),
-            start_time: start_time(child.id()).unwrap(),
-        };
+        let identity = ProcessIdentity { pid: child.id(), start_time: start_time(child.id()).unwrap() };
         assert!(is_alive(identity));
-        let stranger = ProcessIdentity {
-            start_time: identity.start_time + 1,
-            ..identity
-        };
+        let stranger = ProcessIdentity { start_time: identity.start_time + 1, ..identity };
         assert!(open(stranger).is_none() && kill(stranger, Duration::from_secs(1)).await);
         assert!(is_alive(identity));
         assert!(kill(identity, Duration::from_secs(10)).await);

@@ -73,11 +73,7 @@ pub(crate) struct Runtime {
 impl Runtime {
     /// Opens the stores; nothing is adopted yet.
     pub(crate) fn open(frame: &Frame, config: Config, streams: Streams) -> anyhow::Result<Arc<Self>> {
-        for directory in [
-            config.root.clone(),
-            config.state.clone(),
-            config.state.join("sandboxes"),
-        ] {
+        for directory in [config.root.clone(), config.state.clone(), config.state.join("sandboxes")] {
             files::make_private_dir(&directory)
                 .with_context(|| format!("failed to create {}", directory.display()))?;
         }
@@ -95,11 +91,7 @@ impl Runtime {
             Launcher::new(&config.shim_command).context("failed to find this program for the shims")?;
         let cni_timeout = Duration::from_secs(config.cni_timeout_seconds);
         Ok(Arc::new(Self {
-            cni: Cni::new(
-                config.cni_conf_dir.clone(),
-                config.cni_bin_dirs.clone(),
-                cni_timeout,
-            ),
+            cni: Cni::new(config.cni_conf_dir.clone(), config.cni_bin_dirs.clone(), cni_timeout),
             images,
             launcher,
             hierarchies,
@@ -129,18 +121,12 @@ impl Runtime {
 
     /// A sandbox by id or prefix.
     pub(crate) fn sandbox(&self, id: &str) -> Result<Sandbox, CriError> {
-        self.model()
-            .sandbox(id)
-            .cloned()
-            .ok_or_else(|| CriError::no_sandbox(id))
+        self.model().sandbox(id).cloned().ok_or_else(|| CriError::no_sandbox(id))
     }
 
     /// A container by id or prefix.
     pub(crate) fn container(&self, id: &str) -> Result<Container, CriError> {
-        self.model()
-            .container(id)
-            .cloned()
-            .ok_or_else(|| CriError::no_container(id))
+        self.model().container(id).cloned().ok_or_else(|| CriError::no_container(id))
     }
 
     /// A container that runs, with its sandbox.
@@ -148,9 +134,7 @@ impl Runtime {
         let container = self.container(id)?;
         if container.phase != Phase::Running {
             let state = container.state().as_str_name();
-            return Err(CriError::WrongState(format!(
-                "container {id} is not running: {state}"
-            )));
+            return Err(CriError::WrongState(format!("container {id} is not running: {state}")));
         }
         Ok(container)
     }
@@ -167,10 +151,7 @@ impl Runtime {
 
     /// Asks the shim for everything and takes it over.
     pub(crate) async fn refresh(&self, sandbox_id: &str) -> Result<(), crate::shim::ShimError> {
-        let response = self
-            .shim(sandbox_id)
-            .call(&Request::State, QUESTION_DEADLINE)
-            .await?;
+        let response = self.shim(sandbox_id).call(&Request::State, QUESTION_DEADLINE).await?;
         if let Response::State(state) = response {
             for seen in &state.containers {
                 self.observe(seen);
@@ -234,11 +215,7 @@ impl Runtime {
 
     /// Tells subscribers about a container.
     pub(crate) fn announce_container(&self, id: &str, event: v1::ContainerEventType) {
-        let sandbox_id = self
-            .model()
-            .containers
-            .get(id)
-            .map(|container| container.sandbox_id.clone());
+        let sandbox_id = self.model().containers.get(id).map(|container| container.sandbox_id.clone());
         if let Some(sandbox_id) = sandbox_id {
             self.announce(id, &sandbox_id, event);
         }

@@ -45,29 +45,18 @@ fn batches<T: Clone + Send + 'static, M: Send + 'static>(
     objects: Vec<T>,
     wrap: fn(Vec<T>) -> M,
 ) -> Response<Streamed<M>> {
-    let messages: Vec<Result<M, Status>> = objects
-        .chunks(STREAM_BATCH)
-        .map(|batch| Ok(wrap(batch.to_vec())))
-        .collect();
+    let messages: Vec<Result<M, Status>> =
+        objects.chunks(STREAM_BATCH).map(|batch| Ok(wrap(batch.to_vec()))).collect();
     Response::new(Box::pin(tokio_stream::iter(messages)))
 }
 
 fn not_supported<T>(what: &str) -> Result<Response<T>, Status> {
-    Err(Status::unimplemented(format!(
-        "{what} is not supported by this runtime"
-    )))
+    Err(Status::unimplemented(format!("{what} is not supported by this runtime")))
 }
 
 fn condition(kind: &str, problem: Option<(&str, String)>) -> v1::RuntimeCondition {
-    let (reason, message) = problem
-        .map(|(reason, message)| (reason.to_owned(), message))
-        .unwrap_or_default();
-    v1::RuntimeCondition {
-        r#type: kind.to_owned(),
-        status: reason.is_empty(),
-        reason,
-        message,
-    }
+    let (reason, message) = problem.map(|(reason, message)| (reason.to_owned(), message)).unwrap_or_default();
+    v1::RuntimeCondition { r#type: kind.to_owned(), status: reason.is_empty(), reason, message }
 }
 
 #[tonic::async_trait]
@@ -95,12 +84,8 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
-        let network = self
-            .runtime
-            .cni
-            .network()
-            .err()
-            .map(|error| ("NetworkPluginNotReady", error.to_string()));
+        let network =
+            self.runtime.cni.network().err().map(|error| ("NetworkPluginNotReady", error.to_string()));
         let info = if request.into_inner().verbose {
             let config = serde_json::to_string(&self.runtime.config).unwrap_or_default();
             HashMap::from([
@@ -110,22 +95,14 @@ impl RuntimeService for RuntimeApi {
         } else {
             HashMap::new()
         };
-        let features = v1::RuntimeHandlerFeatures {
-            recursive_read_only_mounts: true,
-            user_namespaces: false,
-        };
+        let features =
+            v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
         Ok(Response::new(v1::StatusResponse {
             status: Some(v1::RuntimeStatus {
-                conditions: vec![
-                    condition("RuntimeReady", None),
-                    condition("NetworkReady", network),
-                ],
+                conditions: vec![condition("RuntimeReady", None), condition("NetworkReady", network)],
             }),
             info,
-            runtime_handlers: vec![v1::RuntimeHandler {
-                name: String::new(),
-                features: Some(features),
-            }],
+            runtime_handlers: vec![v1::RuntimeHandler { name: String::new(), features: Some(features) }],
             features: Some(v1::RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: false,
@@ -138,9 +115,7 @@ impl RuntimeService for RuntimeApi {
         &self,
         _request: Request<v1::RuntimeConfigRequest>,
     ) -> Result<Response<v1::RuntimeConfigResponse>, Status> {
-        let linux = v1::LinuxRuntimeConfiguration {
-            cgroup_driver: v1::CgroupDriver::Cgroupfs as i32,
-        };
+        let linux = v1::LinuxRuntimeConfiguration { cgroup_driver: v1::CgroupDriver::Cgroupfs as i32 };
         Ok(Response::new(v1::RuntimeConfigResponse { linux: Some(linux) }))
     }
 
@@ -157,9 +132,8 @@ impl RuntimeService for RuntimeApi {
         request: Request<v1::RunPodSandboxRequest>,
     ) -> Result<Response<v1::RunPodSandboxResponse>, Status> {
         let request = request.into_inner();
-        let config = request
-            .config
-            .ok_or_else(|| CriError::Invalid("no sandbox configuration".to_owned()))?;
+        let config =
+            request.config.ok_or_else(|| CriError::Invalid("no sandbox configuration".to_owned()))?;
         let metadata = config.metadata.clone().unwrap_or_default();
         let object = format!("{}/{}", metadata.namespace, metadata.name);
         let work = self.runtime.run_pod_sandbox(config, &request.runtime_handler);
@@ -172,8 +146,7 @@ impl RuntimeService for RuntimeApi {
         request: Request<v1::StopPodSandboxRequest>,
     ) -> Result<Response<v1::StopPodSandboxResponse>, Status> {
         let id = request.into_inner().pod_sandbox_id;
-        self.timed("StopPodSandbox", &id, self.runtime.stop_pod_sandbox(&id))
-            .await?;
+        self.timed("StopPodSandbox", &id, self.runtime.stop_pod_sandbox(&id)).await?;
         Ok(Response::new(v1::StopPodSandboxResponse {}))
     }
 
@@ -182,8 +155,7 @@ impl RuntimeService for RuntimeApi {
         request: Request<v1::RemovePodSandboxRequest>,
     ) -> Result<Response<v1::RemovePodSandboxResponse>, Status> {
         let id = request.into_inner().pod_sandbox_id;
-        self.timed("RemovePodSandbox", &id, self.runtime.remove_pod_sandbox(&id))
-            .await?;
+        self.timed("RemovePodSandbox", &id, self.runtime.remove_pod_sandbox(&id)).await?;
         Ok(Response::new(v1::RemovePodSandboxResponse {}))
     }
 
@@ -193,12 +165,8 @@ impl RuntimeService for RuntimeApi {
     ) -> Result<Response<v1::PodSandboxStatusResponse>, Status> {
         let request = request.into_inner();
         let sandbox = self.runtime.sandbox(&request.pod_sandbox_id)?;
-        let containers_statuses = self
-            .runtime
-            .model()
-            .containers_of(&sandbox.id)
-            .map(Container::status)
-            .collect();
+        let containers_statuses =
+            self.runtime.model().containers_of(&sandbox.id).map(Container::status).collect();
         let mut info = HashMap::new();
         if request.verbose {
             let detail = serde_json::json!({ "pid": sandbox.shim.map(|shim| shim.pid), "cgroup": sandbox.cgroup_parent() });
@@ -216,10 +184,7 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::ListPodSandboxRequest>,
     ) -> Result<Response<v1::ListPodSandboxResponse>, Status> {
-        let items = self
-            .runtime
-            .model()
-            .list_sandboxes(request.into_inner().filter.as_ref());
+        let items = self.runtime.model().list_sandboxes(request.into_inner().filter.as_ref());
         Ok(Response::new(v1::ListPodSandboxResponse { items }))
     }
 
@@ -227,13 +192,8 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        let items = self
-            .runtime
-            .model()
-            .list_sandboxes(request.into_inner().filter.as_ref());
-        Ok(batches(items, |pod_sandboxes| v1::StreamPodSandboxesResponse {
-            pod_sandboxes,
-        }))
+        let items = self.runtime.model().list_sandboxes(request.into_inner().filter.as_ref());
+        Ok(batches(items, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes }))
     }
 
     async fn create_container(
@@ -241,14 +201,9 @@ impl RuntimeService for RuntimeApi {
         request: Request<v1::CreateContainerRequest>,
     ) -> Result<Response<v1::CreateContainerResponse>, Status> {
         let request = request.into_inner();
-        let config = request
-            .config
-            .ok_or_else(|| CriError::Invalid("no container configuration".to_owned()))?;
-        let object = config
-            .metadata
-            .as_ref()
-            .map(|metadata| metadata.name.clone())
-            .unwrap_or_default();
+        let config =
+            request.config.ok_or_else(|| CriError::Invalid("no container configuration".to_owned()))?;
+        let object = config.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
         let work = self.runtime.create_container(&request.pod_sandbox_id, config);
         let container_id = self.timed("CreateContainer", &object, work).await?;
         Ok(Response::new(v1::CreateContainerResponse { container_id }))
@@ -259,8 +214,7 @@ impl RuntimeService for RuntimeApi {
         request: Request<v1::StartContainerRequest>,
     ) -> Result<Response<v1::StartContainerResponse>, Status> {
         let id = request.into_inner().container_id;
-        self.timed("StartContainer", &id, self.runtime.start_container(&id))
-            .await?;
+        self.timed("StartContainer", &id, self.runtime.start_container(&id)).await?;
         Ok(Response::new(v1::StartContainerResponse {}))
     }
 
@@ -272,10 +226,8 @@ impl RuntimeService for RuntimeApi {
         let (runtime, id) = (self.runtime.clone(), request.container_id.clone());
         // In a task of its own: a kubelet that gives up does not cut the ladder.
         let stop = tokio::spawn(async move { runtime.stop_container(&id, request.timeout).await });
-        let work = async {
-            stop.await
-                .unwrap_or_else(|error| Err(CriError::failed("failed to stop", error)))
-        };
+        let work =
+            async { stop.await.unwrap_or_else(|error| Err(CriError::failed("failed to stop", error))) };
         self.timed("StopContainer", &request.container_id, work).await?;
         Ok(Response::new(v1::StopContainerResponse {}))
     }
@@ -285,8 +237,7 @@ impl RuntimeService for RuntimeApi {
         request: Request<v1::RemoveContainerRequest>,
     ) -> Result<Response<v1::RemoveContainerResponse>, Status> {
         let id = request.into_inner().container_id;
-        self.timed("RemoveContainer", &id, self.runtime.remove_container(&id))
-            .await?;
+        self.timed("RemoveContainer", &id, self.runtime.remove_container(&id)).await?;
         Ok(Response::new(v1::RemoveContainerResponse {}))
     }
 
@@ -294,10 +245,7 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::ListContainersRequest>,
     ) -> Result<Response<v1::ListContainersResponse>, Status> {
-        let containers = self
-            .runtime
-            .model()
-            .list_containers(request.into_inner().filter.as_ref());
+        let containers = self.runtime.model().list_containers(request.into_inner().filter.as_ref());
         Ok(Response::new(v1::ListContainersResponse { containers }))
     }
 
@@ -305,13 +253,8 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        let containers = self
-            .runtime
-            .model()
-            .list_containers(request.into_inner().filter.as_ref());
-        Ok(batches(containers, |containers| v1::StreamContainersResponse {
-            containers,
-        }))
+        let containers = self.runtime.model().list_containers(request.into_inner().filter.as_ref());
+        Ok(batches(containers, |containers| v1::StreamContainersResponse { containers }))
     }
 
     async fn container_status(
@@ -325,10 +268,7 @@ impl RuntimeService for RuntimeApi {
             let detail = serde_json::json!({ "sandboxID": container.sandbox_id, "cgroup": container.cgroup });
             info.insert("info".to_owned(), detail.to_string());
         }
-        Ok(Response::new(v1::ContainerStatusResponse {
-            status: Some(container.status()),
-            info,
-        }))
+        Ok(Response::new(v1::ContainerStatusResponse { status: Some(container.status()), info }))
     }
 
     async fn update_container_resources(
@@ -336,11 +276,8 @@ impl RuntimeService for RuntimeApi {
         request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Result<Response<v1::UpdateContainerResourcesResponse>, Status> {
         let request = request.into_inner();
-        let work = self
-            .runtime
-            .update_container_resources(&request.container_id, request.linux);
-        self.timed("UpdateContainerResources", &request.container_id, work)
-            .await?;
+        let work = self.runtime.update_container_resources(&request.container_id, request.linux);
+        self.timed("UpdateContainerResources", &request.container_id, work).await?;
         Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
     }
 
@@ -349,9 +286,7 @@ impl RuntimeService for RuntimeApi {
         request: Request<v1::ReopenContainerLogRequest>,
     ) -> Result<Response<v1::ReopenContainerLogResponse>, Status> {
         let container = self.runtime.running(&request.into_inner().container_id)?;
-        let reopen = orlop_shim::protocol::Request::ReopenLog {
-            id: container.id.clone(),
-        };
+        let reopen = orlop_shim::protocol::Request::ReopenLog { id: container.id.clone() };
         self.runtime
             .shim(&container.sandbox_id)
             .call(&reopen, crate::runtime::QUESTION_DEADLINE)
@@ -365,18 +300,13 @@ impl RuntimeService for RuntimeApi {
         request: Request<v1::ExecSyncRequest>,
     ) -> Result<Response<v1::ExecSyncResponse>, Status> {
         let request = request.into_inner();
-        let answer = self
-            .runtime
-            .exec_sync(&request.container_id, request.cmd, request.timeout)
-            .await?;
+        let answer = self.runtime.exec_sync(&request.container_id, request.cmd, request.timeout).await?;
         Ok(Response::new(answer))
     }
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
         let wish = Wish::exec(&self.runtime, request.into_inner())?;
-        Ok(Response::new(v1::ExecResponse {
-            url: self.runtime.streams.url(wish)?,
-        }))
+        Ok(Response::new(v1::ExecResponse { url: self.runtime.streams.url(wish)? }))
     }
 
     async fn attach(
@@ -384,9 +314,7 @@ impl RuntimeService for RuntimeApi {
         request: Request<v1::AttachRequest>,
     ) -> Result<Response<v1::AttachResponse>, Status> {
         let wish = Wish::attach(&self.runtime, request.into_inner())?;
-        Ok(Response::new(v1::AttachResponse {
-            url: self.runtime.streams.url(wish)?,
-        }))
+        Ok(Response::new(v1::AttachResponse { url: self.runtime.streams.url(wish)? }))
     }
 
     async fn port_forward(
@@ -394,19 +322,14 @@ impl RuntimeService for RuntimeApi {
         request: Request<v1::PortForwardRequest>,
     ) -> Result<Response<v1::PortForwardResponse>, Status> {
         let wish = Wish::port_forward(&self.runtime, request.into_inner())?;
-        Ok(Response::new(v1::PortForwardResponse {
-            url: self.runtime.streams.url(wish)?,
-        }))
+        Ok(Response::new(v1::PortForwardResponse { url: self.runtime.streams.url(wish)? }))
     }
 
     async fn container_stats(
         &self,
         request: Request<v1::ContainerStatsRequest>,
     ) -> Result<Response<v1::ContainerStatsResponse>, Status> {
-        let stats = self
-            .runtime
-            .container_stats(&request.into_inner().container_id)
-            .await?;
+        let stats = self.runtime.container_stats(&request.into_inner().container_id).await?;
         Ok(Response::new(v1::ContainerStatsResponse { stats: Some(stats) }))
     }
 
@@ -414,10 +337,7 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::ListContainerStatsRequest>,
     ) -> Result<Response<v1::ListContainerStatsResponse>, Status> {
-        let stats = self
-            .runtime
-            .list_container_stats(request.into_inner().filter)
-            .await;
+        let stats = self.runtime.list_container_stats(request.into_inner().filter).await;
         Ok(Response::new(v1::ListContainerStatsResponse { stats }))
     }
 
@@ -425,23 +345,15 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        let stats = self
-            .runtime
-            .list_container_stats(request.into_inner().filter)
-            .await;
-        Ok(batches(stats, |container_stats| {
-            v1::StreamContainerStatsResponse { container_stats }
-        }))
+        let stats = self.runtime.list_container_stats(request.into_inner().filter).await;
+        Ok(batches(stats, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
     }
 
     async fn pod_sandbox_stats(
         &self,
         request: Request<v1::PodSandboxStatsRequest>,
     ) -> Result<Response<v1::PodSandboxStatsResponse>, Status> {
-        let stats = self
-            .runtime
-            .pod_sandbox_stats(&request.into_inner().pod_sandbox_id)
-            .await?;
+        let stats = self.runtime.pod_sandbox_stats(&request.into_inner().pod_sandbox_id).await?;
         Ok(Response::new(v1::PodSandboxStatsResponse { stats: Some(stats) }))
     }
 
@@ -449,10 +361,7 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Result<Response<v1::ListPodSandboxStatsResponse>, Status> {
-        let stats = self
-            .runtime
-            .list_pod_sandbox_stats(request.into_inner().filter)
-            .await;
+        let stats = self.runtime.list_pod_sandbox_stats(request.into_inner().filter).await;
         Ok(Response::new(v1::ListPodSandboxStatsResponse { stats }))
     }
 
@@ -460,13 +369,8 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        let stats = self
-            .runtime
-            .list_pod_sandbox_stats(request.into_inner().filter)
-            .await;
-        Ok(batches(stats, |pod_sandbox_stats| {
-            v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }
-        }))
+        let stats = self.runtime.list_pod_sandbox_stats(request.into_inner().filter).await;
+        Ok(batches(stats, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
 
     async fn get_container_events(
@@ -476,14 +380,10 @@ impl RuntimeService for RuntimeApi {
         let drain = self.runtime.drain.clone();
         let events = BroadcastStream::new(self.runtime.subscribe()).map(|event| match event {
             Ok(event) => Ok(v1::ContainerEventResponse::clone(&event)),
-            Err(lagged) => Err(Status::out_of_range(format!(
-                "events were missed ({lagged}): list anew"
-            ))),
+            Err(lagged) => Err(Status::out_of_range(format!("events were missed ({lagged}): list anew"))),
         });
         // An open stream would keep the server from draining.
-        Ok(Response::new(Box::pin(
-            events.take_until(async move { drain.wait().await }),
-        )))
+        Ok(Response::new(Box::pin(events.take_until(async move { drain.wait().await }))))
     }
 
     async fn checkpoint_container(

@@ -27,18 +27,12 @@ pub(crate) struct DiskUsage {
 impl DiskUsage {
     /// A container is gone.
     pub(crate) fn forget(&self, id: &str) {
-        self.counted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 
     fn recent(&self, id: &str) -> Option<orlop_images::Usage> {
         let counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        counted
-            .get(id)
-            .filter(|(when, _)| when.elapsed() < DISK_USAGE_AGE)
-            .map(|(_, usage)| *usage)
+        counted.get(id).filter(|(when, _)| when.elapsed() < DISK_USAGE_AGE).map(|(_, usage)| *usage)
     }
 
     fn keep(&self, id: &str, usage: orlop_images::Usage) {
@@ -87,19 +81,10 @@ impl Runtime {
     }
 
     async fn measure(self: &Arc<Self>, container: Container) -> v1::ContainerStats {
-        let mut stats = v1::ContainerStats {
-            attributes: Some(container.attributes()),
-            ..Default::default()
-        };
+        let mut stats = v1::ContainerStats { attributes: Some(container.attributes()), ..Default::default() };
         if container.phase == Phase::Running {
-            let request = Request::Stats {
-                id: container.id.clone(),
-            };
-            match self
-                .shim(&container.sandbox_id)
-                .call(&request, QUESTION_DEADLINE)
-                .await
-            {
+            let request = Request::Stats { id: container.id.clone() };
+            match self.shim(&container.sandbox_id).call(&request, QUESTION_DEADLINE).await {
                 Ok(Response::Stats(used)) => fill(&mut stats, &container, &used),
                 Ok(_) => {}
                 Err(error) => tracing::debug!(container = container.id, %error, "no statistics"),
@@ -114,10 +99,8 @@ impl Runtime {
             Some(usage) => usage,
             None => {
                 let (images, key) = (self.images.clone(), id.to_owned());
-                let counted = tokio::task::spawn_blocking(move || images.rootfs_usage(&key))
-                    .await
-                    .ok()?
-                    .ok()?;
+                let counted =
+                    tokio::task::spawn_blocking(move || images.rootfs_usage(&key)).await.ok()?.ok()?;
                 // A container that was removed meanwhile is not remembered again.
                 if self.container(id).is_ok() {
                     self.disk.keep(id, counted);
@@ -174,10 +157,7 @@ impl Runtime {
     }
 
     async fn measure_sandbox(self: &Arc<Self>, sandbox: Sandbox) -> v1::PodSandboxStats {
-        let filter = v1::ContainerStatsFilter {
-            pod_sandbox_id: sandbox.id.clone(),
-            ..Default::default()
-        };
+        let filter = v1::ContainerStatsFilter { pod_sandbox_id: sandbox.id.clone(), ..Default::default() };
         let containers = self.list_container_stats(Some(filter)).await;
         let sum =
             |get: fn(&v1::ContainerStats) -> Option<u64>| value(containers.iter().filter_map(get).sum());
@@ -186,11 +166,7 @@ impl Runtime {
             cpu: Some(v1::CpuUsage {
                 timestamp,
                 usage_core_nano_seconds: sum(|stats| {
-                    stats
-                        .cpu
-                        .as_ref()?
-                        .usage_core_nano_seconds
-                        .map(|value| value.value)
+                    stats.cpu.as_ref()?.usage_core_nano_seconds.map(|value| value.value)
                 }),
                 ..Default::default()
             }),
@@ -207,19 +183,13 @@ impl Runtime {
             containers,
             ..Default::default()
         };
-        v1::PodSandboxStats {
-            attributes: Some(sandbox.attributes()),
-            linux: Some(linux),
-            windows: None,
-        }
+        v1::PodSandboxStats { attributes: Some(sandbox.attributes()), linux: Some(linux), windows: None }
     }
 }
 
 fn fill(stats: &mut v1::ContainerStats, container: &Container, used: &protocol::ContainerStats) {
     let limit = u64::try_from(container.resources.memory_limit_in_bytes).unwrap_or(0);
-    let available = (limit > 0)
-        .then(|| limit.saturating_sub(used.memory_working_set_bytes))
-        .and_then(value);
+    let available = (limit > 0).then(|| limit.saturating_sub(used.memory_working_set_bytes)).and_then(value);
     stats.cpu = Some(v1::CpuUsage {
         timestamp: used.timestamp,
         usage_core_nano_seconds: value(used.cpu_nanos),
@@ -242,24 +212,17 @@ fn network_usage(sandbox: &Sandbox, timestamp: i64) -> Option<v1::NetworkUsage> 
     }
     let text = std::fs::read_to_string(format!("/proc/{}/net/dev", sandbox.shim?.pid)).ok()?;
     let interfaces = parse_net_dev(&text);
-    let (default, others): (Vec<_>, Vec<_>) = interfaces
-        .into_iter()
-        .partition(|interface| interface.name == crate::cni::plan::INTERFACE);
-    Some(v1::NetworkUsage {
-        timestamp,
-        default_interface: default.into_iter().next(),
-        interfaces: others,
-    })
+    let (default, others): (Vec<_>, Vec<_>) =
+        interfaces.into_iter().partition(|interface| interface.name == crate::cni::plan::INTERFACE);
+    Some(v1::NetworkUsage { timestamp, default_interface: default.into_iter().next(), interfaces: others })
 }
 
 fn parse_net_dev(text: &str) -> Vec<v1::NetworkInterfaceUsage> {
     text.lines()
         .filter_map(|line| {
             let (name, counters) = line.split_once(':')?;
-            let counters: Vec<u64> = counters
-                .split_ascii_whitespace()
-                .map_while(|field| field.parse().ok())
-                .collect();
+            let counters: Vec<u64> =
+                counters.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
             // Eight columns of receiving, then eight of sending: bytes, packets, errs, …
             Some(v1::NetworkInterfaceUsage {
                 name: name.trim().to_owned(),

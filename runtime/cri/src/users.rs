@@ -34,11 +34,7 @@ pub(crate) fn resolve(
             .map(|content| String::from_utf8_lossy(&content.unwrap_or_default()).into_owned())
             .map_err(|error| CriError::failed(format!("failed to read {path} of the image"), error))
     };
-    let of_image = image
-        .config()
-        .as_ref()
-        .and_then(|config| config.user().clone())
-        .unwrap_or_default();
+    let of_image = image.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default();
     decide(context, &of_image, &read("etc/passwd")?, &read("etc/group")?)
 }
 
@@ -54,14 +50,10 @@ fn decide(
         (None, name) => name.to_owned(),
     };
     if given.is_empty() && context.run_as_group.is_some() && of_image.is_empty() {
-        return Err(CriError::Invalid(
-            "runAsGroup is specified without a user".to_owned(),
-        ));
+        return Err(CriError::Invalid("runAsGroup is specified without a user".to_owned()));
     }
     let (user_text, group_text) = if given.is_empty() {
-        of_image
-            .split_once(':')
-            .map_or((of_image, ""), |(user, group)| (user, group))
+        of_image.split_once(':').map_or((of_image, ""), |(user, group)| (user, group))
     } else {
         (given.as_str(), "")
     };
@@ -97,14 +89,9 @@ fn decide(
     }
     groups.sort_unstable();
     groups.dedup();
-    let home = entry
-        .map(|entry| entry.home)
-        .filter(|home| !home.is_empty())
-        .unwrap_or_else(|| "/".to_owned());
-    Ok(Resolved {
-        user: ContainerUser { uid, gid, groups },
-        home,
-    })
+    let home =
+        entry.map(|entry| entry.home).filter(|home| !home.is_empty()).unwrap_or_else(|| "/".to_owned());
+    Ok(Resolved { user: ContainerUser { uid, gid, groups }, home })
 }
 
 struct PasswdEntry {
@@ -115,11 +102,7 @@ struct PasswdEntry {
 }
 
 fn passwd_entry(passwd: &str, user: &str) -> Option<PasswdEntry> {
-    let wanted_uid = if user.is_empty() {
-        Some(0)
-    } else {
-        user.parse::<u32>().ok()
-    };
+    let wanted_uid = if user.is_empty() { Some(0) } else { user.parse::<u32>().ok() };
     passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
         let (name, uid, gid, home) = (
@@ -129,31 +112,20 @@ fn passwd_entry(passwd: &str, user: &str) -> Option<PasswdEntry> {
             fields.nth(1).unwrap_or_default(),
         );
         let matches = wanted_uid.map_or(name == user, |wanted| uid == wanted);
-        matches.then(|| PasswdEntry {
-            name: name.to_owned(),
-            uid,
-            gid,
-            home: home.to_owned(),
-        })
+        matches.then(|| PasswdEntry { name: name.to_owned(), uid, gid, home: home.to_owned() })
     })
 }
 
 fn group_entries(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     group.lines().filter_map(|line| {
         let mut fields = line.split(':');
-        Some((
-            fields.next()?,
-            fields.nth(1)?.parse().ok()?,
-            fields.next().unwrap_or_default(),
-        ))
+        Some((fields.next()?, fields.nth(1)?.parse().ok()?, fields.next().unwrap_or_default()))
     })
 }
 
 fn number(text: &str, kind: &str) -> Result<u32, CriError> {
     text.parse().map_err(|_| {
-        CriError::Invalid(format!(
-            "unable to find {kind} {text}: no matching entry in the image"
-        ))
+        CriError::Invalid(format!("unable to find {kind} {text}: no matching entry in the image"))
     })
 }
 
@@ -179,11 +151,7 @@ mod tests {
             (context(None, None), "www", (33, 34, vec![34, 50], "/var/www")),
             (context(None, None), "33:extra", (33, 50, vec![50], "/var/www")),
             (context(None, None), "1000:1001", (1000, 1001, vec![1001], "/")),
-            (
-                context(Some(33), None),
-                "root",
-                (33, 34, vec![34, 50], "/var/www"),
-            ),
+            (context(Some(33), None), "root", (33, 34, vec![34, 50], "/var/www")),
             (context(Some(1234), None), "www", (1234, 0, vec![0], "/")),
             (context(Some(1234), Some(9)), "", (1234, 9, vec![9], "/")),
             (context(None, Some(9)), "www", (33, 9, vec![9, 50], "/var/www")),

@@ -53,11 +53,7 @@ impl Runtime {
     }
 
     fn watched_shim(&self, id: &str) -> Option<ProcessIdentity> {
-        self.model()
-            .sandboxes
-            .get(id)
-            .filter(|sandbox| sandbox.is_ready())
-            .and_then(|sandbox| sandbox.shim)
+        self.model().sandboxes.get(id).filter(|sandbox| sandbox.is_ready()).and_then(|sandbox| sandbox.shim)
     }
 
     /// Takes events until the connection ends. True when the shim could be heard at all.
@@ -65,11 +61,7 @@ impl Runtime {
         let mut events = match self.shim(id).open(&Request::Events, QUESTION_DEADLINE).await {
             Ok(events) => events,
             Err(error) => {
-                tracing::debug!(
-                    sandbox = id,
-                    error = chain(&error),
-                    "could not listen to the shim"
-                );
+                tracing::debug!(sandbox = id, error = chain(&error), "could not listen to the shim");
                 return false;
             }
         };

@@ -12,11 +12,7 @@ use tokio_stream::StreamExt as _;
 const SLEEP: [&str; 3] = ["/bin/busybox", "sleep", "600"];
 
 fn assert_nothing_left(node: &Node) {
-    assert!(
-        node.entries("state/sandboxes").is_empty(),
-        "{:?}",
-        node.entries("state/sandboxes")
-    );
+    assert!(node.entries("state/sandboxes").is_empty(), "{:?}", node.entries("state/sandboxes"));
     assert!(node.entries("root/snapshots/containers").is_empty());
     let calls = node.cni_calls();
     let count = |verb: &str| calls.iter().filter(|call| call.starts_with(verb)).count();
@@ -27,49 +23,18 @@ fn assert_nothing_left(node: &Node) {
 async fn without_a_network_configuration_pods_wait() {
     let mut node = Node::new();
     let mut client = node.start().await;
-    let status = client
-        .runtime
-        .status(v1::StatusRequest { verbose: true })
-        .await
-        .unwrap()
-        .into_inner();
+    let status = client.runtime.status(v1::StatusRequest { verbose: true }).await.unwrap().into_inner();
     let conditions = status.status.unwrap().conditions;
     assert!(conditions[0].status && !conditions[1].status, "{conditions:?}");
-    assert!(
-        conditions[1].message.contains("cni plugin not initialized"),
-        "{conditions:?}"
-    );
+    assert!(conditions[1].message.contains("cni plugin not initialized"), "{conditions:?}");
     let error = client.run_pod(&pod(&node, "a")).await.unwrap_err();
     assert!(error.message().contains("cni plugin not initialized"), "{error}");
     assert_nothing_left(&node);
     node.write_network();
-    let status = client
-        .runtime
-        .status(v1::StatusRequest::default())
-        .await
-        .unwrap()
-        .into_inner();
-    assert!(
-        status
-            .status
-            .unwrap()
-            .conditions
-            .iter()
-            .all(|condition| condition.status)
-    );
-    let version = client
-        .runtime
-        .version(v1::VersionRequest::default())
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(
-        (
-            version.runtime_name.as_str(),
-            version.runtime_api_version.as_str()
-        ),
-        ("orlop", "v1")
-    );
+    let status = client.runtime.status(v1::StatusRequest::default()).await.unwrap().into_inner();
+    assert!(status.status.unwrap().conditions.iter().all(|condition| condition.status));
+    let version = client.runtime.version(v1::VersionRequest::default()).await.unwrap().into_inner();
+    assert_eq!((version.runtime_name.as_str(), version.runtime_api_version.as_str()), ("orlop", "v1"));
 }
 
 #[tokio::test]
@@ -78,19 +43,10 @@ async fn a_pod_lives_and_leaves_nothing() {
     node.write_network();
     node.import_image();
     let mut client = node.start().await;
-    let mut events = client
-        .runtime
-        .get_container_events(v1::GetEventsRequest {})
-        .await
-        .unwrap()
-        .into_inner();
+    let mut events = client.runtime.get_container_events(v1::GetEventsRequest {}).await.unwrap().into_inner();
 
     let sandbox = client.run_pod(&pod(&node, "a")).await.unwrap();
-    assert_eq!(
-        client.run_pod(&pod(&node, "a")).await.unwrap(),
-        sandbox,
-        "a retry gets the same sandbox"
-    );
+    assert_eq!(client.run_pod(&pod(&node, "a")).await.unwrap(), sandbox, "a retry gets the same sandbox");
     let status = client.pod_status(&sandbox).await;
     assert_eq!(
         (status.state(), status.network.unwrap().ip.as_str()),
@@ -103,42 +59,23 @@ async fn a_pod_lives_and_leaves_nothing() {
         id,
         "a retry gets the same container"
     );
-    assert_eq!(
-        client.status(&id).await.state(),
-        v1::ContainerState::ContainerCreated
-    );
+    assert_eq!(client.status(&id).await.state(), v1::ContainerState::ContainerCreated);
     client.start(&id).await.unwrap();
     let status = client.wait_state(&id, v1::ContainerState::ContainerRunning).await;
     assert!(status.started_at > 0 && status.image_id.starts_with("sha256:"));
     assert_eq!(status.image.unwrap().image, support::IMAGE);
 
-    let output = client
-        .exec_sync(
-            &id,
-            &["/bin/busybox", "sh", "-c", "echo out; echo err >&2; exit 3"],
-        )
-        .await
-        .unwrap();
-    assert_eq!(
-        (&output.stdout[..], &output.stderr[..], output.exit_code),
-        (&b"out\n"[..], &b"err\n"[..], 3)
-    );
+    let output =
+        client.exec_sync(&id, &["/bin/busybox", "sh", "-c", "echo out; echo err >&2; exit 3"]).await.unwrap();
+    assert_eq!((&output.stdout[..], &output.stderr[..], output.exit_code), (&b"out\n"[..], &b"err\n"[..], 3));
     let late = v1::ExecSyncRequest {
         container_id: id.clone(),
         cmd: SLEEP.iter().map(|word| (*word).to_owned()).collect(),
         timeout: 1,
     };
-    assert_eq!(
-        client.runtime.exec_sync(late).await.unwrap_err().code(),
-        tonic::Code::DeadlineExceeded
-    );
-    let stats = client
-        .runtime
-        .container_stats(v1::ContainerStatsRequest {
-            container_id: id.clone(),
-        })
-        .await
-        .unwrap();
+    assert_eq!(client.runtime.exec_sync(late).await.unwrap_err().code(), tonic::Code::DeadlineExceeded);
+    let stats =
+        client.runtime.container_stats(v1::ContainerStatsRequest { container_id: id.clone() }).await.unwrap();
     assert!(stats.into_inner().stats.unwrap().memory.is_some());
 
     client.stop(&id, 5).await.unwrap();
@@ -150,10 +87,7 @@ async fn a_pod_lives_and_leaves_nothing() {
     client.remove(&id).await.unwrap();
     client.stop_pod(&sandbox).await.unwrap();
     client.stop_pod(&sandbox).await.unwrap();
-    assert_eq!(
-        client.pod_status(&sandbox).await.state(),
-        v1::PodSandboxState::SandboxNotready
-    );
+    assert_eq!(client.pod_status(&sandbox).await.state(), v1::PodSandboxState::SandboxNotready);
     client.remove_pod(&sandbox).await.unwrap();
     client.remove_pod(&sandbox).await.unwrap();
     assert_nothing_left(&node);
@@ -173,10 +107,7 @@ async fn a_pod_lives_and_leaves_nothing() {
     ];
     for (object, kind) in wanted {
         let event = events.next().await.unwrap().unwrap();
-        assert_eq!(
-            (&event.container_id, event.container_event_type()),
-            (object, kind)
-        );
+        assert_eq!((&event.container_id, event.container_event_type()), (object, kind));
     }
 }
 
@@ -190,52 +121,23 @@ async fn what_is_unknown_or_wrong_is_said_so() {
     client.remove("nope").await.unwrap();
     client.stop_pod("nope").await.unwrap();
     client.remove_pod("nope").await.unwrap();
-    let missing = v1::ContainerStatusRequest {
-        container_id: "nope".into(),
-        verbose: false,
-    };
-    assert_eq!(
-        client.runtime.container_status(missing).await.unwrap_err().code(),
-        tonic::Code::NotFound
-    );
+    let missing = v1::ContainerStatusRequest { container_id: "nope".into(), verbose: false };
+    assert_eq!(client.runtime.container_status(missing).await.unwrap_err().code(), tonic::Code::NotFound);
 
     let sandbox = client.run_pod(&pod(&node, "a")).await.unwrap();
     let mut no_image = container("c", &SLEEP);
-    no_image.image = Some(v1::ImageSpec {
-        image: "nothing:here".into(),
-        ..Default::default()
-    });
-    assert_eq!(
-        client.create(&sandbox, no_image).await.unwrap_err().code(),
-        tonic::Code::NotFound
-    );
+    no_image.image = Some(v1::ImageSpec { image: "nothing:here".into(), ..Default::default() });
+    assert_eq!(client.create(&sandbox, no_image).await.unwrap_err().code(), tonic::Code::NotFound);
     let mut bad_user = container("c", &SLEEP);
-    let context = bad_user
-        .linux
-        .as_mut()
-        .unwrap()
-        .security_context
-        .as_mut()
-        .unwrap();
+    let context = bad_user.linux.as_mut().unwrap().security_context.as_mut().unwrap();
     context.run_as_username = "stranger".into();
     let error = client.create(&sandbox, bad_user).await.unwrap_err();
-    assert!(
-        error.code() == tonic::Code::InvalidArgument && error.message().contains("stranger"),
-        "{error}"
-    );
-    let id = client
-        .create(&sandbox, container("c", &["/no/such/program"]))
-        .await
-        .unwrap();
+    assert!(error.code() == tonic::Code::InvalidArgument && error.message().contains("stranger"), "{error}");
+    let id = client.create(&sandbox, container("c", &["/no/such/program"])).await.unwrap();
     assert!(client.start(&id).await.is_err() || real_exit(&mut client, &id).await);
     let checkpoint = v1::CheckpointContainerRequest::default();
     assert_eq!(
-        client
-            .runtime
-            .checkpoint_container(checkpoint)
-            .await
-            .unwrap_err()
-            .code(),
+        client.runtime.checkpoint_container(checkpoint).await.unwrap_err().code(),
         tonic::Code::Unimplemented
     );
     client.remove_pod(&sandbox).await.unwrap();
@@ -243,11 +145,7 @@ async fn what_is_unknown_or_wrong_is_said_so() {
 }
 
 async fn real_exit(client: &mut support::Client, id: &str) -> bool {
-    client
-        .wait_state(id, v1::ContainerState::ContainerExited)
-        .await
-        .exit_code
-        >= 126
+    client.wait_state(id, v1::ContainerState::ContainerExited).await.exit_code >= 126
 }
 
 #[tokio::test]
@@ -275,24 +173,13 @@ async fn a_restarted_daemon_takes_over_what_runs_and_what_ended() {
     let mut client = node.start().await;
     let sandbox = client.run_pod(&pod(&node, "a")).await.unwrap();
     let stays = client.create(&sandbox, container("stays", &SLEEP)).await.unwrap();
-    let script = format!(
-        "while [ ! -e {} ]; do sleep 0.02; done; exit 7",
-        "/tmp/orlop-never"
-    );
+    let script = format!("while [ ! -e {} ]; do sleep 0.02; done; exit 7", "/tmp/orlop-never");
     let ends = client
-        .create(
-            &sandbox,
-            container("ends", &["/bin/busybox", "sh", "-c", "sleep 1; exit 7"]),
-        )
+        .create(&sandbox, container("ends", &["/bin/busybox", "sh", "-c", "sleep 1; exit 7"]))
         .await
         .unwrap();
-    let waits = client
-        .create(
-            &sandbox,
-            container("waits", &["/bin/busybox", "sh", "-c", &script]),
-        )
-        .await
-        .unwrap();
+    let waits =
+        client.create(&sandbox, container("waits", &["/bin/busybox", "sh", "-c", &script])).await.unwrap();
     client.start(&stays).await.unwrap();
     client.start(&ends).await.unwrap();
     let started = client.status(&stays).await.started_at;
@@ -304,24 +191,12 @@ async fn a_restarted_daemon_takes_over_what_runs_and_what_ended() {
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let mut client = node.start().await;
     assert_eq!(node.shim_pid(&sandbox), shim);
-    assert_eq!(
-        client.pod_status(&sandbox).await.state(),
-        v1::PodSandboxState::SandboxReady
-    );
+    assert_eq!(client.pod_status(&sandbox).await.state(), v1::PodSandboxState::SandboxReady);
     let status = client.status(&stays).await;
-    assert_eq!(
-        (status.state(), status.started_at),
-        (v1::ContainerState::ContainerRunning, started)
-    );
+    assert_eq!((status.state(), status.started_at), (v1::ContainerState::ContainerRunning, started));
     let status = client.status(&ends).await;
-    assert_eq!(
-        (status.state(), status.exit_code),
-        (v1::ContainerState::ContainerExited, 7)
-    );
-    assert_eq!(
-        client.status(&waits).await.state(),
-        v1::ContainerState::ContainerCreated
-    );
+    assert_eq!((status.state(), status.exit_code), (v1::ContainerState::ContainerExited, 7));
+    assert_eq!(client.status(&waits).await.state(), v1::ContainerState::ContainerCreated);
     assert_eq!(node.entries("state/sandboxes"), std::slice::from_ref(&sandbox));
     // The new watcher hears the shim.
     client.start(&waits).await.unwrap();
@@ -337,10 +212,7 @@ async fn a_killed_shim_ends_its_pod() {
     node.import_image();
     let mut client = node.start().await;
     let sandbox = client.run_pod(&pod(&node, "a")).await.unwrap();
-    let id = client
-        .create(&sandbox, container("c", &["/bin/busybox", "sleep", "5"]))
-        .await
-        .unwrap();
+    let id = client.create(&sandbox, container("c", &["/bin/busybox", "sleep", "5"])).await.unwrap();
     client.start(&id).await.unwrap();
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(node.shim_pid(&sandbox)),
@@ -349,10 +221,7 @@ async fn a_killed_shim_ends_its_pod() {
     .unwrap();
     let status = client.wait_state(&id, v1::ContainerState::ContainerExited).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
-    assert_eq!(
-        client.pod_status(&sandbox).await.state(),
-        v1::PodSandboxState::SandboxNotready
-    );
+    assert_eq!(client.pod_status(&sandbox).await.state(), v1::PodSandboxState::SandboxNotready);
     // The kubelet then stops it and makes another one.
     client.stop_pod(&sandbox).await.unwrap();
     let mut next = pod(&node, "a");
@@ -368,92 +237,47 @@ async fn images_are_listed_found_and_removed() {
     let mut node = Node::new();
     node.import_image();
     let mut client = node.start().await;
-    let images = client
-        .images
-        .list_images(v1::ListImagesRequest::default())
-        .await
-        .unwrap()
-        .into_inner()
-        .images;
+    let images =
+        client.images.list_images(v1::ListImagesRequest::default()).await.unwrap().into_inner().images;
     assert_eq!(images.len(), 1);
     assert_eq!(images[0].repo_tags, [support::IMAGE]);
     for name in ["busybox:test", support::IMAGE, images[0].id.as_str()] {
-        let image = Some(v1::ImageSpec {
-            image: name.to_owned(),
-            ..Default::default()
-        });
-        let request = v1::ImageStatusRequest {
-            image,
-            verbose: false,
-        };
-        let found = client
-            .images
-            .image_status(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .image;
-        assert_eq!(
-            found.map(|image| image.id).as_ref(),
-            Some(&images[0].id),
-            "{name}"
-        );
+        let image = Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() });
+        let request = v1::ImageStatusRequest { image, verbose: false };
+        let found = client.images.image_status(request).await.unwrap().into_inner().image;
+        assert_eq!(found.map(|image| image.id).as_ref(), Some(&images[0].id), "{name}");
     }
-    let absent = v1::ImageSpec {
-        image: "absent:1".into(),
-        ..Default::default()
-    };
-    let request = v1::ImageStatusRequest {
-        image: Some(absent.clone()),
-        verbose: false,
-    };
-    assert!(
-        client
-            .images
-            .image_status(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .image
-            .is_none()
-    );
+    let absent = v1::ImageSpec { image: "absent:1".into(), ..Default::default() };
+    let request = v1::ImageStatusRequest { image: Some(absent.clone()), verbose: false };
+    assert!(client.images.image_status(request).await.unwrap().into_inner().image.is_none());
     let invalid = v1::PullImageRequest {
-        image: Some(v1::ImageSpec {
-            image: "UPPER CASE".into(),
-            ..Default::default()
-        }),
+        image: Some(v1::ImageSpec { image: "UPPER CASE".into(), ..Default::default() }),
         ..Default::default()
     };
-    assert_eq!(
-        client.images.pull_image(invalid).await.unwrap_err().code(),
-        tonic::Code::InvalidArgument
-    );
-    let usage = client
-        .images
-        .image_fs_info(v1::ImageFsInfoRequest {})
-        .await
-        .unwrap()
-        .into_inner();
+    assert_eq!(client.images.pull_image(invalid).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    let usage = client.images.image_fs_info(v1::ImageFsInfoRequest {}).await.unwrap().into_inner();
     assert!(usage.image_filesystems[0].used_bytes.unwrap().value > 0);
-    for image in [
-        v1::ImageSpec {
-            image: support::IMAGE.into(),
-            ..Default::default()
-        },
-        absent,
-    ] {
-        client
-            .images
-            .remove_image(v1::RemoveImageRequest { image: Some(image) })
-            .await
-            .unwrap();
+    for image in [v1::ImageSpec { image: support::IMAGE.into(), ..Default::default() }, absent] {
+        client.images.remove_image(v1::RemoveImageRequest { image: Some(image) }).await.unwrap();
     }
-    let images = client
-        .images
-        .list_images(v1::ListImagesRequest::default())
-        .await
-        .unwrap()
-        .into_inner()
-        .images;
+    let images =
+        client.images.list_images(v1::ListImagesRequest::default()).await.unwrap().into_inner().images;
     assert!(images.is_empty());
+}
+
+#[tokio::test]
+async fn a_hung_shim_is_killed_and_its_pod_stopped() {
+    let mut node = Node::new();
+    node.write_network();
+    node.import_image();
+    let mut client = node.start().await;
+    let sandbox = client.run_pod(&pod(&node, "a")).await.unwrap();
+    let id = client.create(&sandbox, container("c", &["/bin/busybox", "sleep", "20"])).await.unwrap();
+    client.start(&id).await.unwrap();
+    let shim = nix::unistd::Pid::from_raw(node.shim_pid(&sandbox));
+    nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    client.stop(&id, 0).await.unwrap();
+    assert_eq!(client.status(&id).await.exit_code, 137);
+    client.remove_pod(&sandbox).await.unwrap();
+    assert_nothing_left(&node);
 }

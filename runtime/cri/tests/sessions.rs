@@ -34,12 +34,7 @@ async fn lab() -> Lab {
     let sandbox = client.run_pod(&pod(&node, "web")).await.unwrap();
     let container = client.create(&sandbox, container("c", &SHELL)).await.unwrap();
     client.start(&container).await.unwrap();
-    Lab {
-        client,
-        container,
-        sandbox,
-        _node: node,
-    }
+    Lab { client, container, sandbox, _node: node }
 }
 
 async fn exec_url(lab: &mut Lab, command: &[&str], stdin: bool) -> String {
@@ -57,9 +52,7 @@ async fn exec_url(lab: &mut Lab, command: &[&str], stdin: bool) -> String {
 /// Runs a session and returns standard output and the error channel.
 async fn websocket(url: &str, protocol: &str, input: &[Message]) -> (Vec<u8>, String) {
     let mut request = url.replace("http://", "ws://").into_client_request().unwrap();
-    request
-        .headers_mut()
-        .insert("Sec-WebSocket-Protocol", protocol.parse().unwrap());
+    request.headers_mut().insert("Sec-WebSocket-Protocol", protocol.parse().unwrap());
     let (mut socket, response) = tokio_tungstenite::connect_async(request).await.unwrap();
     assert_eq!(response.headers()["Sec-WebSocket-Protocol"], protocol);
     for message in input {
@@ -82,16 +75,11 @@ async fn websocket_exec_closes_input_and_tells_the_exit_code() {
     let mut lab = lab().await;
     let url = exec_url(&mut lab, &["/bin/busybox", "cat"], true).await;
     let big = vec![b'x'; 300_000];
-    let mut input: Vec<Message> = big
-        .chunks(30_000)
-        .map(|part| Message::binary([&[0], part].concat()))
-        .collect();
+    let mut input: Vec<Message> =
+        big.chunks(30_000).map(|part| Message::binary([&[0], part].concat())).collect();
     input.push(Message::binary(vec![255, 0]));
     let (output, status) = websocket(&url, "v5.channel.k8s.io", &input).await;
-    assert_eq!(
-        (output.len(), status.as_str()),
-        (300_000, r#"{"metadata":{},"status":"Success"}"#)
-    );
+    assert_eq!((output.len(), status.as_str()), (300_000, r#"{"metadata":{},"status":"Success"}"#));
     let url = exec_url(&mut lab, &["/bin/busybox", "sh", "-c", "echo hi; exit 42"], false).await;
     let (output, status) = websocket(&url, "v4.channel.k8s.io", &[]).await;
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
@@ -106,11 +94,8 @@ async fn websocket_exec_closes_input_and_tells_the_exit_code() {
 #[tokio::test]
 async fn attach_ends_with_the_container() {
     let mut lab = lab().await;
-    let request = v1::AttachRequest {
-        container_id: lab.container.clone(),
-        stdout: true,
-        ..Default::default()
-    };
+    let request =
+        v1::AttachRequest { container_id: lab.container.clone(), stdout: true, ..Default::default() };
     let url = lab.client.runtime.attach(request).await.unwrap().into_inner().url;
     let mut client = lab.client.clone();
     let id = lab.container.clone();
@@ -150,11 +135,7 @@ async fn answer(mut stream: TcpStream, mut client: Client, container: &str, sand
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let flag = |name: &str| query.split('&').any(|pair| pair == format!("{name}=true"));
     let url = if path.ends_with("/exec") {
-        let cmd = query
-            .split('&')
-            .filter_map(|pair| pair.strip_prefix("command="))
-            .map(unescape)
-            .collect();
+        let cmd = query.split('&').filter_map(|pair| pair.strip_prefix("command=")).map(unescape).collect();
         let request = v1::ExecRequest {
             container_id: container.to_owned(),
             cmd,
@@ -165,17 +146,8 @@ async fn answer(mut stream: TcpStream, mut client: Client, container: &str, sand
         };
         client.runtime.exec(request).await.unwrap().into_inner().url
     } else if path.ends_with("/portforward") {
-        let request = v1::PortForwardRequest {
-            pod_sandbox_id: sandbox.to_owned(),
-            port: Vec::new(),
-        };
-        client
-            .runtime
-            .port_forward(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .url
+        let request = v1::PortForwardRequest { pod_sandbox_id: sandbox.to_owned(), port: Vec::new() };
+        client.runtime.port_forward(request).await.unwrap().into_inner().url
     } else {
         let body = object(path);
         let head = format!(
@@ -189,10 +161,7 @@ async fn answer(mut stream: TcpStream, mut client: Client, container: &str, sand
     let (address, path) = url.split_once('/').unwrap();
     let mut runtime = TcpStream::connect(address).await.unwrap();
     let method = line.split(' ').next().unwrap();
-    runtime
-        .write_all(format!("{method} /{path} HTTP/1.1\r\n{headers}").as_bytes())
-        .await
-        .unwrap();
+    runtime.write_all(format!("{method} /{path} HTTP/1.1\r\n{headers}").as_bytes()).await.unwrap();
     let _ = tokio::io::copy_bidirectional(&mut stream, &mut runtime).await;
 }
 
@@ -228,12 +197,7 @@ fn object(path: &str) -> String {
 }
 
 fn kubectl(api: SocketAddr, websockets: bool, words: &[&str]) -> Option<tokio::process::Command> {
-    if std::process::Command::new("kubectl")
-        .arg("version")
-        .arg("--client")
-        .output()
-        .is_err()
-    {
+    if std::process::Command::new("kubectl").arg("version").arg("--client").output().is_err() {
         println!("SKIP kubectl is not installed");
         return None;
     }
@@ -270,15 +234,7 @@ async fn kubectl_exec_over_websocket_and_spdy() {
     let lab = lab().await;
     let api = serve_api(&lab).await;
     for websockets in [true, false] {
-        let words = [
-            "exec",
-            "web",
-            "--",
-            "/bin/busybox",
-            "sh",
-            "-c",
-            "echo out; echo err >&2; exit 5",
-        ];
+        let words = ["exec", "web", "--", "/bin/busybox", "sh", "-c", "echo out; echo err >&2; exit 5"];
         let Some(command) = kubectl(api, websockets, &words) else {
             return;
         };
@@ -289,17 +245,9 @@ async fn kubectl_exec_over_websocket_and_spdy() {
             (Some(5), &b"out\n"[..]),
             "{websockets}: {told}"
         );
-        assert!(
-            told.contains("err\n") && told.contains("exit code 5"),
-            "{websockets}: {told}"
-        );
+        assert!(told.contains("err\n") && told.contains("exit code 5"), "{websockets}: {told}");
         let big: Vec<u8> = (0..2_000_000u32).map(|number| (number % 251) as u8).collect();
-        let command = kubectl(
-            api,
-            websockets,
-            &["exec", "-i", "web", "--", "/bin/busybox", "cat"],
-        )
-        .unwrap();
+        let command = kubectl(api, websockets, &["exec", "-i", "web", "--", "/bin/busybox", "cat"]).unwrap();
         let output = run(command, &big).await;
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(
@@ -336,18 +284,9 @@ async fn kubectl_port_forward_over_websocket_and_spdy() {
         let mut child = command.spawn().unwrap();
         let mut out = tokio::io::BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
-        tokio::io::AsyncBufReadExt::read_line(&mut out, &mut line)
-            .await
-            .unwrap();
-        let local: u16 = line
-            .split(':')
-            .nth(1)
-            .unwrap()
-            .split(' ')
-            .next()
-            .unwrap()
-            .parse()
-            .expect("Forwarding from …");
+        tokio::io::AsyncBufReadExt::read_line(&mut out, &mut line).await.unwrap();
+        let local: u16 =
+            line.split(':').nth(1).unwrap().split(' ').next().unwrap().parse().expect("Forwarding from …");
         let sessions = (0..4).map(|seed| async move {
             let mut stream = TcpStream::connect(("127.0.0.1", local)).await.unwrap();
             let sent: Vec<u8> = (0..500_000u32).map(|number| (number + seed) as u8).collect();

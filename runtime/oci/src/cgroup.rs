@@ -57,17 +57,9 @@ impl Hierarchies {
             let controllers: Vec<String> = if unified {
                 Vec::new()
             } else {
-                options
-                    .split(',')
-                    .filter(is_controller)
-                    .map(str::to_owned)
-                    .collect()
+                options.split(',').filter(is_controller).map(str::to_owned).collect()
             };
-            let hierarchy = Hierarchy {
-                mount: PathBuf::from(mount),
-                controllers,
-                unified,
-            };
+            let hierarchy = Hierarchy { mount: PathBuf::from(mount), controllers, unified };
             let known =
                 |other: &Hierarchy| other.unified == unified && other.controllers == hierarchy.controllers;
             if !found.iter().any(known) {
@@ -88,10 +80,7 @@ impl Hierarchies {
             .components()
             .filter(|component| matches!(component, std::path::Component::Normal(_)))
             .collect();
-        Cgroup {
-            hierarchies: self.0.clone(),
-            path: clean,
-        }
+        Cgroup { hierarchies: self.0.clone(), path: clean }
     }
 }
 
@@ -120,10 +109,7 @@ pub struct Usage {
 impl Cgroup {
     /// Its directories, those that exist.
     pub fn directories(&self) -> Vec<PathBuf> {
-        self.all_directories()
-            .into_iter()
-            .filter(|directory| directory.is_dir())
-            .collect()
+        self.all_directories().into_iter().filter(|directory| directory.is_dir()).collect()
     }
 
     fn all_directories(&self) -> Vec<PathBuf> {
@@ -131,17 +117,12 @@ impl Cgroup {
             // Never the root: everything below would kill and remove the machine.
             return Vec::new();
         }
-        self.hierarchies
-            .iter()
-            .map(|hierarchy| hierarchy.mount.join(&self.path))
-            .collect()
+        self.hierarchies.iter().map(|hierarchy| hierarchy.mount.join(&self.path)).collect()
     }
 
     fn of_controller(&self, controller: &str) -> Option<(PathBuf, bool)> {
-        let v1 = self
-            .hierarchies
-            .iter()
-            .find(|hierarchy| hierarchy.controllers.iter().any(|c| c == controller));
+        let v1 =
+            self.hierarchies.iter().find(|hierarchy| hierarchy.controllers.iter().any(|c| c == controller));
         let hierarchy = v1.or_else(|| self.hierarchies.iter().find(|hierarchy| hierarchy.unified))?;
         Some((hierarchy.mount.join(&self.path), hierarchy.unified))
     }
@@ -156,11 +137,7 @@ impl Cgroup {
     pub fn enter_new(&self) -> io::Result<()> {
         for (hierarchy, directory) in self.hierarchies.iter().zip(self.all_directories()) {
             fs::create_dir_all(&directory)?;
-            if hierarchy
-                .controllers
-                .iter()
-                .any(|controller| controller == "cpuset")
-            {
+            if hierarchy.controllers.iter().any(|controller| controller == "cpuset") {
                 inherit_cpuset(&hierarchy.mount, &self.path)?;
             }
             fs::write(directory.join("cgroup.procs"), "0")?;
@@ -201,11 +178,7 @@ impl Cgroup {
         for directory in self.directories() {
             for nested in nested_directories(&directory) {
                 let text = fs::read_to_string(nested.join("cgroup.procs")).unwrap_or_default();
-                pids.extend(
-                    text.lines()
-                        .filter_map(|line| line.parse::<u32>().ok())
-                        .filter(|pid| *pid != 0),
-                );
+                pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
             }
         }
         pids.sort_unstable();
@@ -286,11 +259,7 @@ impl Cgroup {
         let Some((directory, unified)) = self.of_controller("memory") else {
             return 0;
         };
-        let file = if unified {
-            "memory.events"
-        } else {
-            "memory.oom_control"
-        };
+        let file = if unified { "memory.events" } else { "memory.oom_control" };
         keyed(&directory.join(file), "oom_kill").unwrap_or(0)
     }
 
@@ -299,9 +268,7 @@ impl Cgroup {
         let mut usage = Usage::default();
         if let Some((directory, unified)) = self.of_controller("cpuacct") {
             usage.cpu_nanos = if unified {
-                keyed(&directory.join("cpu.stat"), "usage_usec")
-                    .unwrap_or(0)
-                    .saturating_mul(1000)
+                keyed(&directory.join("cpu.stat"), "usage_usec").unwrap_or(0).saturating_mul(1000)
             } else {
                 number(&directory.join("cpuacct.usage")).unwrap_or(0)
             };
@@ -314,9 +281,8 @@ impl Cgroup {
             };
             let statistics = directory.join("memory.stat");
             usage.memory_bytes = number(&directory.join(names.0)).unwrap_or(0);
-            usage.working_set_bytes = usage
-                .memory_bytes
-                .saturating_sub(keyed(&statistics, names.1).unwrap_or(0));
+            usage.working_set_bytes =
+                usage.memory_bytes.saturating_sub(keyed(&statistics, names.1).unwrap_or(0));
             usage.rss_bytes = keyed(&statistics, names.2).unwrap_or(0);
         }
         if let Some((directory, _)) = self.of_controller("pids") {
@@ -334,10 +300,7 @@ fn inherit_cpuset(mount: &Path, path: &Path) -> io::Result<()> {
         directory.push(part);
         for file in ["cpuset.cpus", "cpuset.mems"] {
             if fs::read_to_string(directory.join(file))?.trim().is_empty() {
-                fs::write(
-                    directory.join(file),
-                    fs::read_to_string(parent.join(file))?.trim(),
-                )?;
+                fs::write(directory.join(file), fs::read_to_string(parent.join(file))?.trim())?;
             }
         }
     }
@@ -350,9 +313,8 @@ fn nested_directories(top: &Path) -> Vec<PathBuf> {
     let mut at = 0;
     while at < found.len() && found.len() < NESTED_LIMIT {
         if let Ok(entries) = fs::read_dir(&found[at]) {
-            let directories = entries
-                .flatten()
-                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            let directories =
+                entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
             found.extend(directories.map(|entry| entry.path()));
         }
         at += 1;
@@ -362,9 +324,7 @@ fn nested_directories(top: &Path) -> Vec<PathBuf> {
 
 fn unified_path_of(pid: u32) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("0::"))
-        .map(str::to_owned)
+    text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
 }
 
 fn number(file: &Path) -> Option<u64> {
@@ -374,8 +334,7 @@ fn number(file: &Path) -> Option<u64> {
 /// The number behind `key ` in a flat keyed file.
 fn keyed(file: &Path, key: &str) -> Option<u64> {
     let text = fs::read_to_string(file).ok()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 #[cfg(test)]
@@ -397,22 +356,13 @@ mod tests {
         let pure =
             Hierarchies::parse("30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n");
         assert!(pure.is_unified());
-        assert_eq!(
-            pure.cgroup("/a/../b").unified_directory(),
-            Some("/sys/fs/cgroup/a/b".into())
-        );
+        assert_eq!(pure.cgroup("/a/../b").unified_directory(), Some("/sys/fs/cgroup/a/b".into()));
     }
 
     #[test]
     fn the_root_is_never_touched() {
         for path in ["", "/", ".."] {
-            assert!(
-                Hierarchies::detect()
-                    .unwrap()
-                    .cgroup(path)
-                    .directories()
-                    .is_empty()
-            );
+            assert!(Hierarchies::detect().unwrap().cgroup(path).directories().is_empty());
         }
     }
 
@@ -431,11 +381,7 @@ mod tests {
         }
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         for (hierarchy, directory) in hierarchies.0.iter().zip(inner.all_directories()) {
-            if hierarchy
-                .controllers
-                .iter()
-                .any(|controller| controller == "cpuset")
-            {
+            if hierarchy.controllers.iter().any(|controller| controller == "cpuset") {
                 inherit_cpuset(&hierarchy.mount, &inner.path).unwrap();
             }
             fs::write(directory.join("cgroup.procs"), child.id().to_string()).unwrap();

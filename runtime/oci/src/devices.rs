@@ -32,19 +32,11 @@ const TYPE_BLOCK: i32 = 1;
 const TYPE_CHARACTER: i32 = 2;
 
 fn line(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Instruction {
-    Instruction {
-        code,
-        registers: destination | source << 4,
-        offset,
-        immediate,
-    }
+    Instruction { code, registers: destination | source << 4, offset, immediate }
 }
 
 fn exit_with(answer: bool) -> [Instruction; 2] {
-    [
-        line(MOVE_IMMEDIATE, R0, 0, 0, i32::from(answer)),
-        line(EXIT, 0, 0, 0, 0),
-    ]
+    [line(MOVE_IMMEDIATE, R0, 0, 0, i32::from(answer)), line(EXIT, 0, 0, 0, 0)]
 }
 
 /// The devices that every container may use, whatever its rules say before them (runtime-spec config-linux.md, "Default Devices"; ptmx
@@ -52,17 +44,12 @@ fn exit_with(answer: bool) -> [Instruction; 2] {
 fn defaults() -> Vec<LinuxDeviceCgroup> {
     let rule = |major: Option<i64>, minor: Option<i64>, typ: LinuxDeviceType, access: &str| {
         let mut rule = LinuxDeviceCgroup::default();
-        rule.set_allow(true)
-            .set_typ(Some(typ))
-            .set_major(major)
-            .set_minor(minor);
+        rule.set_allow(true).set_typ(Some(typ)).set_major(major).set_minor(minor);
         rule.set_access(Some(access.to_owned()));
         rule
     };
-    let mut rules = vec![
-        rule(None, None, LinuxDeviceType::C, "m"),
-        rule(None, None, LinuxDeviceType::B, "m"),
-    ];
+    let mut rules =
+        vec![rule(None, None, LinuxDeviceType::C, "m"), rule(None, None, LinuxDeviceType::B, "m")];
     for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)] {
         rules.push(rule(Some(major), Some(minor), LinuxDeviceType::C, "rwm"));
     }
@@ -117,9 +104,8 @@ fn compile_rule(rule: &LinuxDeviceCgroup) -> (Vec<Instruction>, bool) {
     }
     for (register, number) in [(MAJOR, rule.major()), (MINOR, rule.minor())] {
         // -1 and absent both mean any (runtime-spec).
-        if let Some(number) = number
-            .and_then(|number| i32::try_from(number).ok())
-            .filter(|number| *number >= 0)
+        if let Some(number) =
+            number.and_then(|number| i32::try_from(number).ok()).filter(|number| *number >= 0)
         {
             steps.push((JUMP_NOT_EQUAL, register, 0, number));
         }
@@ -130,13 +116,7 @@ fn compile_rule(rule: &LinuxDeviceCgroup) -> (Vec<Instruction>, bool) {
         let is_test = operation == JUMP_NOT_EQUAL || operation == JUMP_NOT_EQUAL_REGISTER;
         // Over the remaining steps and the two instructions of the answer.
         let behind = i16::try_from(count - at - 1 + 2).expect("a rule has few steps");
-        code.push(line(
-            operation,
-            destination,
-            source,
-            if is_test { behind } else { 0 },
-            immediate,
-        ));
+        code.push(line(operation, destination, source, if is_test { behind } else { 0 }, immediate));
     }
     code.extend(exit_with(rule.allow()));
     (code, count == 0)
@@ -196,10 +176,7 @@ mod tests {
     #[test]
     fn denies_all_but_the_defaults() {
         let program = compile(&rules(r#"[{"allow":false,"access":"rwm"}]"#));
-        assert!(
-            run(&program, TYPE_CHARACTER, ACCESS_READ | ACCESS_WRITE, 1, 3),
-            "null"
-        );
+        assert!(run(&program, TYPE_CHARACTER, ACCESS_READ | ACCESS_WRITE, 1, 3), "null");
         assert!(run(&program, TYPE_CHARACTER, ACCESS_READ, 136, 7), "a terminal");
         assert!(run(&program, TYPE_BLOCK, ACCESS_MKNOD, 8, 0), "mknod");
         assert!(!run(&program, TYPE_CHARACTER, ACCESS_READ, 4, 64));

@@ -112,12 +112,7 @@ impl LastMile {
             directory: process.cwd().clone(),
             uid: Uid::from_raw(user.uid()),
             gid: Gid::from_raw(user.gid()),
-            groups: user
-                .additional_gids()
-                .iter()
-                .flatten()
-                .map(|gid| Gid::from_raw(*gid))
-                .collect(),
+            groups: user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect(),
             umask: user.umask(),
             no_new_privileges: process.no_new_privileges() == Some(true),
             capabilities: process
@@ -151,10 +146,7 @@ impl LastMile {
         verify_inside()?;
         if self.no_new_privileges {
             self.set_capabilities()?;
-            step(
-                "set no_new_privs",
-                rustix::thread::set_no_new_privs(true).map_err(io::Error::from),
-            )?;
+            step("set no_new_privs", rustix::thread::set_no_new_privs(true).map_err(io::Error::from))?;
             self.load_filter()?;
         } else {
             self.load_filter()?;
@@ -179,17 +171,11 @@ impl LastMile {
         }
         if as_root && !self.directory.exists() {
             // Images name working directories that they do not contain; every runtime makes them.
-            let made = std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(&self.directory);
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.directory);
             if let Err(error) = made
                 && error.kind() != io::ErrorKind::AlreadyExists
             {
-                return Err(LastMileError::Step {
-                    step: "make the working directory",
-                    source: error,
-                });
+                return Err(LastMileError::Step { step: "make the working directory", source: error });
             }
         }
         match std::env::set_current_dir(&self.directory) {
@@ -198,10 +184,7 @@ impl LastMile {
             Err(error) if !as_root && error.kind() == io::ErrorKind::PermissionDenied => {
                 match std::env::current_dir() {
                     Ok(directory) if directory == self.directory => Ok(()),
-                    _ => Err(LastMileError::Step {
-                        step: "enter the working directory",
-                        source: error,
-                    }),
+                    _ => Err(LastMileError::Step { step: "enter the working directory", source: error }),
                 }
             }
             other => step("enter the working directory", other),
@@ -219,11 +202,7 @@ impl LastMile {
     /// Standard streams belong to the user, or `/dev/stdout` could not be opened anew (as runc does). What cannot be given away
     /// stays as it is.
     fn own_streams(&self) {
-        let streams = [
-            rustix::stdio::stdin(),
-            rustix::stdio::stdout(),
-            rustix::stdio::stderr(),
-        ];
+        let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
         for stream in streams {
             let Ok(found) = rustix::fs::fstat(stream) else {
                 continue;
@@ -243,14 +222,8 @@ impl LastMile {
             other => step("set supplementary groups", wrap(other))?,
         }
         capability_step(caps::securebits::set_keepcaps(true))?;
-        step(
-            "set the group",
-            wrap(nix::unistd::setresgid(self.gid, self.gid, self.gid)),
-        )?;
-        step(
-            "set the user",
-            wrap(nix::unistd::setresuid(self.uid, self.uid, self.uid)),
-        )?;
+        step("set the group", wrap(nix::unistd::setresgid(self.gid, self.gid, self.gid)))?;
+        step("set the user", wrap(nix::unistd::setresuid(self.uid, self.uid, self.uid)))?;
         capability_step(caps::securebits::set_keepcaps(false))?;
         // A change from root empties the effective set; the next steps still need it.
         let permitted = capability_step(caps::read(None, CapSet::Permitted))?;
@@ -290,17 +263,10 @@ impl LastMile {
     /// execve of the first hit on PATH, as execvp(3) chooses.
     fn execute(&self, home: Option<String>) -> LastMileError {
         let program = self.arguments[0].to_string_lossy().into_owned();
-        let failed = |source| LastMileError::Exec {
-            program: program.clone(),
-            source,
-        };
+        let failed = |source| LastMileError::Exec { program: program.clone(), source };
         let text = |entry: &String| CString::new(entry.as_str()).ok();
-        let environment: Vec<CString> = self
-            .environment
-            .iter()
-            .chain(home.as_ref())
-            .filter_map(text)
-            .collect();
+        let environment: Vec<CString> =
+            self.environment.iter().chain(home.as_ref()).filter_map(text).collect();
         let mut worst = io::Error::new(io::ErrorKind::NotFound, "executable file not found in $PATH");
         for candidate in self.candidates(&program) {
             let Err(errno) = nix::unistd::execve(&candidate, &self.arguments, &environment);
@@ -317,11 +283,8 @@ impl LastMile {
         if program.contains('/') {
             return vec![self.arguments[0].clone()];
         }
-        let path = self
-            .environment
-            .iter()
-            .find_map(|entry| entry.strip_prefix("PATH="))
-            .unwrap_or(DEFAULT_PATH);
+        let path =
+            self.environment.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
         path.split(':')
             .map(|directory| if directory.is_empty() { "." } else { directory })
             .filter_map(|directory| CString::new(format!("{directory}/{program}")).ok())
@@ -339,10 +302,8 @@ fn capability_step<T>(answer: Result<T, caps::errors::CapsError>) -> Result<T, L
 
 /// A directory descriptor that leaked in could leave us outside of the root (CVE-2024-21626); the kernel then says "(unreachable)".
 fn verify_inside() -> Result<(), LastMileError> {
-    let directory = step(
-        "find the working directory",
-        rustix::process::getcwd(Vec::new()).map_err(io::Error::from),
-    )?;
+    let directory =
+        step("find the working directory", rustix::process::getcwd(Vec::new()).map_err(io::Error::from))?;
     if directory.as_bytes().starts_with(b"/") {
         return Ok(());
     }
@@ -356,10 +317,7 @@ fn read_bounded(path: &Path) -> io::Result<String> {
     use std::io::Read as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     // The file is the image's: a FIFO there must not hang us.
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)?;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::ErrorKind::InvalidData.into());
     }
@@ -383,8 +341,7 @@ fn parse_capabilities(given: &LinuxCapabilities) -> Result<Capabilities, Prepare
             .flatten()
             .map(|capability| {
                 let name = caps::to_canonical(&capability.to_string());
-                name.parse::<Capability>()
-                    .map_err(|_| PrepareError::Capability(name))
+                name.parse::<Capability>().map_err(|_| PrepareError::Capability(name))
             })
             .collect()
     };
@@ -415,10 +372,7 @@ mod tests {
             None,
         )
         .unwrap();
-        assert_eq!(
-            mile.environment,
-            ["A=b".to_owned(), format!("PATH={DEFAULT_PATH}")]
-        );
+        assert_eq!(mile.environment, ["A=b".to_owned(), format!("PATH={DEFAULT_PATH}")]);
         assert_eq!(mile.candidates("sh").len(), 6);
         assert_eq!(mile.capabilities.bounding.len(), 2);
         assert!(mile.capabilities.effective.is_empty());

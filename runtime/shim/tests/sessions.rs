@@ -214,8 +214,18 @@ fn a_client_that_does_not_read_stops_nobody() {
 fn ports_are_forwarded_into_the_pod() {
     needs_root!();
     let pod = Pod::start();
-    pod.run("c1", &["nc", "-l", "-s", "127.0.0.1", "-p", "80", "-e", "cat"]);
-    pod.run("c2", &["nc", "-l", "-s", "::1", "-p", "81", "-e", "echo", "six"]);
+    // One server on IPv4, one on IPv6, both on the pod's loopback alone.
+    let network = orlop_linux::netns::open(format!("/proc/{}/ns/net", pod.shim_pid).as_ref()).unwrap();
+    let bind = |address: &'static str| orlop_linux::netns::run(&network, move || std::net::TcpListener::bind(address)).unwrap().unwrap();
+    let (four, six) = (bind("127.0.0.1:80"), bind("[::1]:81"));
+    let servers = std::thread::spawn(move || {
+        let (mut client, _) = four.accept().unwrap();
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).unwrap();
+        client.write_all(&heard).unwrap();
+        drop(client);
+        six.accept().unwrap().0.write_all(b"six\n").unwrap();
+    });
     for (port, says, hears) in [(80, "hello", "hello"), (81, "", "six\n")] {
         let mut client = loop {
             let mut client = pod.client();
@@ -234,7 +244,8 @@ fn ports_are_forwarded_into_the_pod() {
         client.read_to_string(&mut heard).unwrap();
         assert_eq!(heard, hears);
     }
-    assert!(pod.call(&Request::PortForward { port: 4 }).is_err());
+    servers.join().unwrap();
+    assert!(matches!(pod.call(&Request::PortForward { port: 4 }), Err(ClientError::Refused { message, .. }) if message.contains("port 4")));
     pod.end();
 }
 

@@ -44,9 +44,7 @@ impl Cluster {
 
     /// `orlop SUBCOMMAND --data-dir DATA` in the machine.
     pub fn orlop(&self, subcommand: &str) -> Command {
-        let mut command = self
-            .machine
-            .command(orlop_binary().to_str().expect("a UTF-8 path"));
+        let mut command = self.machine.command(orlop_binary().to_str().expect("a UTF-8 path"));
         command.arg(subcommand).arg("--data-dir").arg(self.data());
         command
     }
@@ -64,9 +62,7 @@ impl Cluster {
     /// A kubectl command for this cluster.
     pub fn kubectl_command(&self) -> Command {
         let mut command = self.machine.command("kubectl");
-        command
-            .env("KUBECONFIG", self.data().join("admin.kubeconfig"))
-            .env("HOME", self.directory.path());
+        command.env("KUBECONFIG", self.data().join("admin.kubeconfig")).env("HOME", self.directory.path());
         command
     }
 
@@ -91,11 +87,7 @@ impl Cluster {
 
     /// `kubectl get … -o json`.
     pub fn get(&self, arguments: &[&str]) -> Value {
-        let text = run(self
-            .kubectl_command()
-            .arg("get")
-            .args(arguments)
-            .args(["-o", "json"]));
+        let text = run(self.kubectl_command().arg("get").args(arguments).args(["-o", "json"]));
         serde_json::from_str(&text).expect("kubectl prints JSON")
     }
 
@@ -108,19 +100,15 @@ impl Cluster {
             if ready.len() == count && pods.len() == count {
                 return Ok(ready);
             }
-            let states: Vec<String> = pods
-                .iter()
-                .map(|pod| format!("{}={}", name(pod), pod["status"]))
-                .collect();
+            let states: Vec<String> =
+                pods.iter().map(|pod| format!("{}={}", name(pod), pod["status"])).collect();
             Err(states.join("\n"))
         })
     }
 
     /// An example of the repository.
     pub fn example(&self, name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../examples")
-            .join(name)
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(name)
     }
 
     /// `orlop down`.
@@ -140,13 +128,7 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let kept = std::env::temp_dir().join(format!("orlop-lab-failed-{}", std::process::id()));
-            let _ = try_run(
-                Command::new("cp")
-                    .arg("-r")
-                    .arg(self.data().join("log"))
-                    .arg(&kept),
-                "",
-            );
+            let _ = try_run(Command::new("cp").arg("-r").arg(self.data().join("log")).arg(&kept), "");
             eprintln!("the daemons' logs are kept in {}", kept.display());
         }
         let _ = try_run(&mut self.orlop("down"), "");
@@ -159,12 +141,7 @@ fn name(object: &Value) -> String {
 
 /// Whether a pod's Ready condition is true and it is not being deleted.
 pub(crate) fn is_ready(pod: &Value) -> bool {
-    let conditions = pod["status"]["conditions"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
+    let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
     pod["metadata"]["deletionTimestamp"].is_null()
-        && conditions
-            .iter()
-            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+        && conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }

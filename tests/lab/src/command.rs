@@ -30,9 +30,7 @@ pub fn try_run(command: &mut Command, input: &str) -> Output {
     let writer = std::thread::spawn(move || {
         let _ = stdin.write_all(input.as_bytes());
     });
-    let output = child
-        .wait_with_output()
-        .unwrap_or_else(|error| panic!("{shown}: {error}"));
+    let output = child.wait_with_output().unwrap_or_else(|error| panic!("{shown}: {error}"));
     let _ = writer.join();
     Output {
         code: output.status.code().unwrap_or(-1),
@@ -48,12 +46,6 @@ pub fn try_run(command: &mut Command, input: &str) -> Output {
 pub fn run(command: &mut Command) -> String {
     let shown = format!("{command:?}");
     let output = try_run(command, "");
-    assert!(
-        output.code == 0,
-        "{shown} ended with {}:\n{}{}",
-        output.code,
-        output.stdout,
-        output.stderr
-    );
+    assert!(output.code == 0, "{shown} ended with {}:\n{}{}", output.code, output.stdout, output.stderr);
     output.stdout
 }

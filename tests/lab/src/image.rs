@@ -48,9 +48,7 @@ pub fn nginx() -> PathBuf {
         for directory in ["var/log/nginx", "var/lib/nginx", "var/www"] {
             folder(layer, directory, 0o755);
         }
-        ["/usr/sbin/nginx", "-c", "/etc/nginx/nginx.conf"]
-            .map(str::to_owned)
-            .to_vec()
+        ["/usr/sbin/nginx", "-c", "/etc/nginx/nginx.conf"].map(str::to_owned).to_vec()
     })
 }
 
@@ -93,24 +91,15 @@ pub fn write_archive(path: &Path, reference: &str, layer: &[u8], command: &[Stri
         ("manifest.json", manifest.as_bytes()),
     ] {
         let mut header = header(content.len() as u64, 0o644, tar::EntryType::Regular);
-        archive
-            .append_data(&mut header, name, content)
-            .expect("an archive entry");
+        archive.append_data(&mut header, name, content).expect("an archive entry");
     }
-    archive
-        .into_inner()
-        .and_then(|mut file| file.flush())
-        .expect("a written archive");
+    archive.into_inner().and_then(|mut file| file.flush()).expect("a written archive");
 }
 
 fn busybox_files(layer: &mut Layer) {
-    for (directory, mode) in [
-        ("tmp", 0o1777),
-        ("root", 0o700),
-        ("proc", 0o755),
-        ("sys", 0o755),
-        ("dev", 0o755),
-    ] {
+    for (directory, mode) in
+        [("tmp", 0o1777), ("root", 0o700), ("proc", 0o755), ("sys", 0o755), ("dev", 0o755)]
+    {
         folder(layer, directory, mode);
     }
     text(layer, "etc/passwd", PASSWD);
@@ -121,17 +110,10 @@ fn busybox_files(layer: &mut Layer) {
         .and_then(|mut file| file.read_to_end(&mut content))
         .expect("busybox-static is installed");
     let mut binary = header(content.len() as u64, 0o755, tar::EntryType::Regular);
-    layer
-        .append_data(&mut binary, "bin/busybox", content.as_slice())
-        .expect("busybox in the layer");
-    for applet in run(Command::new("busybox").arg("--list"))
-        .lines()
-        .filter(|applet| *applet != "busybox")
-    {
+    layer.append_data(&mut binary, "bin/busybox", content.as_slice()).expect("busybox in the layer");
+    for applet in run(Command::new("busybox").arg("--list")).lines().filter(|applet| *applet != "busybox") {
         let mut link = header(0, 0o777, tar::EntryType::Symlink);
-        layer
-            .append_link(&mut link, format!("bin/{applet}"), "busybox")
-            .expect("an applet");
+        layer.append_link(&mut link, format!("bin/{applet}"), "busybox").expect("an applet");
     }
 }
 
@@ -150,23 +132,17 @@ fn copy(layer: &mut Layer, path: impl AsRef<Path>) {
     let content = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let mut file = header(content.len() as u64, 0o755, tar::EntryType::Regular);
     let name = path.strip_prefix("/").expect("an absolute path");
-    layer
-        .append_data(&mut file, name, content.as_slice())
-        .expect("a file in the layer");
+    layer.append_data(&mut file, name, content.as_slice()).expect("a file in the layer");
 }
 
 fn text(layer: &mut Layer, name: &str, content: &str) {
     let mut file = header(content.len() as u64, 0o644, tar::EntryType::Regular);
-    layer
-        .append_data(&mut file, name, content.as_bytes())
-        .expect("a file in the layer");
+    layer.append_data(&mut file, name, content.as_bytes()).expect("a file in the layer");
 }
 
 fn folder(layer: &mut Layer, name: &str, mode: u32) {
     let mut header = header(0, mode, tar::EntryType::Directory);
-    layer
-        .append_data(&mut header, format!("{name}/"), std::io::empty())
-        .expect("a directory in the layer");
+    layer.append_data(&mut header, format!("{name}/"), std::io::empty()).expect("a directory in the layer");
 }
 
 fn header(size: u64, mode: u32, kind: tar::EntryType) -> tar::Header {

@@ -33,11 +33,7 @@ fn processes(data: &Path, suffix: &str, found: &mut Vec<String>) {
             continue;
         };
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        if entry
-            .file_name()
-            .to_string_lossy()
-            .parse::<u32>()
-            .is_ok_and(|pid| pid != std::process::id())
+        if entry.file_name().to_string_lossy().parse::<u32>().is_ok_and(|pid| pid != std::process::id())
             && (command.contains(&data) || command.contains(suffix))
         {
             found.push(format!("process {}: {command}", path.display()));

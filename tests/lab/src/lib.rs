@@ -34,12 +34,7 @@ pub fn orlop_binary() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let built = ["release", "debug"]
         .iter()
-        .map(|profile| {
-            target
-                .join("x86_64-unknown-linux-gnu")
-                .join(profile)
-                .join("orlop")
-        })
+        .map(|profile| target.join("x86_64-unknown-linux-gnu").join(profile).join("orlop"))
         .find(|path| path.exists());
     built.expect("no orlop binary: run `cargo build --release` or set ORLOP_BIN")
 }

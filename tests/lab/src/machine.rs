@@ -29,10 +29,7 @@ impl Machine {
     pub fn command(&self, program: &str) -> Command {
         // Not `ip netns exec`: that hides mounts from everybody else.
         let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net=/run/netns/{}", self.netns))
-            .arg("--")
-            .arg(program);
+        command.arg(format!("--net=/run/netns/{}", self.netns)).arg("--").arg(program);
         command
     }
 

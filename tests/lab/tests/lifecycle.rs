@@ -23,11 +23,7 @@ fn stop_up(cluster: &Cluster) {
     let pid = std::fs::read_to_string(cluster.data().join("up.lock")).expect("the lock file");
     run(Command::new("kill").args(["-TERM", pid.trim()]));
     eventually("orlop up has ended", 60, || {
-        if std::path::Path::new("/proc")
-            .join(pid.trim())
-            .join("exe")
-            .exists()
-        {
+        if std::path::Path::new("/proc").join(pid.trim()).join("exe").exists() {
             Err("running".into())
         } else {
             Ok(())
@@ -36,31 +32,26 @@ fn stop_up(cluster: &Cluster) {
 }
 
 #[test]
+#[ignore = "starts whole clusters: ./test --lab"]
 fn a_second_up_adopts_the_pods() {
     let cluster = Cluster::start(&[]);
     cluster.create(SLEEPER);
     cluster.ready_pods("app=sleeper", 1, 60);
     let before = identity(&cluster);
     let second = try_run(cluster.orlop("up").arg("--detach"), "");
-    assert!(
-        second.code != 0 && second.stderr.contains("already"),
-        "{}",
-        second.stderr
-    );
+    assert!(second.code != 0 && second.stderr.contains("already"), "{}", second.stderr);
     stop_up(&cluster);
     let said = cluster.up();
     assert!(said.contains("1 node is Ready"), "{said}");
     cluster.ready_pods("app=sleeper", 1, 60);
     assert_eq!(identity(&cluster), before, "the pod was adopted, not restarted");
-    let other = try_run(
-        cluster.orlop("up").args(["--detach", "--pod-cidr=10.7.0.0/16"]),
-        "",
-    );
+    let other = try_run(cluster.orlop("up").args(["--detach", "--pod-cidr=10.7.0.0/16"]), "");
     assert!(other.code != 0, "another range is refused");
     cluster.down_clean();
 }
 
 #[test]
+#[ignore = "starts whole clusters: ./test --lab"]
 fn down_removes_everything_even_after_kill_9_and_twice() {
     let cluster = Cluster::start(&[]);
     cluster.create(SLEEPER);
@@ -75,17 +66,13 @@ fn down_removes_everything_even_after_kill_9_and_twice() {
     assert_eq!(names, ["lo", "uplink0"], "interfaces");
     let tables = cluster.machine.run(&["nft", "list", "tables"]);
     assert!(!tables.contains("orlop"), "{tables}");
-    assert!(
-        !cluster.machine.run(&["ip", "address"]).contains("10.96.0.10"),
-        "the DNS address is gone"
-    );
+    assert!(!cluster.machine.run(&["ip", "address"]).contains("10.96.0.10"), "the DNS address is gone");
 }
 
 /// Kills every process of the cluster, the shims and containers too, as a power cut would.
 fn kill_everything(cluster: &Cluster) {
-    for process in Leftovers::of(&cluster.data())
-        .iter()
-        .filter_map(|line| line.strip_prefix("process /proc/"))
+    for process in
+        Leftovers::of(&cluster.data()).iter().filter_map(|line| line.strip_prefix("process /proc/"))
     {
         let pid = process.split(':').next().unwrap_or_default();
         let _ = try_run(Command::new("kill").args(["-9", pid]), "");
@@ -93,18 +80,10 @@ fn kill_everything(cluster: &Cluster) {
 }
 
 #[test]
+#[ignore = "starts whole clusters: ./test --lab"]
 fn ranges_that_overlap_a_route_are_refused() {
     let cluster = Cluster::prepare(&[]);
-    let output = try_run(
-        cluster.orlop("up").args(["--detach", "--pod-cidr=192.0.2.0/24"]),
-        "",
-    );
+    let output = try_run(cluster.orlop("up").args(["--detach", "--pod-cidr=192.0.2.0/24"]), "");
     assert!(output.code != 0);
-    assert!(
-        output
-            .stderr
-            .contains("overlaps this machine's route to 192.0.2.0/24"),
-        "{}",
-        output.stderr
-    );
+    assert!(output.stderr.contains("overlaps this machine's route to 192.0.2.0/24"), "{}", output.stderr);
 }

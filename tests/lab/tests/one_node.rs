@@ -23,14 +23,11 @@ spec:
 ";
 
 #[test]
+#[ignore = "starts whole clusters: ./test --lab"]
 fn a_replication_controller_a_service_and_dns() {
     let cluster = Cluster::start(&[]);
     cluster.kubectl(&["create", "-f", cluster.example("nginx-rc.yaml").to_str().unwrap()]);
-    cluster.kubectl(&[
-        "create",
-        "-f",
-        cluster.example("nginx-svc.yaml").to_str().unwrap(),
-    ]);
+    cluster.kubectl(&["create", "-f", cluster.example("nginx-svc.yaml").to_str().unwrap()]);
     let pods = cluster.ready_pods("app=nginx", 2, 60);
     cluster.create(CLIENT);
     cluster.ready_pods("app=client", 1, 60);
@@ -48,10 +45,7 @@ fn a_replication_controller_a_service_and_dns() {
 
 fn cluster_ip(cluster: &Cluster) -> String {
     let service = cluster.get(&["service", "nginx"]);
-    service["spec"]["clusterIP"]
-        .as_str()
-        .expect("a cluster IP")
-        .to_owned()
+    service["spec"]["clusterIP"].as_str().expect("a cluster IP").to_owned()
 }
 
 fn service_is_spread(cluster: &Cluster, pods: &[String]) {
@@ -61,10 +55,7 @@ fn service_is_spread(cluster: &Cluster, pods: &[String]) {
         let mut seen = BTreeSet::new();
         for _ in 0..20 {
             let output = try_run(
-                cluster
-                    .machine
-                    .command("curl")
-                    .args(["-s", "-m", "2", &format!("http://{address}/")]),
+                cluster.machine.command("curl").args(["-s", "-m", "2", &format!("http://{address}/")]),
                 "",
             );
             if output.code != 0 {
@@ -73,25 +64,13 @@ fn service_is_spread(cluster: &Cluster, pods: &[String]) {
             seen.insert(output.stdout.trim().to_owned());
         }
         let seen: BTreeSet<&str> = seen.iter().map(String::as_str).collect();
-        if seen == wanted {
-            Ok(())
-        } else {
-            Err(format!("answers came from {seen:?}"))
-        }
+        if seen == wanted { Ok(()) } else { Err(format!("answers came from {seen:?}")) }
     });
     let mut seen = BTreeSet::new();
     for _ in 0..20 {
-        seen.insert(
-            in_client(cluster, &format!("wget -q -O - http://{address}/"))
-                .trim()
-                .to_owned(),
-        );
+        seen.insert(in_client(cluster, &format!("wget -q -O - http://{address}/")).trim().to_owned());
     }
-    assert_eq!(
-        seen.iter().map(String::as_str).collect::<BTreeSet<_>>(),
-        wanted,
-        "from a pod"
-    );
+    assert_eq!(seen.iter().map(String::as_str).collect::<BTreeSet<_>>(), wanted, "from a pod");
 }
 
 fn in_client(cluster: &Cluster, script: &str) -> String {
@@ -107,23 +86,14 @@ fn names_resolve(cluster: &Cluster) {
     let answer = in_client(cluster, "nslookup nginx.default.svc.cluster.local");
     assert!(answer.contains(&address), "{answer}");
     let server = "10.96.0.10";
-    let dig = |words: &[&str]| {
-        cluster
-            .machine
-            .run(&[&["dig", "+short", &format!("@{server}")], words].concat())
-    };
+    let dig =
+        |words: &[&str]| cluster.machine.run(&[&["dig", "+short", &format!("@{server}")], words].concat());
     let record = dig(&["_http._tcp.nginx.default.svc.cluster.local", "SRV"]);
     let fields: Vec<&str> = record.split_whitespace().collect();
-    assert_eq!(
-        &fields[2..],
-        ["80", "nginx.default.svc.cluster.local."],
-        "{record}"
-    );
+    assert_eq!(&fields[2..], ["80", "nginx.default.svc.cluster.local."], "{record}");
     let reverse = dig(&["-x", &address]);
     assert_eq!(reverse.trim(), "nginx.default.svc.cluster.local.");
-    let missing = cluster
-        .machine
-        .run(&["dig", &format!("@{server}"), "absent.default.svc.cluster.local"]);
+    let missing = cluster.machine.run(&["dig", &format!("@{server}"), "absent.default.svc.cluster.local"]);
     assert!(missing.contains("status: NXDOMAIN"), "{missing}");
 }
 
@@ -141,10 +111,7 @@ fn environment_names_the_service(cluster: &Cluster) {
         format!("NGINX_PORT_80_TCP_ADDR={address}"),
         "KUBERNETES_SERVICE_HOST=10.96.0.1".to_owned(),
     ] {
-        assert!(
-            environment.lines().any(|line| line == wanted),
-            "{wanted} is not in\n{environment}"
-        );
+        assert!(environment.lines().any(|line| line == wanted), "{wanted} is not in\n{environment}");
     }
 }
 
@@ -154,11 +121,7 @@ fn a_killed_container_is_restarted(cluster: &Cluster, pod: &str) {
     eventually("restartCount 1", 30, || {
         let object = cluster.get(&["pod", pod]);
         let status = &object["status"]["containerStatuses"][0];
-        if status["restartCount"] == 1 && status["ready"] == true {
-            Ok(())
-        } else {
-            Err(status.to_string())
-        }
+        if status["restartCount"] == 1 && status["ready"] == true { Ok(()) } else { Err(status.to_string()) }
     });
     let object = cluster.get(&["pod", pod]);
     let last = &object["status"]["containerStatuses"][0]["lastState"]["terminated"];
@@ -206,16 +169,8 @@ fn kubectl_works(cluster: &Cluster) {
     for column in ["NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE"] {
         assert!(wide.lines().next().unwrap_or_default().contains(column), "{wide}");
     }
-    assert!(
-        cluster
-            .kubectl(&["get", "rc,svc"])
-            .contains("replicationcontroller/nginx")
-    );
-    assert!(
-        cluster
-            .kubectl(&["get", "pod", "client", "-o", "yaml"])
-            .contains("nodeName:")
-    );
+    assert!(cluster.kubectl(&["get", "rc,svc"]).contains("replicationcontroller/nginx"));
+    assert!(cluster.kubectl(&["get", "pod", "client", "-o", "yaml"]).contains("nodeName:"));
     let address = cluster.kubectl(&["get", "pod", "client", "-o", "jsonpath={.status.podIP}"]);
     assert!(address.parse::<Ipv4Addr>().is_ok(), "{address}");
     let description = cluster.kubectl(&["describe", "pod", "client"]);
@@ -223,31 +178,15 @@ fn kubectl_works(cluster: &Cluster) {
         assert!(description.contains(reason), "{reason} is not in\n{description}");
     }
     assert!(cluster.kubectl(&["describe", "node"]).contains("Ready"));
-    assert!(
-        cluster
-            .kubectl(&["describe", "service", "nginx"])
-            .contains("Endpoints:")
-    );
+    assert!(cluster.kubectl(&["describe", "service", "nginx"]).contains("Endpoints:"));
     cluster.kubectl(&["label", "pod", "client", "tier=test"]);
     cluster.kubectl(&["annotate", "pod", "client", "note=first"]);
     assert!(
-        cluster
-            .kubectl(&["get", "pods", "-l", "tier in (test, other)", "-o", "name"])
-            .contains("pod/client")
+        cluster.kubectl(&["get", "pods", "-l", "tier in (test, other)", "-o", "name"]).contains("pod/client")
     );
-    cluster.kubectl(&[
-        "patch",
-        "service",
-        "nginx",
-        "-p",
-        r#"{"spec":{"ports":[{"port":80,"name":"web"}]}}"#,
-    ]);
+    cluster.kubectl(&["patch", "service", "nginx", "-p", r#"{"spec":{"ports":[{"port":80,"name":"web"}]}}"#]);
     let service = cluster.get(&["service", "nginx"]);
-    assert_eq!(
-        service["spec"]["ports"].as_array().map(Vec::len),
-        Some(1),
-        "merged by port: {service}"
-    );
+    assert_eq!(service["spec"]["ports"].as_array().map(Vec::len), Some(1), "merged by port: {service}");
     assert_eq!(service["spec"]["ports"][0]["name"], "web");
     cluster.kubectl(&[
         "patch",
@@ -258,24 +197,12 @@ fn kubectl_works(cluster: &Cluster) {
         r#"[{"op":"replace","path":"/spec/ports/0/name","value":"http"}]"#,
     ]);
     let mut edit = cluster.kubectl_command();
-    edit.args(["edit", "pod", "client"])
-        .env("KUBE_EDITOR", "sed -i s/note:.first/note:\\ second/");
+    edit.args(["edit", "pod", "client"]).env("KUBE_EDITOR", "sed -i s/note:.first/note:\\ second/");
     let edited = try_run(&mut edit, "");
     assert!(edited.code == 0, "{}{}", edited.stdout, edited.stderr);
-    assert_eq!(
-        cluster.get(&["pod", "client"])["metadata"]["annotations"]["note"],
-        "second"
-    );
-    assert!(
-        cluster
-            .kubectl(&["explain", "pod.spec.containers"])
-            .contains("image")
-    );
-    assert!(
-        cluster
-            .kubectl(&["api-resources"])
-            .contains("replicationcontrollers")
-    );
+    assert_eq!(cluster.get(&["pod", "client"])["metadata"]["annotations"]["note"], "second");
+    assert!(cluster.kubectl(&["explain", "pod.spec.containers"]).contains("image"));
+    assert!(cluster.kubectl(&["api-resources"]).contains("replicationcontrollers"));
 }
 
 fn streams_work(cluster: &Cluster) {
@@ -307,23 +234,12 @@ fn streams_work(cluster: &Cluster) {
         .spawn()
         .expect("kubectl port-forward");
     let mut first = String::new();
-    BufReader::new(child.stdout.take().expect("stdout"))
-        .read_line(&mut first)
-        .expect("a line");
+    BufReader::new(child.stdout.take().expect("stdout")).read_line(&mut first).expect("a line");
     assert!(first.contains("Forwarding from"), "{first}");
     let answer = eventually("the forwarded port answers", 10, || {
-        let output = try_run(
-            cluster
-                .machine
-                .command("curl")
-                .args(["-s", "-m", "2", "http://127.0.0.1:18080/"]),
-            "",
-        );
-        if output.code == 0 {
-            Ok(output.stdout)
-        } else {
-            Err(output.code.to_string())
-        }
+        let output =
+            try_run(cluster.machine.command("curl").args(["-s", "-m", "2", "http://127.0.0.1:18080/"]), "");
+        if output.code == 0 { Ok(output.stdout) } else { Err(output.code.to_string()) }
     });
     assert_eq!(answer.trim(), pod);
     child.kill().expect("kubectl port-forward is running");
@@ -341,16 +257,9 @@ fn terminal_works(cluster: &Cluster) {
     let mut child = command.spawn().expect("script(1) of bsdutils");
     let mut stdin = child.stdin.take().expect("stdin");
     std::thread::sleep(Duration::from_millis(500));
-    stdin
-        .write_all(b"tty && echo size $(stty size) && exit\n")
-        .expect("keys");
+    stdin.write_all(b"tty && echo size $(stty size) && exit\n").expect("keys");
     let mut text = String::new();
-    child
-        .stdout
-        .take()
-        .expect("stdout")
-        .read_to_string(&mut text)
-        .expect("text");
+    child.stdout.take().expect("stdout").read_to_string(&mut text).expect("text");
     child.wait().expect("script ended");
     drop(stdin);
     assert!(text.contains("/dev/pts/"), "{text}");
@@ -363,28 +272,19 @@ fn scaling_and_namespaces(cluster: &Cluster) {
     eventually("one pod is left", 60, || {
         let list = cluster.get(&["pods", "-l", "app=nginx"]);
         let count = list["items"].as_array().map_or(0, Vec::len);
-        if count == 1 {
-            Ok(())
-        } else {
-            Err(count.to_string())
-        }
+        if count == 1 { Ok(()) } else { Err(count.to_string()) }
     });
     cluster.kubectl(&["create", "namespace", "other"]);
     eventually("the default service account", 10, || {
         let output = cluster.try_kubectl(&["get", "serviceaccount", "default", "-n", "other"], "");
-        if output.code == 0 {
-            Ok(())
-        } else {
-            Err(output.stderr)
-        }
+        if output.code == 0 { Ok(()) } else { Err(output.stderr) }
     });
     let output = cluster.try_kubectl(&["create", "-n", "other", "-f", "-"], CLIENT);
     assert_eq!(output.code, 0, "{}", output.stderr);
     cluster.kubectl(&["delete", "namespace", "other", "--timeout=60s"]);
     let gone = cluster.try_kubectl(&["get", "namespace", "other"], "");
     assert!(
-        gone.stderr
-            .contains(r#"Error from server (NotFound): namespaces "other" not found"#),
+        gone.stderr.contains(r#"Error from server (NotFound): namespaces "other" not found"#),
         "{}",
         gone.stderr
     );

@@ -32,9 +32,8 @@ spec:
 fn endpoints(cluster: &Cluster) -> BTreeSet<String> {
     let list = cluster.get(&["endpointslices", "-l", "kubernetes.io/service-name=web"]);
     let slices = list["items"].as_array().cloned().unwrap_or_default();
-    let endpoints = slices
-        .iter()
-        .flat_map(|slice| slice["endpoints"].as_array().cloned().unwrap_or_default());
+    let endpoints =
+        slices.iter().flat_map(|slice| slice["endpoints"].as_array().cloned().unwrap_or_default());
     endpoints
         .filter(|endpoint| endpoint["conditions"]["ready"] == true)
         .filter_map(|endpoint| endpoint["nodeName"].as_str().map(str::to_owned))
@@ -43,32 +42,21 @@ fn endpoints(cluster: &Cluster) -> BTreeSet<String> {
 
 fn node_ready(cluster: &Cluster, name: &str) -> String {
     let node = cluster.get(&["node", name]);
-    let conditions: Vec<Value> = node["status"]["conditions"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
+    let conditions: Vec<Value> = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
     let ready = conditions.iter().find(|condition| condition["type"] == "Ready");
-    ready
-        .and_then(|condition| condition["status"].as_str())
-        .unwrap_or_default()
-        .to_owned()
+    ready.and_then(|condition| condition["status"].as_str()).unwrap_or_default().to_owned()
 }
 
 /// The bridge port of the second node.
 fn link_of_node_2(cluster: &Cluster) -> String {
     let links = cluster.machine.run(&["ip", "-o", "link", "show", "type", "veth"]);
-    let names = links
-        .lines()
-        .filter_map(|line| line.split(": ").nth(1))
-        .filter_map(|name| name.split('@').next());
-    names
-        .filter(|name| name.ends_with("n2"))
-        .map(str::to_owned)
-        .next()
-        .expect("the link of node-2")
+    let names =
+        links.lines().filter_map(|line| line.split(": ").nth(1)).filter_map(|name| name.split('@').next());
+    names.filter(|name| name.ends_with("n2")).map(str::to_owned).next().expect("the link of node-2")
 }
 
 #[test]
+#[ignore = "starts whole clusters: ./test --lab"]
 fn pods_and_services_span_nodes_and_a_cut_link_heals() {
     let cluster = Cluster::start(&["--nodes=2"]);
     for node in ["node-1", "node-2"] {
@@ -79,35 +67,16 @@ fn pods_and_services_span_nodes_and_a_cut_link_heals() {
     let other = cluster.kubectl(&["get", "pod", "web-node-2", "-o", "jsonpath={.status.podIP}"]);
     eventually("a pod reaches the pod of the other node", 30, || {
         let output = cluster.try_kubectl(
-            &[
-                "exec",
-                "web-node-1",
-                "--",
-                "wget",
-                "-q",
-                "-T",
-                "2",
-                "-O",
-                "-",
-                &format!("http://{other}/"),
-            ],
+            &["exec", "web-node-1", "--", "wget", "-q", "-T", "2", "-O", "-", &format!("http://{other}/")],
             "",
         );
-        if output.stdout.trim() == "web-node-2" {
-            Ok(())
-        } else {
-            Err(output.stderr)
-        }
+        if output.stdout.trim() == "web-node-2" { Ok(()) } else { Err(output.stderr) }
     });
     eventually("the Service spans both nodes", 30, || {
         let script = "for i in $(seq 20); do wget -q -T 2 -O - http://web/; done";
         let output = cluster.try_kubectl(&["exec", "web-node-1", "--", "sh", "-c", script], "");
         let seen: BTreeSet<&str> = output.stdout.lines().collect();
-        if seen.len() == 2 {
-            Ok(())
-        } else {
-            Err(format!("{seen:?} {}", output.stderr))
-        }
+        if seen.len() == 2 { Ok(()) } else { Err(format!("{seen:?} {}", output.stderr)) }
     });
     let link = link_of_node_2(&cluster);
     cluster.machine.run(&["ip", "link", "set", &link, "down"]);

@@ -59,9 +59,8 @@ impl RouteSocket {
     /// # Errors
     /// When the kernel refuses the dump.
     pub fn addresses(&mut self) -> Result<Vec<Address>, NetlinkError> {
-        let answers = self.socket.dump("list addresses", libc::RTM_GETADDR, |encoder| {
-            encoder.raw(&[0; 8])
-        })?;
+        let answers =
+            self.socket.dump("list addresses", libc::RTM_GETADDR, |encoder| encoder.raw(&[0; 8]))?;
         let addresses = answers.iter().filter(|answer| answer.kind == libc::RTM_NEWADDR);
         Ok(addresses.filter_map(|answer| parse(&answer.payload)).collect())
     }
@@ -72,22 +71,17 @@ impl RouteSocket {
     /// When the interface is gone or the family is off.
     pub fn replace_address(&mut self, address: &Address) -> Result<(), NetlinkError> {
         let act = || format!("add address {} to link {}", address.network, address.link);
-        self.socket.request(
-            act,
-            libc::RTM_NEWADDR,
-            wire::FLAG_CREATE | wire::FLAG_REPLACE,
-            |encoder| {
-                put(encoder, address);
-                if let IpNet::V4(network) = address.network
-                    && network.prefix_len() < 31
-                {
-                    encoder.put(IFA_BROADCAST, &network.broadcast().octets());
-                }
-                if matches!(address.network, IpNet::V6(_)) {
-                    encoder.put_u32(IFA_FLAGS, IFA_F_NODAD);
-                }
-            },
-        )
+        self.socket.request(act, libc::RTM_NEWADDR, wire::FLAG_CREATE | wire::FLAG_REPLACE, |encoder| {
+            put(encoder, address);
+            if let IpNet::V4(network) = address.network
+                && network.prefix_len() < 31
+            {
+                encoder.put(IFA_BROADCAST, &network.broadcast().octets());
+            }
+            if matches!(address.network, IpNet::V6(_)) {
+                encoder.put_u32(IFA_FLAGS, IFA_F_NODAD);
+            }
+        })
     }
 
     /// Removes an address.
@@ -96,20 +90,14 @@ impl RouteSocket {
     /// [`NetlinkError::is_missing`] when it is gone already.
     pub fn delete_address(&mut self, address: &Address) -> Result<(), NetlinkError> {
         let act = || format!("delete address {} from link {}", address.network, address.link);
-        self.socket
-            .request(act, libc::RTM_DELADDR, 0, |encoder| put(encoder, address))
+        self.socket.request(act, libc::RTM_DELADDR, 0, |encoder| put(encoder, address))
     }
 }
 
 /// `struct ifaddrmsg` and the address.
 fn put(encoder: &mut wire::Encoder, address: &Address) {
     let ip = address.network.addr();
-    encoder.raw(&[
-        family(ip),
-        address.network.prefix_len(),
-        0,
-        address.scope.number(),
-    ]);
+    encoder.raw(&[family(ip), address.network.prefix_len(), 0, address.scope.number()]);
     encoder.raw(&address.link.to_ne_bytes());
     let bytes = octets(ip);
     encoder.put(IFA_LOCAL, &bytes);
@@ -124,9 +112,5 @@ fn parse(payload: &[u8]) -> Option<Address> {
     let ip: IpAddr = wire::attribute(attributes, IFA_LOCAL)
         .or_else(|| wire::attribute(attributes, IFA_ADDRESS))
         .and_then(ip_from)?;
-    Some(Address {
-        link,
-        network: IpNet::new(ip, prefix).ok()?,
-        scope,
-    })
+    Some(Address { link, network: IpNet::new(ip, prefix).ok()?, scope })
 }

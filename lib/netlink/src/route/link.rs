@@ -47,11 +47,7 @@ impl std::str::FromStr for MacAddress {
             let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
             *octet = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
         }
-        if parts.next().is_some() {
-            Err(wrong())
-        } else {
-            Ok(Self(octets))
-        }
+        if parts.next().is_some() { Err(wrong()) } else { Ok(Self(octets)) }
     }
 }
 
@@ -128,9 +124,7 @@ impl RouteSocket {
     /// # Errors
     /// When the kernel refuses the dump.
     pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        let answers = self
-            .socket
-            .dump("list links", libc::RTM_GETLINK, |encoder| encoder.raw(&[0; 16]))?;
+        let answers = self.socket.dump("list links", libc::RTM_GETLINK, |encoder| encoder.raw(&[0; 16]))?;
         Ok(answers
             .iter()
             .filter(|answer| answer.kind == libc::RTM_NEWLINK)
@@ -197,9 +191,7 @@ impl RouteSocket {
             0,
             |encoder| {
                 header(encoder, libc::AF_BRIDGE as u8, index, None);
-                encoder.nested(IFLA_PROTINFO, |encoder| {
-                    encoder.put_u8(IFLA_BRPORT_MODE, u8::from(on))
-                });
+                encoder.nested(IFLA_PROTINFO, |encoder| encoder.put_u8(IFLA_BRPORT_MODE, u8::from(on)));
             },
         )
     }
@@ -257,24 +249,13 @@ fn put_kind(encoder: &mut Encoder, kind: &LinkKind<'_>, mtu: Option<u32>) {
                 encoder.put_be16(IFLA_VXLAN_PORT, spec.port);
             });
         }
-        LinkKind::Veth {
-            peer,
-            peer_address,
-            namespace,
-        } => {
+        LinkKind::Veth { peer, peer_address, namespace } => {
             encoder.put_str(IFLA_INFO_KIND, "veth");
             encoder.nested(IFLA_INFO_DATA, |encoder| {
                 encoder.nested(VETH_INFO_PEER, |encoder| {
                     header(encoder, 0, 0, None);
                     encoder.put_str(IFLA_IFNAME, peer);
-                    put_change(
-                        encoder,
-                        &LinkChange {
-                            mtu,
-                            address: *peer_address,
-                            ..LinkChange::default()
-                        },
-                    );
+                    put_change(encoder, &LinkChange { mtu, address: *peer_address, ..LinkChange::default() });
                     encoder.put_u32(IFLA_NET_NS_FD, namespace.file().as_raw_fd().cast_unsigned());
                 });
             });
@@ -302,9 +283,7 @@ fn parse(payload: &[u8]) -> Option<Link> {
             IFLA_MTU => link.mtu = wire::read_u32(value, 0)?,
             IFLA_MASTER => link.master = wire::read_u32(value, 0),
             IFLA_LINKINFO => {
-                link.kind = wire::attribute(value, IFLA_INFO_KIND)
-                    .map(wire::read_str)
-                    .unwrap_or_default();
+                link.kind = wire::attribute(value, IFLA_INFO_KIND).map(wire::read_str).unwrap_or_default();
                 if link.kind == "vxlan" {
                     link.vxlan = wire::attribute(value, IFLA_INFO_DATA).map(parse_vxlan);
                 }
@@ -316,12 +295,7 @@ fn parse(payload: &[u8]) -> Option<Link> {
 }
 
 fn parse_vxlan(data: &[u8]) -> VxlanSpec {
-    let mut spec = VxlanSpec {
-        vni: 0,
-        port: 0,
-        local: Ipv4Addr::UNSPECIFIED,
-        lower: 0,
-    };
+    let mut spec = VxlanSpec { vni: 0, port: 0, local: Ipv4Addr::UNSPECIFIED, lower: 0 };
     for (kind, value) in wire::attributes(data) {
         match kind {
             IFLA_VXLAN_ID => spec.vni = wire::read_u32(value, 0).unwrap_or(0),
@@ -344,13 +318,7 @@ mod tests {
     fn an_ethernet_address_is_written_as_it_is_read() {
         let text = "0a:58:0a:f4:00:01";
         assert_eq!(text.parse::<MacAddress>().unwrap().to_string(), text);
-        for wrong in [
-            "",
-            "0a:58",
-            "0a:58:0a:f4:00:01:02",
-            "0a:58:0a:f4:00:zz",
-            "a:58:0a:f4:00:01",
-        ] {
+        for wrong in ["", "0a:58", "0a:58:0a:f4:00:01:02", "0a:58:0a:f4:00:zz", "a:58:0a:f4:00:01"] {
             assert!(wrong.parse::<MacAddress>().is_err(), "{wrong}");
         }
     }

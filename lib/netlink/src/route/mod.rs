@@ -29,9 +29,7 @@ impl RouteSocket {
     /// # Errors
     /// When the kernel has no rtnetlink or descriptors ran out.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self {
-            socket: Socket::open(SockProtocol::NetlinkRoute)?,
-        })
+        Ok(Self { socket: Socket::open(SockProtocol::NetlinkRoute)? })
     }
 }
 

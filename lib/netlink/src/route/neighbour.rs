@@ -42,12 +42,10 @@ impl RouteSocket {
             NeighbourTable::Address => libc::AF_INET as u8,
             NeighbourTable::Forwarding => libc::AF_BRIDGE as u8,
         };
-        let answers = self
-            .socket
-            .dump("list neighbours", libc::RTM_GETNEIGH, |encoder| {
-                // A forwarding dump wants an ifinfomsg-sized header on old kernels and takes an ndmsg on new ones: both begin alike.
-                encoder.raw(&[family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-            })?;
+        let answers = self.socket.dump("list neighbours", libc::RTM_GETNEIGH, |encoder| {
+            // A forwarding dump wants an ifinfomsg-sized header on old kernels and takes an ndmsg on new ones: both begin alike.
+            encoder.raw(&[family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        })?;
         let entries = answers.iter().filter(|answer| answer.kind == libc::RTM_NEWNEIGH);
         Ok(entries
             .filter_map(|answer| parse(&answer.payload, table))
@@ -60,15 +58,9 @@ impl RouteSocket {
     /// # Errors
     /// When the interface is gone.
     pub fn replace_neighbour(&mut self, neighbour: &Neighbour) -> Result<(), NetlinkError> {
-        let act = || {
-            format!(
-                "set neighbour {} {} on link {}",
-                neighbour.ip, neighbour.mac, neighbour.link
-            )
-        };
+        let act = || format!("set neighbour {} {} on link {}", neighbour.ip, neighbour.mac, neighbour.link);
         let flags = wire::FLAG_CREATE | wire::FLAG_REPLACE;
-        self.socket
-            .request(act, libc::RTM_NEWNEIGH, flags, |encoder| put(encoder, neighbour))
+        self.socket.request(act, libc::RTM_NEWNEIGH, flags, |encoder| put(encoder, neighbour))
     }
 
     /// Removes an entry.
@@ -76,14 +68,9 @@ impl RouteSocket {
     /// # Errors
     /// [`NetlinkError::is_missing`] when it is gone already.
     pub fn delete_neighbour(&mut self, neighbour: &Neighbour) -> Result<(), NetlinkError> {
-        let act = || {
-            format!(
-                "delete neighbour {} {} on link {}",
-                neighbour.ip, neighbour.mac, neighbour.link
-            )
-        };
-        self.socket
-            .request(act, libc::RTM_DELNEIGH, 0, |encoder| put(encoder, neighbour))
+        let act =
+            || format!("delete neighbour {} {} on link {}", neighbour.ip, neighbour.mac, neighbour.link);
+        self.socket.request(act, libc::RTM_DELNEIGH, 0, |encoder| put(encoder, neighbour))
     }
 }
 

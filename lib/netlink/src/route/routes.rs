@@ -37,9 +37,7 @@ impl RouteSocket {
     /// # Errors
     /// When the kernel refuses the dump.
     pub fn routes(&mut self) -> Result<Vec<Route>, NetlinkError> {
-        let answers = self
-            .socket
-            .dump("list routes", libc::RTM_GETROUTE, |encoder| encoder.raw(&[0; 12]))?;
+        let answers = self.socket.dump("list routes", libc::RTM_GETROUTE, |encoder| encoder.raw(&[0; 12]))?;
         let routes = answers.iter().filter(|answer| answer.kind == libc::RTM_NEWROUTE);
         Ok(routes.filter_map(|answer| parse(&answer.payload)).collect())
     }
@@ -51,8 +49,7 @@ impl RouteSocket {
     pub fn replace_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
         let flags = wire::FLAG_CREATE | wire::FLAG_REPLACE;
         let act = || format!("add route {} by link {}", route.destination, route.link);
-        self.socket
-            .request(act, libc::RTM_NEWROUTE, flags, |encoder| put(encoder, route))
+        self.socket.request(act, libc::RTM_NEWROUTE, flags, |encoder| put(encoder, route))
     }
 
     /// Removes a route.
@@ -61,30 +58,16 @@ impl RouteSocket {
     /// [`NetlinkError::is_missing`] when it is gone already.
     pub fn delete_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
         let act = || format!("delete route {} by link {}", route.destination, route.link);
-        self.socket
-            .request(act, libc::RTM_DELROUTE, 0, |encoder| put(encoder, route))
+        self.socket.request(act, libc::RTM_DELROUTE, 0, |encoder| put(encoder, route))
     }
 }
 
 /// `struct rtmsg` and what the route needs.
 fn put(encoder: &mut wire::Encoder, route: &Route) {
-    let scope = if route.gateway.is_some() {
-        libc::RT_SCOPE_UNIVERSE
-    } else {
-        libc::RT_SCOPE_LINK
-    };
+    let scope = if route.gateway.is_some() { libc::RT_SCOPE_UNIVERSE } else { libc::RT_SCOPE_LINK };
     let destination = route.destination.trunc();
     let (prefix, table) = (destination.prefix_len(), libc::RT_TABLE_MAIN);
-    encoder.raw(&[
-        family(destination.addr()),
-        prefix,
-        0,
-        0,
-        table,
-        route.protocol,
-        scope,
-        libc::RTN_UNICAST,
-    ]);
+    encoder.raw(&[family(destination.addr()), prefix, 0, 0, table, route.protocol, scope, libc::RTN_UNICAST]);
     encoder.raw(&(if route.onlink { RTNH_F_ONLINK } else { 0 }).to_ne_bytes());
     if prefix > 0 {
         encoder.put(RTA_DST, &octets(destination.addr()));
@@ -111,14 +94,9 @@ fn parse(payload: &[u8]) -> Option<Route> {
     if table != u32::from(libc::RT_TABLE_MAIN) {
         return None;
     }
-    let unspecified = if i32::from(family) == libc::AF_INET6 {
-        IpAddr::from([0; 16])
-    } else {
-        IpAddr::from([0; 4])
-    };
-    let destination = wire::attribute(attributes, RTA_DST)
-        .and_then(ip_from)
-        .unwrap_or(unspecified);
+    let unspecified =
+        if i32::from(family) == libc::AF_INET6 { IpAddr::from([0; 16]) } else { IpAddr::from([0; 4]) };
+    let destination = wire::attribute(attributes, RTA_DST).and_then(ip_from).unwrap_or(unspecified);
     Some(Route {
         destination: IpNet::new(destination, prefix).ok()?,
         gateway: wire::attribute(attributes, RTA_GATEWAY).and_then(ip_from),

@@ -17,13 +17,12 @@ pub(super) fn create(identity: &Identity, resource: &Resource, object: &Value) -
     let name = text(object, "/metadata/name");
     let refuse = |why: String| Err(status::forbidden_because(resource, name, &why));
     match (resource.group, resource.plural) {
-        ("", "nodes") | ("storage.k8s.io", "csinodes") if name != node => refuse(format!(
-            "node {node:?} is not allowed to create {} {name:?}",
-            resource.singular
-        )),
-        ("coordination.k8s.io", "leases") if name != node => refuse(format!(
-            "can only access node lease with the same name as the requesting node: {node:?}"
-        )),
+        ("", "nodes") | ("storage.k8s.io", "csinodes") if name != node => {
+            refuse(format!("node {node:?} is not allowed to create {} {name:?}", resource.singular))
+        }
+        ("coordination.k8s.io", "leases") if name != node => {
+            refuse(format!("can only access node lease with the same name as the requesting node: {node:?}"))
+        }
         ("", "nodes") => labels(resource, node, object, &Value::Null),
         ("", "pods") => {
             let annotations = object.pointer("/metadata/annotations").and_then(Value::as_object);
@@ -37,20 +36,14 @@ pub(super) fn create(identity: &Identity, resource: &Resource, object: &Value) -
                     "node {node:?} can only create pods with spec.nodeName set to itself"
                 ));
             }
-            let volumes = object
-                .pointer("/spec/volumes")
-                .and_then(Value::as_array)
-                .into_iter()
-                .flatten();
+            let volumes = object.pointer("/spec/volumes").and_then(Value::as_array).into_iter().flatten();
             let secret = volumes.into_iter().any(|volume| {
                 ["secret", "configMap", "projected", "persistentVolumeClaim"]
                     .iter()
                     .any(|kind| volume.get(*kind).is_some())
             });
             if secret || !text(object, "/spec/serviceAccountName").is_empty() {
-                return refuse(format!(
-                    "node {node:?} can not create pods that reference API objects"
-                ));
+                return refuse(format!("node {node:?} can not create pods that reference API objects"));
             }
             Ok(())
         }
@@ -81,11 +74,7 @@ pub(super) fn update(
 fn labels(resource: &Resource, node: &str, new: &Value, old: &Value) -> Result<(), ApiError> {
     let none = serde_json::Map::new();
     let of = |object: &'_ Value| {
-        object
-            .pointer("/metadata/labels")
-            .and_then(Value::as_object)
-            .unwrap_or(&none)
-            .clone()
+        object.pointer("/metadata/labels").and_then(Value::as_object).unwrap_or(&none).clone()
     };
     let (new, old) = (of(new), of(old));
     let changed = new

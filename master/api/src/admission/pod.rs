@@ -20,11 +20,7 @@ fn tolerations(pod: &mut Value) {
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else {
         return;
     };
-    let given = spec
-        .get("tolerations")
-        .and_then(Value::as_array)
-        .cloned()
-        .unwrap_or_default();
+    let given = spec.get("tolerations").and_then(Value::as_array).cloned().unwrap_or_default();
     let tolerates = |taint: &str| {
         given.iter().any(|toleration| {
             let key = text(toleration, "/key");
@@ -52,11 +48,7 @@ fn priority(resource: &Resource, pod: &mut Value) -> Result<(), ApiError> {
         "system-node-critical" => 2_000_001_000,
         other => {
             let why = format!("no PriorityClass with name {other} was found");
-            return Err(status::forbidden_because(
-                resource,
-                text(pod, "/metadata/name"),
-                &why,
-            ));
+            return Err(status::forbidden_because(resource, text(pod, "/metadata/name"), &why));
         }
     };
     let given = pod.pointer("/spec/priority").and_then(Value::as_i64);
@@ -65,16 +57,11 @@ fn priority(resource: &Resource, pod: &mut Value) -> Result<(), ApiError> {
             "the integer value of priority ({}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name",
             given.unwrap_or_default()
         );
-        return Err(status::forbidden_because(
-            resource,
-            text(pod, "/metadata/name"),
-            &why,
-        ));
+        return Err(status::forbidden_because(resource, text(pod, "/metadata/name"), &why));
     }
     if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
         spec.insert("priority".to_owned(), json!(value));
-        spec.entry("preemptionPolicy")
-            .or_insert_with(|| json!("PreemptLowerPriority"));
+        spec.entry("preemptionPolicy").or_insert_with(|| json!("PreemptLowerPriority"));
     }
     Ok(())
 }
@@ -95,10 +82,7 @@ mod tests {
             .iter()
             .map(|one| text(one, "/key").to_owned())
             .collect();
-        assert_eq!(
-            keys,
-            ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
-        );
+        assert_eq!(keys, ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]);
         let mut pod = json!({"spec": {"tolerations": [{"operator": "Exists"}]}});
         tolerations(&mut pod);
         assert_eq!(pod["spec"]["tolerations"].as_array().unwrap().len(), 1);

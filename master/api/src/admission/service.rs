@@ -35,11 +35,7 @@ pub(crate) async fn allocate<'a>(
     if errors.is_empty() {
         Ok(Some(guard))
     } else {
-        Err(status::invalid(
-            resource,
-            text(service, "/metadata/name"),
-            &errors,
-        ))
+        Err(status::invalid(resource, text(service, "/metadata/name"), &errors))
     }
 }
 
@@ -63,21 +59,13 @@ impl Used {
         };
         let mut used = Self::default();
         // The newest state is always there.
-        for entry in api
-            .cache
-            .list(&request)
-            .map(|page| page.entries)
-            .unwrap_or_default()
-        {
+        for entry in api.cache.list(&request).map(|page| page.entries).unwrap_or_default() {
             for reference in &entry.meta.references {
-                if let Some(address) = reference
-                    .strip_prefix("ip/")
-                    .and_then(|address| address.parse().ok())
+                if let Some(address) = reference.strip_prefix("ip/").and_then(|address| address.parse().ok())
                 {
                     used.addresses.insert(address);
-                } else if let Some((port, protocol)) = reference
-                    .strip_prefix("port/")
-                    .and_then(|port| port.split_once('/'))
+                } else if let Some((port, protocol)) =
+                    reference.strip_prefix("port/").and_then(|port| port.split_once('/'))
                     && let Ok(port) = port.parse()
                 {
                     used.ports.insert((port, protocol.to_owned()));
@@ -89,11 +77,7 @@ impl Used {
 }
 
 fn field_error(cause: &'static str, field: impl Into<String>, message: String) -> FieldError {
-    FieldError {
-        cause,
-        field: field.into(),
-        message,
-    }
+    FieldError { cause, field: field.into(), message }
 }
 
 fn address(api: &Api, service: &mut Value, old: Option<&Value>, used: &Used, errors: &mut Vec<FieldError>) {
@@ -110,11 +94,7 @@ fn address(api: &Api, service: &mut Value, old: Option<&Value>, used: &Used, err
         asked = kept.unwrap_or_default().to_owned();
     }
     if asked.is_empty() {
-        asked = service
-            .pointer("/spec/clusterIPs/0")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned();
+        asked = service.pointer("/spec/clusterIPs/0").and_then(Value::as_str).unwrap_or_default().to_owned();
     }
     let range = api.config.service_cidr;
     let chosen = match asked.as_str() {
@@ -133,10 +113,7 @@ fn address(api: &Api, service: &mut Value, old: Option<&Value>, used: &Used, err
                 return;
             };
             let invalid = |why: &str| {
-                let message = format!(
-                    "Invalid value: {:?}: failed to allocate IP {address}: {why}",
-                    [asked]
-                );
+                let message = format!("Invalid value: {:?}: failed to allocate IP {address}: {why}", [asked]);
                 field_error("FieldValueInvalid", "spec.clusterIPs", message)
             };
             if !range.contains(&address) || address == range.network() || address == range.broadcast() {
@@ -155,16 +132,13 @@ fn address(api: &Api, service: &mut Value, old: Option<&Value>, used: &Used, err
         return;
     };
     spec.entry("ipFamilies").or_insert_with(|| json!(["IPv4"]));
-    spec.entry("ipFamilyPolicy")
-        .or_insert_with(|| json!("SingleStack"));
+    spec.entry("ipFamilyPolicy").or_insert_with(|| json!("SingleStack"));
 }
 
 fn ports(api: &Api, service: &mut Value, old: Option<&Value>, used: &Used, errors: &mut Vec<FieldError>) {
     let kind = text(service, "/spec/type").to_owned();
-    let wants_all = service
-        .pointer("/spec/allocateLoadBalancerNodePorts")
-        .and_then(Value::as_bool)
-        .unwrap_or(true);
+    let wants_all =
+        service.pointer("/spec/allocateLoadBalancerNodePorts").and_then(Value::as_bool).unwrap_or(true);
     let wanted = kind == "NodePort" || (kind == "LoadBalancer" && wants_all);
     let Some(range) = api.config.node_ports() else {
         return;
@@ -194,11 +168,10 @@ fn ports(api: &Api, service: &mut Value, old: Option<&Value>, used: &Used, error
         // A Service that is no longer a NodePort gives its ports back.
         let was = old.is_some_and(|old| matches!(text(old, "/spec/type"), "NodePort" | "LoadBalancer"));
         if was && !matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
-            for port in list.iter_mut().filter(|port| {
-                before
-                    .iter()
-                    .any(|(_, _, number)| Some(*number) == node_port(port))
-            }) {
+            for port in list
+                .iter_mut()
+                .filter(|port| before.iter().any(|(_, _, number)| Some(*number) == node_port(port)))
+            {
                 port.as_object_mut().map(|port| port.shift_remove("nodePort"));
             }
         }
@@ -210,9 +183,7 @@ fn ports(api: &Api, service: &mut Value, old: Option<&Value>, used: &Used, error
             *other == number && *name == protocol(port) && !taken.contains(&(*kept, name.clone()))
         });
         let busy: HashSet<u16> = taken.iter().map(|(port, _)| *port).collect();
-        let chosen = kept
-            .map(|(_, _, kept)| *kept)
-            .or_else(|| free_port(range, &busy, rand::rng().random()));
+        let chosen = kept.map(|(_, _, kept)| *kept).or_else(|| free_port(range, &busy, rand::rng().random()));
         match chosen {
             Some(chosen) => {
                 taken.insert((chosen, protocol(port)));
@@ -229,13 +200,8 @@ fn ports(api: &Api, service: &mut Value, old: Option<&Value>, used: &Used, error
 
 /// Port, protocol and node port of each port that the Service had.
 fn old_ports(old: Option<&Value>) -> Vec<(u64, String, u16)> {
-    let list = old
-        .and_then(|old| old.pointer("/spec/ports"))
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten();
-    list.filter_map(|port| Some((port.get("port")?.as_u64()?, protocol(port), node_port(port)?)))
-        .collect()
+    let list = old.and_then(|old| old.pointer("/spec/ports")).and_then(Value::as_array).into_iter().flatten();
+    list.filter_map(|port| Some((port.get("port")?.as_u64()?, protocol(port), node_port(port)?))).collect()
 }
 
 fn node_port(port: &Value) -> Option<u16> {
@@ -246,8 +212,5 @@ fn node_port(port: &Value) -> Option<u16> {
 }
 
 fn protocol(port: &Value) -> String {
-    Some(text(port, "/protocol"))
-        .filter(|protocol| !protocol.is_empty())
-        .unwrap_or("TCP")
-        .to_owned()
+    Some(text(port, "/protocol")).filter(|protocol| !protocol.is_empty()).unwrap_or("TCP").to_owned()
 }

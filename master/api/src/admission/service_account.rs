@@ -21,10 +21,7 @@ pub(super) fn admit(api: &Api, resource: &Resource, pod: &mut Value) -> Result<(
         return Ok(());
     };
     let word = |spec: &Map<String, Value>, key: &str| {
-        spec.get(key)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
+        spec.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
     };
     let mut account = word(spec, "serviceAccountName");
     if account.is_empty() {
@@ -36,10 +33,8 @@ pub(super) fn admit(api: &Api, resource: &Resource, pod: &mut Value) -> Result<(
     spec.insert("serviceAccountName".to_owned(), json!(account));
     // The field's old name, which upstream still fills.
     spec.insert("serviceAccount".to_owned(), json!(account));
-    let (namespace, name) = (
-        text(pod, "/metadata/namespace").to_owned(),
-        text(pod, "/metadata/name").to_owned(),
-    );
+    let (namespace, name) =
+        (text(pod, "/metadata/namespace").to_owned(), text(pod, "/metadata/name").to_owned());
     let Some(entry) = api.core_entry("serviceaccounts", &namespace, &account) else {
         let why = format!(
             "error looking up service account {namespace}/{account}: serviceaccount {account:?} not found"
@@ -50,10 +45,7 @@ pub(super) fn admit(api: &Api, resource: &Resource, pod: &mut Value) -> Result<(
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else {
         return Ok(());
     };
-    if let Some(secrets) = entry
-        .get("imagePullSecrets")
-        .filter(|_| empty(spec, "imagePullSecrets"))
-    {
+    if let Some(secrets) = entry.get("imagePullSecrets").filter(|_| empty(spec, "imagePullSecrets")) {
         spec.insert("imagePullSecrets".to_owned(), secrets.clone());
     }
     let of_pod = spec.get("automountServiceAccountToken").and_then(Value::as_bool);
@@ -73,12 +65,7 @@ fn mount_token(spec: &mut Map<String, Value>) {
     let volume = generate_name("kube-api-access-");
     let mut used = false;
     for kind in ["initContainers", "containers"] {
-        for container in spec
-            .get_mut(kind)
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-        {
+        for container in spec.get_mut(kind).and_then(Value::as_array_mut).into_iter().flatten() {
             let Some(container) = container.as_object_mut() else {
                 continue;
             };

@@ -41,18 +41,11 @@ pub(crate) async fn commit(
         let owner = owner_of(key).ok_or_else(|| status::internal(format!("nothing owns {key}")))?;
         let mut stored = object.clone();
         resource.to_storage(&mut stored);
-        (
-            encode(&owner.api_version(), owner.kind, &stored),
-            describe(owner, &stored),
-        )
+        (encode(&owner.api_version(), owner.kind, &stored), describe(owner, &stored))
     } else {
         (encoded.clone(), describe(resource, object))
     };
-    let write = Write {
-        key: Arc::from(key),
-        condition,
-        object: Some((stored, Arc::new(meta))),
-    };
+    let write = Write { key: Arc::from(key), condition, object: Some((stored, Arc::new(meta))) };
     match api.store.write(write).await {
         Ok(revision) => {
             api.cache.wait_for(revision).await;
@@ -79,10 +72,30 @@ pub(crate) fn store_failure(resource: &Resource, name: &str, error: &StoreError)
         StoreError::Exists { .. } => status::already_exists(resource, name),
         StoreError::NotFound { .. } => status::not_found(resource, name),
         StoreError::Conflict { .. } => status::conflict(resource, name, status::MODIFIED),
-        StoreError::NoSpace { .. } => status::insufficient_storage(format!(
-            "{error}; nothing was stored, reads go on: free space and try again"
-        )),
+        StoreError::NoSpace { .. } => no_space(error),
         StoreError::Io { .. } | StoreError::Open { .. } => status::internal(error),
         StoreError::Closed => status::service_unavailable("the store is closed, the server is stopping"),
+    }
+}
+
+/// Says so at once: with a time to try again in it, clients would hang for a minute before they show why.
+fn no_space(error: &StoreError) -> ApiError {
+    let text = format!("{error}; nothing was stored, reads go on: free space and try again");
+    let mut error = status::insufficient_storage(text);
+    error.retry_after = None;
+    error.body["details"] = serde_json::json!({});
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_507_and_not_tried_again_by_clients() {
+        let full = StoreError::NoSpace { reason: "No space left on device (os error 28)".to_owned() };
+        let error = store_failure(crate::state::core("pods"), "a", &full);
+        assert_eq!((error.code, error.reason(), error.retry_after), (507, "InsufficientStorage", None));
+        assert!(error.message().contains("No space left on device"), "{error}");
     }
 }

@@ -26,15 +26,8 @@ pub(crate) async fn create(context: &mut Context) -> Result<Reply, ApiError> {
     let dry_run = context.dry_run()?;
     let object = decode_body(context, context.resource)?;
     let namespace = context.info.namespace.clone();
-    let bytes = create_object(
-        &context.api,
-        &context.identity,
-        context.resource,
-        &namespace,
-        object,
-        dry_run,
-    )
-    .await?;
+    let bytes =
+        create_object(&context.api, &context.identity, context.resource, &namespace, object, dry_run).await?;
     object_reply(context, StatusCode::CREATED, bytes)
 }
 
@@ -90,23 +83,13 @@ async fn store_new(
     if name.is_empty() || name.contains('/') {
         return Err(status::bad_request("name or generateName is required"));
     }
-    commit(
-        api,
-        resource,
-        &key(resource, namespace, &name),
-        Condition::Absent,
-        &object,
-        dry_run,
-    )
-    .await
+    commit(api, resource, &key(resource, namespace, &name), Condition::Absent, &object, dry_run).await
 }
 
 /// Puts the object into the namespace of the request and drops what only the server says.
 fn place(resource: &Resource, namespace: &str, object: &mut Value) -> Result<(), ApiError> {
     if !text(object, "/metadata/resourceVersion").is_empty() {
-        return Err(status::bad_request(
-            "resourceVersion should not be set on objects to be created",
-        ));
+        return Err(status::bad_request("resourceVersion should not be set on objects to be created"));
     }
     let given = text(object, "/metadata/namespace").to_owned();
     let metadata = metadata_mut(object);
@@ -120,13 +103,9 @@ fn place(resource: &Resource, namespace: &str, object: &mut Value) -> Result<(),
     } else {
         metadata.shift_remove("namespace");
     }
-    for key in [
-        "managedFields",
-        "selfLink",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "resourceVersion",
-    ] {
+    for key in
+        ["managedFields", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion"]
+    {
         metadata.shift_remove(key);
     }
     Ok(())
@@ -136,8 +115,7 @@ fn place(resource: &Resource, namespace: &str, object: &mut Value) -> Result<(),
 pub(crate) fn generate_name(base: &str) -> String {
     let base: String = base.chars().take(BASE_NAME_LIMIT).collect();
     let mut random = rand::rng();
-    let suffix: String = (0..5)
-        .map(|_| char::from(SUFFIX_ALPHABET[random.random_range(0..SUFFIX_ALPHABET.len())]))
-        .collect();
+    let suffix: String =
+        (0..5).map(|_| char::from(SUFFIX_ALPHABET[random.random_range(0..SUFFIX_ALPHABET.len())])).collect();
     base + &suffix
 }

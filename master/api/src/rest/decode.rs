@@ -30,25 +30,16 @@ pub(crate) fn decode_options(context: &mut Context, kind: &str) -> Result<Value,
     }
     let (mut object, _) = parse(context.header(header::CONTENT_TYPE), &bytes, kind)?;
     if !object.is_object() {
-        return Err(status::bad_request(format!(
-            "the body of the request is no {kind} object"
-        )));
+        return Err(status::bad_request(format!("the body of the request is no {kind} object")));
     }
     strip_nulls(&mut object);
     Ok(object)
 }
 
 fn parse(content_type: Option<&str>, bytes: &Bytes, kind: &str) -> Result<(Value, Vec<String>), ApiError> {
-    let media = content_type
-        .unwrap_or("application/json")
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim();
+    let media = content_type.unwrap_or("application/json").split(';').next().unwrap_or_default().trim();
     let malformed = |error: &str| {
-        status::bad_request(format!(
-            "{kind} in version \"v1\" cannot be handled as a {kind}: {error}"
-        ))
+        status::bad_request(format!("{kind} in version \"v1\" cannot be handled as a {kind}: {error}"))
     };
     match media {
         "application/json" | "" | "*/*" => schema::decode_json(bytes)
@@ -84,10 +75,7 @@ fn yaml(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
             let options =
                 serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
             let value = serde_saphyr::from_slice_with_options::<Value>(bytes, options).map_err(place)?;
-            Ok((
-                value,
-                vec![error.to_string().lines().next().unwrap_or_default().to_owned()],
-            ))
+            Ok((value, vec![error.to_string().lines().next().unwrap_or_default().to_owned()]))
         }
         Err(error) => Err(place(error)),
     }
@@ -96,15 +84,10 @@ fn yaml(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
 /// Absent apiVersion and kind are those of the path; others must equal them.
 fn check_type(object: &mut Value, api_version: &str, kind: &str) -> Result<(), ApiError> {
     let Some(map) = object.as_object_mut() else {
-        return Err(status::bad_request(format!(
-            "the body of the request is no {kind} object"
-        )));
+        return Err(status::bad_request(format!("the body of the request is no {kind} object")));
     };
     let given = |map: &Map<String, Value>, key: &str| {
-        map.get(key)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
+        map.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
     };
     let (given_version, given_kind) = (given(map, "apiVersion"), given(map, "kind"));
     if !given_version.is_empty() && given_version != api_version {
@@ -137,16 +120,17 @@ pub(super) fn check_fields(
         )));
     }
     let unknown = schema::unknown_fields(resource, object);
-    let mut complaints: Vec<String> = duplicates
-        .iter()
-        .map(|field| {
-            if field.contains("duplicate") {
-                field.clone()
-            } else {
-                format!("duplicate field \"{field}\"")
-            }
-        })
-        .collect();
+    let mut complaints: Vec<String> =
+        duplicates
+            .iter()
+            .map(|field| {
+                if field.contains("duplicate") {
+                    field.clone()
+                } else {
+                    format!("duplicate field \"{field}\"")
+                }
+            })
+            .collect();
     complaints.extend(unknown.iter().map(|field| format!("unknown field \"{field}\"")));
     match context.field_validation()? {
         FieldValidation::Strict if !complaints.is_empty() => {

@@ -40,21 +40,14 @@ pub(crate) struct DeleteOptions {
 impl DeleteOptions {
     pub(crate) fn read(context: &mut Context) -> Result<Self, ApiError> {
         let mut options = Self::from_value(&decode_options(context, "DeleteOptions")?)?;
-        if let Some(seconds) = context
-            .query
-            .number("gracePeriodSeconds")
-            .map_err(status::bad_request)?
-        {
+        if let Some(seconds) = context.query.number("gracePeriodSeconds").map_err(status::bad_request)? {
             options.grace_seconds = Some(seconds);
         }
         if let Some(policy) = context.query.get("propagationPolicy") {
             options.propagation = Some(propagation(policy)?);
         } else if let Some(orphan) = context.query.get("orphanDependents") {
-            options.propagation = Some(if orphan == "true" {
-                Propagation::Orphan
-            } else {
-                Propagation::Background
-            });
+            options.propagation =
+                Some(if orphan == "true" { Propagation::Orphan } else { Propagation::Background });
         }
         options.dry_run |= context.dry_run()?;
         Ok(options)
@@ -62,20 +55,18 @@ impl DeleteOptions {
 
     pub(crate) fn from_value(body: &Value) -> Result<Self, ApiError> {
         let word = |pointer: &str| Some(text(body, pointer).to_owned()).filter(|word| !word.is_empty());
-        let propagation = match (
-            word("/propagationPolicy"),
-            body.get("orphanDependents").and_then(Value::as_bool),
-        ) {
-            (Some(_), Some(_)) => {
-                return Err(status::bad_request(
-                    "orphanDependents and deletionPropagation cannot be both set",
-                ));
-            }
-            (Some(policy), None) => Some(propagation(&policy)?),
-            (None, Some(true)) => Some(Propagation::Orphan),
-            (None, Some(false)) => Some(Propagation::Background),
-            (None, None) => None,
-        };
+        let propagation =
+            match (word("/propagationPolicy"), body.get("orphanDependents").and_then(Value::as_bool)) {
+                (Some(_), Some(_)) => {
+                    return Err(status::bad_request(
+                        "orphanDependents and deletionPropagation cannot be both set",
+                    ));
+                }
+                (Some(policy), None) => Some(propagation(&policy)?),
+                (None, Some(true)) => Some(Propagation::Orphan),
+                (None, Some(false)) => Some(Propagation::Background),
+                (None, None) => None,
+            };
         let dry = body.get("dryRun").and_then(Value::as_array).into_iter().flatten();
         Ok(Self {
             grace_seconds: body.get("gracePeriodSeconds").and_then(Value::as_i64),
@@ -101,14 +92,8 @@ fn propagation(policy: &str) -> Result<Propagation, ApiError> {
 /// DELETE of one object.
 pub(crate) async fn delete(context: &mut Context) -> Result<Reply, ApiError> {
     let options = DeleteOptions::read(context)?;
-    let outcome = delete_named(
-        &context.api,
-        context.resource,
-        &context.key(),
-        &context.info.name,
-        &options,
-    )
-    .await?;
+    let outcome =
+        delete_named(&context.api, context.resource, &context.key(), &context.info.name, &options).await?;
     match outcome {
         Deleted::Removed { bytes, .. } if returns_object(context.resource) => {
             object_reply(context, StatusCode::OK, bytes)
@@ -155,10 +140,7 @@ pub(crate) async fn delete_named(
     let mut tries = CONFLICT_TRIES;
     loop {
         tries -= 1;
-        let entry = api
-            .cache
-            .get(key)
-            .ok_or_else(|| status::not_found(resource, name))?;
+        let entry = api.cache.get(key).ok_or_else(|| status::not_found(resource, name))?;
         let mut old = parse(&entry);
         resource.from_storage(&mut old);
         check_preconditions(resource, name, &old, options)?;
@@ -170,9 +152,7 @@ pub(crate) async fn delete_named(
             Plan::Remove => remove(api, resource, name, &entry, options.dry_run).await,
             Plan::Mark(marked) => {
                 let condition = Condition::At(entry.mod_revision);
-                commit(api, resource, key, condition, &marked, options.dry_run)
-                    .await
-                    .map(Deleted::Pending)
+                commit(api, resource, key, condition, &marked, options.dry_run).await.map(Deleted::Pending)
             }
         };
         match outcome {
@@ -191,23 +171,13 @@ async fn remove(
 ) -> Result<Deleted, ApiError> {
     let uid = entry.meta.uid.to_string();
     if dry_run {
-        return Ok(Deleted::Removed {
-            bytes: bytes_of(resource, entry),
-            uid,
-        });
+        return Ok(Deleted::Removed { bytes: bytes_of(resource, entry), uid });
     }
-    let write = Write {
-        key: entry.key.clone(),
-        condition: Condition::At(entry.mod_revision),
-        object: None,
-    };
+    let write = Write { key: entry.key.clone(), condition: Condition::At(entry.mod_revision), object: None };
     match api.store.write(write).await {
         Ok(revision) => {
             api.cache.wait_for(revision).await;
-            Ok(Deleted::Removed {
-                bytes: bytes_of(resource, &entry.at_revision(revision)),
-                uid,
-            })
+            Ok(Deleted::Removed { bytes: bytes_of(resource, &entry.at_revision(revision)), uid })
         }
         Err(StoreError::NotFound { .. }) => Err(status::not_found(resource, name)),
         Err(error) => Err(store_failure(resource, name, &error)),
@@ -229,11 +199,7 @@ fn check_preconditions(
         return Err(precondition(resource, name, &why));
     }
     let revision = text(old, "/metadata/resourceVersion");
-    if let Some(wanted) = options
-        .resource_version
-        .as_deref()
-        .filter(|wanted| *wanted != revision)
-    {
+    if let Some(wanted) = options.resource_version.as_deref().filter(|wanted| *wanted != revision) {
         let why = format!(
             "the ResourceVersion in the precondition ({wanted}) does not match the ResourceVersion in record ({revision}). The object might have been modified"
         );
@@ -249,11 +215,7 @@ fn precondition(resource: &Resource, name: &str, why: &str) -> ApiError {
 /// The namespaces that the system lives in stay (upstream's NamespaceLifecycle admission).
 fn check_namespace(resource: &Resource, name: &str) -> Result<(), ApiError> {
     if matches!(name, "default" | "kube-system" | "kube-public") {
-        return Err(status::forbidden_because(
-            resource,
-            name,
-            "this namespace may not be deleted",
-        ));
+        return Err(status::forbidden_because(resource, name, "this namespace may not be deleted"));
     }
     Ok(())
 }
@@ -282,10 +244,8 @@ fn plan(resource: &Resource, old: &Value, options: &DeleteOptions) -> Plan {
             new["status"]["phase"] = json!("Terminating");
         }
     } else {
-        let current = old
-            .pointer("/metadata/deletionGracePeriodSeconds")
-            .and_then(Value::as_i64)
-            .unwrap_or_default();
+        let current =
+            old.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or_default();
         // Grace can only become shorter, and only when the client says so.
         if options.grace_seconds.is_some() && grace < current {
             let deadline = deadline(&deleted, grace - current);
@@ -305,10 +265,8 @@ fn plan(resource: &Resource, old: &Value, options: &DeleteOptions) -> Plan {
 }
 
 fn bump_generation(object: &mut Value) {
-    if let Some(generation) = object
-        .pointer("/metadata/generation")
-        .and_then(Value::as_i64)
-        .filter(|number| *number > 0)
+    if let Some(generation) =
+        object.pointer("/metadata/generation").and_then(Value::as_i64).filter(|number| *number > 0)
     {
         object["metadata"]["generation"] = Value::from(generation + 1);
     }
@@ -316,9 +274,7 @@ fn bump_generation(object: &mut Value) {
 
 fn deadline(from: &str, seconds: i64) -> String {
     let from: jiff::Timestamp = from.parse().unwrap_or_else(|_| jiff::Timestamp::now());
-    let at = from
-        .checked_add(jiff::SignedDuration::from_secs(seconds))
-        .unwrap_or(from);
+    let at = from.checked_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(from);
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
@@ -327,9 +283,7 @@ fn graceful_seconds(resource: &Resource, object: &Value, options: &DeleteOptions
     if !resource.group.is_empty() || resource.plural != "pods" {
         return 0;
     }
-    let of_spec = object
-        .pointer("/spec/terminationGracePeriodSeconds")
-        .and_then(Value::as_i64);
+    let of_spec = object.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_i64);
     let unbound = text(object, "/spec/nodeName").is_empty();
     if unbound || matches!(text(object, "/status/phase"), "Succeeded" | "Failed") {
         return 0;
@@ -364,11 +318,8 @@ fn set_finalizers(resource: &Resource, object: &mut Value, asked: Option<Propaga
         }
         None => Propagation::Background,
     };
-    let mut finalizers: Vec<String> = current
-        .iter()
-        .filter(|item| *item != ORPHAN && *item != FOREGROUND)
-        .cloned()
-        .collect();
+    let mut finalizers: Vec<String> =
+        current.iter().filter(|item| *item != ORPHAN && *item != FOREGROUND).cloned().collect();
     match policy {
         Propagation::Background => {}
         Propagation::Foreground => finalizers.push(FOREGROUND.to_owned()),

@@ -16,26 +16,12 @@ pub(crate) async fn delete_collection(context: &mut Context) -> Result<Reply, Ap
     let prefix = prefix_in(context.resource, &context.info.namespace);
     let page = {
         let matches = |entry: &Entry| selection.matches(entry);
-        let request = PageRequest {
-            at: At::Now,
-            prefix: &prefix,
-            start: "",
-            limit: 0,
-            matches: &matches,
-        };
+        let request = PageRequest { at: At::Now, prefix: &prefix, start: "", limit: 0, matches: &matches };
         context.api.cache.list(&request).map_err(status::internal)?
     };
     let mut items = Vec::with_capacity(page.entries.len());
     for entry in page.entries {
-        match delete_named(
-            &context.api,
-            context.resource,
-            &entry.key,
-            &entry.meta.name,
-            &options,
-        )
-        .await
-        {
+        match delete_named(&context.api, context.resource, &entry.key, &entry.meta.name, &options).await {
             Ok(_) => items.push(object_of(context.resource, &entry)),
             // Somebody else was faster.
             Err(error) if error.code == 404 => {}

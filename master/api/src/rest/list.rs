@@ -32,34 +32,18 @@ pub(crate) async fn list(context: &Context) -> Result<Reply, ApiError> {
     let format = context.format(false)?;
     let include = include_object(context)?;
     let selection = context.selection()?;
-    let limit = context
-        .query
-        .number("limit")
-        .map_err(status::bad_request)?
-        .unwrap_or_default();
+    let limit = context.query.number("limit").map_err(status::bad_request)?.unwrap_or_default();
     let limit = usize::try_from(limit)
         .map_err(|_| status::bad_request("limit: Invalid value: must not be negative"))?;
     let prefix = prefix_in(context.resource, &context.info.namespace);
     let position = position(context).await?;
     let page = {
-        let start = if position.start.is_empty() {
-            String::new()
-        } else {
-            format!("{prefix}{}", position.start)
-        };
+        let start =
+            if position.start.is_empty() { String::new() } else { format!("{prefix}{}", position.start) };
         let matches = |entry: &Entry| selection.matches(entry);
-        let request = PageRequest {
-            at: position.at,
-            prefix: &prefix,
-            start: &start,
-            limit,
-            matches: &matches,
-        };
-        context
-            .api
-            .cache
-            .list(&request)
-            .map_err(|expired| expired_page(&expired, &position))?
+        let request =
+            PageRequest { at: position.at, prefix: &prefix, start: &start, limit, matches: &matches };
+        context.api.cache.list(&request).map_err(|expired| expired_page(&expired, &position))?
     };
     let metadata = list_metadata(&page, &prefix, limit, selection.is_everything());
     if format == Format::default() {
@@ -74,19 +58,13 @@ pub(crate) async fn list(context: &Context) -> Result<Reply, ApiError> {
             table(context.resource, metadata, rows.collect())
         }
         Shape::Partial => {
-            let items: Vec<Value> = page
-                .entries
-                .iter()
-                .map(|entry| partial(&object_of(context.resource, entry)))
-                .collect();
+            let items: Vec<Value> =
+                page.entries.iter().map(|entry| partial(&object_of(context.resource, entry))).collect();
             json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items})
         }
         Shape::Object => {
-            let items: Vec<Value> = page
-                .entries
-                .iter()
-                .map(|entry| object_of(context.resource, entry))
-                .collect();
+            let items: Vec<Value> =
+                page.entries.iter().map(|entry| object_of(context.resource, entry)).collect();
             json!({"kind": context.resource.list_kind, "apiVersion": context.resource.api_version(), "metadata": metadata, "items": items})
         }
     };
@@ -95,10 +73,7 @@ pub(crate) async fn list(context: &Context) -> Result<Reply, ApiError> {
 
 /// Reads `resourceVersion`, `resourceVersionMatch` and `continue`, and waits until that state is there.
 async fn position(context: &Context) -> Result<Position, ApiError> {
-    let now = Position {
-        at: At::Now,
-        start: String::new(),
-    };
+    let now = Position { at: At::Now, start: String::new() };
     if let Some(token) = context.query.get("continue") {
         return continued(token);
     }
@@ -115,10 +90,7 @@ async fn position(context: &Context) -> Result<Position, ApiError> {
         )),
         (Some(revision), Some("Exact")) => {
             wait_for(context, revision).await?;
-            Ok(Position {
-                at: At::Revision(revision),
-                start: String::new(),
-            })
+            Ok(Position { at: At::Revision(revision), start: String::new() })
         }
         (Some(revision), None | Some("NotOlderThan")) => {
             wait_for(context, revision).await?;
@@ -154,9 +126,7 @@ pub(super) async fn wait_for(context: &Context, revision: u64) -> Result<(), Api
 /// A token is upstream's: base64url of `{"v":"meta.k8s.io/v1","rv":N,"start":"KEY"}`.
 fn continued(token: &str) -> Result<Position, ApiError> {
     let invalid = || status::bad_request("continue key is not valid: it was not given out by this server");
-    let bytes = BASE64
-        .decode(token.trim_end_matches('='))
-        .map_err(|_| invalid())?;
+    let bytes = BASE64.decode(token.trim_end_matches('=')).map_err(|_| invalid())?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|_| invalid())?;
     if value.get("v").and_then(Value::as_str) != Some("meta.k8s.io/v1") {
         return Err(invalid());
@@ -171,10 +141,7 @@ fn continued(token: &str) -> Result<Position, ApiError> {
         Some(revision) if revision > 0 => At::Revision(revision.unsigned_abs()),
         _ => return Err(invalid()),
     };
-    Ok(Position {
-        at,
-        start: start.to_owned(),
-    })
+    Ok(Position { at, start: start.to_owned() })
 }
 
 fn token(revision: i64, start: &str) -> String {
@@ -182,10 +149,7 @@ fn token(revision: i64, start: &str) -> String {
 }
 
 pub(super) fn expired(expired: &Expired) -> ApiError {
-    status::gone_expired(format!(
-        "too old resource version: {} ({})",
-        expired.requested, expired.oldest
-    ))
+    status::gone_expired(format!("too old resource version: {} ({})", expired.requested, expired.oldest))
 }
 
 /// A continued list that came too late may go on with the newest state, if the client wants that.
@@ -205,10 +169,7 @@ fn expired_page(reason: &Expired, position: &Position) -> ApiError {
 
 fn list_metadata(page: &Page, prefix: &str, limit: usize, everything: bool) -> Value {
     let mut metadata = Map::new();
-    metadata.insert(
-        "resourceVersion".to_owned(),
-        Value::from(page.revision.to_string()),
-    );
+    metadata.insert("resourceVersion".to_owned(), Value::from(page.revision.to_string()));
     if let Some(next) = &page.next {
         let start = next.strip_prefix(prefix).unwrap_or(next);
         let revision = i64::try_from(page.revision).unwrap_or(i64::MAX);
@@ -231,19 +192,12 @@ fn stream_list(context: &Context, entries: Vec<Arc<Entry>>, metadata: &Value) ->
     let count = entries.len();
     let items = entries.into_iter().enumerate().map(move |(index, entry)| {
         let bytes = bytes_of(resource, &entry);
-        if index + 1 == count {
-            vec![bytes]
-        } else {
-            vec![bytes, Bytes::from_static(b",")]
-        }
+        if index + 1 == count { vec![bytes] } else { vec![bytes, Bytes::from_static(b",")] }
     });
     let chunks = std::iter::once(vec![Bytes::from(head)])
         .chain(items)
         .chain(std::iter::once(vec![Bytes::from_static(b"]}\n")]));
-    let body = stream(futures::stream::iter(Gather {
-        chunks: chunks.flatten(),
-        limit_bytes: 64 << 10,
-    }));
+    let body = stream(futures::stream::iter(Gather { chunks: chunks.flatten(), limit_bytes: 64 << 10 }));
     reply(StatusCode::OK, "application/json", body)
 }
 

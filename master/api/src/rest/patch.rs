@@ -105,13 +105,7 @@ pub(crate) async fn patch(context: &mut Context, subresource: Option<&str>) -> R
     let patch = Patch::read(context)?;
     let (api, identity, key) = (context.api.clone(), context.identity.clone(), context.key());
     let (resource, name) = (context.resource, context.info.name.clone());
-    let target = Target {
-        resource,
-        key: &key,
-        name: &name,
-        subresource,
-        dry_run,
-    };
+    let target = Target { resource, key: &key, name: &name, subresource, dry_run };
     let updated = update_object(&api, &identity, target, &mut |current| {
         let mut patched = patch.apply(context, current)?;
         context.warnings.clear();

@@ -44,11 +44,7 @@ pub(crate) fn object_reply(context: &Context, code: StatusCode, bytes: Bytes) ->
         Shape::Table => {
             let include = include_object(context)?;
             let metadata = json!({"resourceVersion": object.pointer("/metadata/resourceVersion")});
-            table(
-                context.resource,
-                metadata,
-                vec![row(context.resource, &object, include)],
-            )
+            table(context.resource, metadata, vec![row(context.resource, &object, include)])
         }
     };
     written(code, &shaped, format.yaml)

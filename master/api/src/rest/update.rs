@@ -41,15 +41,8 @@ pub(crate) async fn update(context: &mut Context, subresource: Option<&str>) -> 
         let metadata = metadata_mut(&mut object);
         metadata.shift_remove("resourceVersion");
         metadata.insert("name".to_owned(), Value::from(context.info.name.clone()));
-        let bytes = create_object(
-            &context.api,
-            &context.identity,
-            resource,
-            &namespace,
-            object,
-            dry_run,
-        )
-        .await?;
+        let bytes =
+            create_object(&context.api, &context.identity, resource, &namespace, object, dry_run).await?;
         return object_reply(context, StatusCode::CREATED, bytes);
     }
     if text(&object, "/metadata/resourceVersion").is_empty() && !allows_unconditional(resource) {
@@ -60,17 +53,8 @@ pub(crate) async fn update(context: &mut Context, subresource: Option<&str>) -> 
         };
         return Err(status::invalid(resource, &context.info.name, &[error]));
     }
-    let target = Target {
-        resource,
-        key: &key,
-        name: &context.info.name,
-        subresource,
-        dry_run,
-    };
-    let bytes = update_object(&context.api, &context.identity, target, &mut |_| {
-        Ok(object.clone())
-    })
-    .await?;
+    let target = Target { resource, key: &key, name: &context.info.name, subresource, dry_run };
+    let bytes = update_object(&context.api, &context.identity, target, &mut |_| Ok(object.clone())).await?;
     object_reply(context, StatusCode::OK, bytes)
 }
 
@@ -119,10 +103,8 @@ pub(crate) async fn update_object(
     let mut tries = CONFLICT_TRIES;
     loop {
         tries -= 1;
-        let entry = api
-            .cache
-            .get(target.key)
-            .ok_or_else(|| status::not_found(target.resource, target.name))?;
+        let entry =
+            api.cache.get(target.key).ok_or_else(|| status::not_found(target.resource, target.name))?;
         let mut old = parse(&entry);
         target.resource.from_storage(&mut old);
         let new = mutate(&old)?;
@@ -149,13 +131,7 @@ async fn store_changed(
     old: &Value,
     mut new: Value,
 ) -> Result<Bytes, ApiError> {
-    let Target {
-        resource,
-        key,
-        name,
-        subresource,
-        dry_run,
-    } = target;
+    let Target { resource, key, name, subresource, dry_run } = target;
     keep_server_fields(resource, &mut new, old, name)?;
     resource.default(&mut new);
     resource.prepare_update(&mut new, old, subresource);
@@ -171,15 +147,7 @@ async fn store_changed(
     if same(&new, old) {
         return Ok(bytes_of(resource, entry));
     }
-    commit(
-        api,
-        resource,
-        key,
-        Condition::At(entry.mod_revision),
-        &new,
-        dry_run,
-    )
-    .await
+    commit(api, resource, key, Condition::At(entry.mod_revision), &new, dry_run).await
 }
 
 /// The update took away the last finalizer of an object that is being deleted.
@@ -188,11 +156,7 @@ async fn remove(api: &Api, target: Target<'_>, entry: &Entry) -> Result<Bytes, A
     if target.dry_run {
         return Ok(bytes);
     }
-    let write = Write {
-        key: entry.key.clone(),
-        condition: Condition::At(entry.mod_revision),
-        object: None,
-    };
+    let write = Write { key: entry.key.clone(), condition: Condition::At(entry.mod_revision), object: None };
     match api.store.write(write).await {
         Ok(revision) => {
             api.cache.wait_for(revision).await;
@@ -205,16 +169,9 @@ async fn remove(api: &Api, target: Target<'_>, entry: &Entry) -> Result<Bytes, A
 
 /// Whether nothing keeps a deleted object any more.
 pub(super) fn is_finished(resource: &Resource, object: &Value) -> bool {
-    let empty = |pointer: &str| {
-        object
-            .pointer(pointer)
-            .and_then(Value::as_array)
-            .is_none_or(Vec::is_empty)
-    };
-    let grace = object
-        .pointer("/metadata/deletionGracePeriodSeconds")
-        .and_then(Value::as_i64)
-        .unwrap_or_default();
+    let empty = |pointer: &str| object.pointer(pointer).and_then(Value::as_array).is_none_or(Vec::is_empty);
+    let grace =
+        object.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or_default();
     let namespace = resource.group.is_empty() && resource.plural == "namespaces";
     object.pointer("/metadata/deletionTimestamp").is_some()
         && grace == 0
@@ -234,14 +191,7 @@ fn keep_server_fields(resource: &Resource, new: &mut Value, old: &Value, name: &
     for key in ["managedFields", "selfLink"] {
         metadata.shift_remove(key);
     }
-    for key in [
-        "name",
-        "namespace",
-        "uid",
-        "creationTimestamp",
-        "generation",
-        "generateName",
-    ] {
+    for key in ["name", "namespace", "uid", "creationTimestamp", "generation", "generateName"] {
         if let Some(value) = old.pointer(&format!("/metadata/{key}"))
             && (key != "generateName" || !metadata.contains_key(key))
         {

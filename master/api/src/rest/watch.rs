@@ -39,22 +39,13 @@ pub(crate) async fn watch(context: &Context) -> Result<Reply, ApiError> {
     if let Some(revision) = revision.filter(|revision| *revision > 0) {
         wait_for(context, revision).await?;
     }
-    let seconds = context
-        .query
-        .number("timeoutSeconds")
-        .map_err(status::bad_request)?;
-    let seconds = match seconds
-        .and_then(|seconds| u64::try_from(seconds).ok())
-        .filter(|seconds| *seconds > 0)
+    let seconds = context.query.number("timeoutSeconds").map_err(status::bad_request)?;
+    let seconds = match seconds.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0)
     {
         Some(seconds) => seconds,
         None => MIN_REQUEST_SECONDS + rand::rng().random_range(0..MIN_REQUEST_SECONDS),
     };
-    let writer = Writer {
-        resource: context.resource,
-        shape: format.shape,
-        include,
-    };
+    let writer = Writer { resource: context.resource, shape: format.shape, include };
     let opened = open(context, &selection, revision, initial);
     let (first, watch) = match opened {
         Ok(opened) => opened,
@@ -95,11 +86,7 @@ fn wants_initial_events(
     bookmarks: bool,
 ) -> Result<bool, ApiError> {
     let matching = context.query.get("resourceVersionMatch");
-    let forbidden = |text: &str| {
-        Err(status::bad_request(format!(
-            "resourceVersionMatch: Forbidden: {text}"
-        )))
-    };
+    let forbidden = |text: &str| Err(status::bad_request(format!("resourceVersionMatch: Forbidden: {text}")));
     if context.query.get("sendInitialEvents").is_none() {
         if matching.is_some() {
             return forbidden(
@@ -133,34 +120,18 @@ fn open(
         // Cheap refusals happen in the dispatcher, so that a queue only holds what its watcher wants.
         Arc::new(move |change: &Change| {
             selection.matches(&change.entry)
-                || change
-                    .previous
-                    .as_deref()
-                    .is_some_and(|previous| selection.matches(previous))
+                || change.previous.as_deref().is_some_and(|previous| selection.matches(previous))
         })
     };
     if initial {
         let matches = |entry: &Entry| selection.matches(entry);
-        let request = PageRequest {
-            at: At::Now,
-            prefix: &prefix,
-            start: "",
-            limit: 0,
-            matches: &matches,
-        };
-        let (page, watch) = context
-            .api
-            .cache
-            .list_and_watch(&request, filter)
-            .map_err(|reason| expired(&reason))?;
+        let request = PageRequest { at: At::Now, prefix: &prefix, start: "", limit: 0, matches: &matches };
+        let (page, watch) =
+            context.api.cache.list_and_watch(&request, filter).map_err(|reason| expired(&reason))?;
         return Ok((page.entries, watch));
     }
     let since = revision.filter(|revision| *revision > 0);
-    let watch = context
-        .api
-        .cache
-        .watch(&prefix, since, filter)
-        .map_err(|reason| expired(&reason))?;
+    let watch = context.api.cache.watch(&prefix, since, filter).map_err(|reason| expired(&reason))?;
     Ok((Vec::new(), watch))
 }
 
@@ -184,11 +155,7 @@ impl Writer {
             Shape::Table => {
                 let object = object_of(self.resource, entry);
                 let metadata = json!({"resourceVersion": entry.mod_revision.to_string()});
-                let table = table(
-                    self.resource,
-                    metadata,
-                    vec![row(self.resource, &object, self.include)],
-                );
+                let table = table(self.resource, metadata, vec![row(self.resource, &object, self.include)]);
                 out.extend_from_slice(table.to_string().as_bytes());
             }
         }
@@ -213,11 +180,7 @@ impl Writer {
                 table(self.resource, list, vec![json!({"cells": [], "object": object})])
             }
         };
-        out.extend_from_slice(
-            json!({"type": "BOOKMARK", "object": object})
-                .to_string()
-                .as_bytes(),
-        );
+        out.extend_from_slice(json!({"type": "BOOKMARK", "object": object}).to_string().as_bytes());
         out.push(b'\n');
     }
 }
@@ -292,10 +255,7 @@ impl Stream {
 
     /// An object may enter or leave the selection: for the watcher that is its beginning and its end.
     fn write(&self, out: &mut Vec<u8>, change: &Change) {
-        let before = change
-            .previous
-            .as_deref()
-            .filter(|previous| self.selection.matches(previous));
+        let before = change.previous.as_deref().filter(|previous| self.selection.matches(previous));
         let after = self.selection.matches(&change.entry) && change.kind != ChangeKind::Deleted;
         match (before, after) {
             (None, true) => self.writer.event(out, "ADDED", &change.entry),
@@ -304,8 +264,7 @@ impl Stream {
                 self.writer.event(out, "DELETED", &change.entry)
             }
             (Some(previous), false) => {
-                self.writer
-                    .event(out, "DELETED", &previous.at_revision(change.revision()))
+                self.writer.event(out, "DELETED", &previous.at_revision(change.revision()))
             }
             (None, false) => {}
         }

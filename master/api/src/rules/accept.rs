@@ -32,10 +32,7 @@ pub(crate) struct Media<'a> {
 
 impl Media<'_> {
     pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
-        self.parameters
-            .iter()
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| *value)
+        self.parameters.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
     }
 }
 
@@ -49,15 +46,9 @@ pub(crate) fn parse(header: &str) -> Vec<Media<'_>> {
             let mut parts = element.split(';').map(str::trim);
             let essence = parts.next().unwrap_or_default();
             let parameters: Vec<_> = parts.filter_map(|part| part.split_once('=')).collect();
-            let quality = parameters
-                .iter()
-                .find(|(key, _)| *key == "q")
-                .and_then(|(_, value)| value.parse().ok());
-            Media {
-                essence,
-                parameters,
-                quality: quality.unwrap_or(1.0),
-            }
+            let quality =
+                parameters.iter().find(|(key, _)| *key == "q").and_then(|(_, value)| value.parse().ok());
+            Media { essence, parameters, quality: quality.unwrap_or(1.0) }
         })
         .collect();
     media.sort_by(|one, other| other.quality.total_cmp(&one.quality));
@@ -69,29 +60,25 @@ pub(crate) fn negotiate(header: Option<&str>, streaming: bool) -> Option<Format>
     let Some(header) = header.filter(|header| !header.trim().is_empty()) else {
         return Some(Format::default());
     };
-    parse(header)
-        .iter()
-        .filter(|media| media.quality > 0.0)
-        .find_map(|media| {
-            let yaml = match media.essence {
-                "application/json" | "*/*" | "application/*" => false,
-                "application/yaml" if !streaming => true,
-                _ => return None,
-            };
-            let shape = match media.parameter("as") {
-                None => Shape::Object,
-                Some(kind) => {
-                    let known =
-                        media.parameter("g") == Some("meta.k8s.io") && media.parameter("v") == Some("v1");
-                    match kind {
-                        "Table" if known => Shape::Table,
-                        "PartialObjectMetadata" | "PartialObjectMetadataList" if known => Shape::Partial,
-                        _ => return None,
-                    }
+    parse(header).iter().filter(|media| media.quality > 0.0).find_map(|media| {
+        let yaml = match media.essence {
+            "application/json" | "*/*" | "application/*" => false,
+            "application/yaml" if !streaming => true,
+            _ => return None,
+        };
+        let shape = match media.parameter("as") {
+            None => Shape::Object,
+            Some(kind) => {
+                let known = media.parameter("g") == Some("meta.k8s.io") && media.parameter("v") == Some("v1");
+                match kind {
+                    "Table" if known => Shape::Table,
+                    "PartialObjectMetadata" | "PartialObjectMetadataList" if known => Shape::Partial,
+                    _ => return None,
                 }
-            };
-            Some(Format { shape, yaml })
-        })
+            }
+        };
+        Some(Format { shape, yaml })
+    })
 }
 
 /// The version of aggregated discovery that the client prefers over the legacy documents, if any.
@@ -116,41 +103,20 @@ mod tests {
     #[test]
     fn formats() {
         let object = Some(Format::default());
-        let table = Some(Format {
-            shape: Shape::Table,
-            yaml: false,
-        });
-        let partial = Some(Format {
-            shape: Shape::Partial,
-            yaml: false,
-        });
+        let table = Some(Format { shape: Shape::Table, yaml: false });
+        let partial = Some(Format { shape: Shape::Partial, yaml: false });
         let cases = [
             (None, object),
             (Some("*/*"), object),
             (Some("application/json"), object),
-            (
-                Some("application/json;as=Table;v=v1;g=meta.k8s.io,application/json"),
-                table,
-            ),
-            (
-                Some("application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json"),
-                object,
-            ),
-            (
-                Some("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"),
-                partial,
-            ),
-            (
-                Some("application/vnd.kubernetes.protobuf,application/json"),
-                object,
-            ),
+            (Some("application/json;as=Table;v=v1;g=meta.k8s.io,application/json"), table),
+            (Some("application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json"), object),
+            (Some("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"), partial),
+            (Some("application/vnd.kubernetes.protobuf,application/json"), object),
             (Some("application/vnd.kubernetes.protobuf"), None),
             (
                 Some("application/json;q=0.1, application/yaml"),
-                Some(Format {
-                    shape: Shape::Object,
-                    yaml: true,
-                }),
+                Some(Format { shape: Shape::Object, yaml: true }),
             ),
             (Some("application/json;as=Table;v=v1;g=example.com"), None),
         ];

@@ -10,19 +10,12 @@ use ipnet::Ipv4Net;
 pub(crate) fn free_address(range: Ipv4Net, used: &HashSet<Ipv4Addr>, random: u32) -> Option<Ipv4Addr> {
     let network = u32::from(range.network());
     // Neither the network address nor the broadcast address.
-    let last = u32::from(range.broadcast())
-        .checked_sub(network)?
-        .checked_sub(1)?;
+    let last = u32::from(range.broadcast()).checked_sub(network)?.checked_sub(1)?;
     let size = last + 1;
     let band = (size / 16).clamp(16, 256).min(size / 2);
-    let upper = pick(band.max(1), last, random, |offset| {
-        !used.contains(&Ipv4Addr::from(network + offset))
-    });
-    let chosen = upper.or_else(|| {
-        pick(1, band, random, |offset| {
-            !used.contains(&Ipv4Addr::from(network + offset))
-        })
-    });
+    let upper = pick(band.max(1), last, random, |offset| !used.contains(&Ipv4Addr::from(network + offset)));
+    let chosen =
+        upper.or_else(|| pick(1, band, random, |offset| !used.contains(&Ipv4Addr::from(network + offset))));
     chosen.map(|offset| Ipv4Addr::from(network + offset))
 }
 
@@ -43,9 +36,7 @@ fn pick(first: u32, last: u32, random: u32, is_free: impl Fn(u32) -> bool) -> Op
         return None;
     }
     let size = last - first + 1;
-    (0..size)
-        .map(|step| first + (random % size + step) % size)
-        .find(|candidate| is_free(*candidate))
+    (0..size).map(|step| first + (random % size + step) % size).find(|candidate| is_free(*candidate))
 }
 
 #[cfg(test)]

@@ -43,15 +43,9 @@ pub(crate) fn may_path(identity: &Identity, verb: &str, path: &str) -> bool {
         return true;
     }
     let read = matches!(verb, "get" | "head");
-    let open = |prefix: &str| {
-        path == prefix
-            || path
-                .strip_prefix(prefix)
-                .is_some_and(|rest| rest.starts_with('/'))
-    };
-    let everybody = ["/healthz", "/livez", "/readyz", "/version"]
-        .into_iter()
-        .any(open);
+    let open =
+        |prefix: &str| path == prefix || path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
+    let everybody = ["/healthz", "/livez", "/readyz", "/version"].into_iter().any(open);
     let members = ["/api", "/apis", "/openapi"].into_iter().any(open);
     read && (everybody || (members && identity.is_in(AUTHENTICATED)))
 }
@@ -61,10 +55,8 @@ fn is_self_review(asked: &Attributes<'_>) -> bool {
         && asked.subresource.is_empty()
         && matches!(
             (asked.group, asked.resource),
-            (
-                "authorization.k8s.io",
-                "selfsubjectaccessreviews" | "selfsubjectrulesreviews"
-            ) | ("authentication.k8s.io", "selfsubjectreviews")
+            ("authorization.k8s.io", "selfsubjectaccessreviews" | "selfsubjectrulesreviews")
+                | ("authentication.k8s.io", "selfsubjectreviews")
         )
 }
 
@@ -151,15 +143,7 @@ mod tests {
         let (full, subresource) = full.split_once('/').unwrap_or((full, ""));
         let (resource, group) = full.split_once('.').unwrap_or((full, ""));
         let (namespace, name) = words.next().unwrap_or("/").split_once('/').unwrap();
-        Attributes {
-            verb,
-            group,
-            resource,
-            subresource,
-            namespace,
-            name,
-            node_name: words.next(),
-        }
+        Attributes { verb, group, resource, subresource, namespace, name, node_name: words.next() }
     }
 
     #[test]
@@ -217,16 +201,8 @@ mod tests {
         for (text, for_network, for_account) in table {
             assert!(may(&root, &asked(text), &World));
             assert!(!may(&Identity::anonymous(), &asked(text), &World));
-            assert_eq!(
-                may(&network, &asked(text), &World),
-                for_network,
-                "network: {text}"
-            );
-            assert_eq!(
-                may(&account, &asked(text), &World),
-                for_account,
-                "account: {text}"
-            );
+            assert_eq!(may(&network, &asked(text), &World), for_network, "network: {text}");
+            assert_eq!(may(&account, &asked(text), &World), for_account, "account: {text}");
         }
         for (path, anonymous, known) in [
             ("/livez", true, true),

@@ -41,10 +41,7 @@ pub(crate) fn describe(resource: &Resource, object: &Value) -> Meta {
 fn pod_references(pod: &Value) -> Vec<String> {
     let mut found = Vec::new();
     let account = text(pod, "/spec/serviceAccountName");
-    found.push(format!(
-        "serviceaccounts/{}",
-        if account.is_empty() { "default" } else { account }
-    ));
+    found.push(format!("serviceaccounts/{}", if account.is_empty() { "default" } else { account }));
     let Some(spec) = pod.get("spec") else { return found };
     for secret in list(spec, "imagePullSecrets") {
         add(&mut found, "secrets", text(secret, "/name"));
@@ -52,12 +49,7 @@ fn pod_references(pod: &Value) -> Vec<String> {
     for volume in list(spec, "volumes") {
         add(&mut found, "secrets", text(volume, "/secret/secretName"));
         add(&mut found, "configmaps", text(volume, "/configMap/name"));
-        for source in volume
-            .pointer("/projected/sources")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-        {
+        for source in volume.pointer("/projected/sources").and_then(Value::as_array).into_iter().flatten() {
             add(&mut found, "secrets", text(source, "/secret/name"));
             add(&mut found, "configmaps", text(source, "/configMap/name"));
         }
@@ -65,16 +57,8 @@ fn pod_references(pod: &Value) -> Vec<String> {
     for kind in ["containers", "initContainers", "ephemeralContainers"] {
         for container in list(spec, kind) {
             for variable in list(container, "env") {
-                add(
-                    &mut found,
-                    "secrets",
-                    text(variable, "/valueFrom/secretKeyRef/name"),
-                );
-                add(
-                    &mut found,
-                    "configmaps",
-                    text(variable, "/valueFrom/configMapKeyRef/name"),
-                );
+                add(&mut found, "secrets", text(variable, "/valueFrom/secretKeyRef/name"));
+                add(&mut found, "configmaps", text(variable, "/valueFrom/configMapKeyRef/name"));
             }
             for source in list(container, "envFrom") {
                 add(&mut found, "secrets", text(source, "/secretRef/name"));
@@ -86,11 +70,7 @@ fn pod_references(pod: &Value) -> Vec<String> {
 }
 
 fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
-    value
-        .get(key)
-        .and_then(Value::as_array)
-        .map(Vec::as_slice)
-        .unwrap_or_default()
+    value.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
 fn add(found: &mut Vec<String>, kind: &str, name: &str) {
@@ -102,27 +82,18 @@ fn add(found: &mut Vec<String>, kind: &str, name: &str) {
 
 /// What a Service takes from the shared ranges: `ip/10.96.0.1`, `port/30080/TCP`.
 fn service_references(service: &Value) -> Vec<String> {
-    let mut found: Vec<String> = cluster_addresses(service)
-        .into_iter()
-        .map(|address| format!("ip/{address}"))
-        .collect();
+    let mut found: Vec<String> =
+        cluster_addresses(service).into_iter().map(|address| format!("ip/{address}")).collect();
     let Some(spec) = service.get("spec") else {
         return found;
     };
     for port in list(spec, "ports") {
-        if let Some(number) = port
-            .get("nodePort")
-            .and_then(Value::as_u64)
-            .filter(|number| *number > 0)
-        {
+        if let Some(number) = port.get("nodePort").and_then(Value::as_u64).filter(|number| *number > 0) {
             let protocol = port.get("protocol").and_then(Value::as_str).unwrap_or("TCP");
             found.push(format!("port/{number}/{protocol}"));
         }
     }
-    if let Some(number) = spec
-        .get("healthCheckNodePort")
-        .and_then(Value::as_u64)
-        .filter(|number| *number > 0)
+    if let Some(number) = spec.get("healthCheckNodePort").and_then(Value::as_u64).filter(|number| *number > 0)
     {
         found.push(format!("port/{number}/TCP"));
     }
@@ -133,12 +104,7 @@ fn service_references(service: &Value) -> Vec<String> {
 pub(crate) fn cluster_addresses(service: &Value) -> Vec<&str> {
     let first = text(service, "/spec/clusterIP");
     let mut addresses = vec![first];
-    for address in service
-        .pointer("/spec/clusterIPs")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-    {
+    for address in service.pointer("/spec/clusterIPs").and_then(Value::as_array).into_iter().flatten() {
         let address = address.as_str().unwrap_or_default();
         if !addresses.contains(&address) {
             addresses.push(address);

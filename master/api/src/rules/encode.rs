@@ -13,10 +13,7 @@ const DROPPED: [&str; 3] = ["resourceVersion", "managedFields", "selfLink"];
 pub(crate) fn encode(api_version: &str, kind: &str, object: &Value) -> Encoded {
     let empty = Map::new();
     let object = object.as_object().unwrap_or(&empty);
-    let metadata = object
-        .get("metadata")
-        .and_then(Value::as_object)
-        .unwrap_or(&empty);
+    let metadata = object.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
     let mut out = Vec::with_capacity(1024);
     out.extend_from_slice(b"{\"kind\":");
     put(&mut out, &Value::from(kind));
@@ -46,10 +43,7 @@ pub(crate) fn encode(api_version: &str, kind: &str, object: &Value) -> Encoded {
         }
     }
     out.push(b'}');
-    Encoded {
-        bytes: Bytes::from(out),
-        revision_at,
-    }
+    Encoded { bytes: Bytes::from(out), revision_at }
 }
 
 fn put_member(out: &mut Vec<u8>, key: &str, value: &Value) {
@@ -120,10 +114,7 @@ pub(crate) fn metadata_mut(object: &mut Value) -> &mut Map<String, Value> {
 
 /// The text at a pointer; empty when there is none.
 pub(crate) fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object
-        .pointer(pointer)
-        .and_then(Value::as_str)
-        .unwrap_or_default()
+    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -27,11 +27,8 @@ pub(crate) enum Route {
 
 /// Sorts a request. `name_field` is what a field selector demands of `metadata.name`: it makes a list a request for one name.
 pub(crate) fn route(method: &str, path: &str, query: &Query, name_field: Option<&str>) -> Route {
-    let segments: Vec<String> = path
-        .trim_matches('/')
-        .split('/')
-        .map(|segment| decode(segment, false))
-        .collect();
+    let segments: Vec<String> =
+        path.trim_matches('/').split('/').map(|segment| decode(segment, false)).collect();
     let (group, version, mut rest) = match segments.iter().map(String::as_str).collect::<Vec<_>>().as_slice()
     {
         ["api", version, ..] if segments.len() > 2 => (String::new(), (*version).to_owned(), &segments[2..]),
@@ -45,19 +42,13 @@ pub(crate) fn route(method: &str, path: &str, query: &Query, name_field: Option<
         watch = true;
         rest = &rest[1..];
     }
-    let mut info = RequestInfo {
-        group,
-        version,
-        ..RequestInfo::default()
-    };
+    let mut info = RequestInfo { group, version, ..RequestInfo::default() };
     if rest[0] == "namespaces" {
         if let Some(namespace) = rest.get(1) {
             info.namespace.clone_from(namespace);
         }
         // namespaces/NAME and its own subresources are about the namespace itself.
-        let below = rest
-            .get(2)
-            .is_some_and(|next| !matches!(next.as_str(), "status" | "finalize"));
+        let below = rest.get(2).is_some_and(|next| !matches!(next.as_str(), "status" | "finalize"));
         if below {
             rest = &rest[2..];
         }
@@ -96,36 +87,11 @@ mod tests {
         let table = [
             ("GET", "/api/v1/pods", "", "list  v1   pods  "),
             ("GET", "/api/v1/namespaces/a/pods", "", "list  v1 a  pods  "),
-            (
-                "GET",
-                "/api/v1/namespaces/a/pods?watch=1",
-                "watch=1",
-                "watch  v1 a  pods  ",
-            ),
-            (
-                "GET",
-                "/api/v1/watch/namespaces/a/pods/x",
-                "",
-                "watch  v1 a x pods  ",
-            ),
-            (
-                "GET",
-                "/api/v1/namespaces/a/pods/x/log",
-                "",
-                "get  v1 a x pods log ",
-            ),
-            (
-                "GET",
-                "/api/v1/namespaces/a/pods/x/log",
-                "watch=true",
-                "get  v1 a x pods log ",
-            ),
-            (
-                "PUT",
-                "/api/v1/namespaces/a/finalize",
-                "",
-                "update  v1 a a namespaces finalize ",
-            ),
+            ("GET", "/api/v1/namespaces/a/pods?watch=1", "watch=1", "watch  v1 a  pods  "),
+            ("GET", "/api/v1/watch/namespaces/a/pods/x", "", "watch  v1 a x pods  "),
+            ("GET", "/api/v1/namespaces/a/pods/x/log", "", "get  v1 a x pods log "),
+            ("GET", "/api/v1/namespaces/a/pods/x/log", "watch=true", "get  v1 a x pods log "),
+            ("PUT", "/api/v1/namespaces/a/finalize", "", "update  v1 a a namespaces finalize "),
             ("GET", "/api/v1/namespaces/a", "", "get  v1 a a namespaces  "),
             ("GET", "/api/v1/namespaces", "", "list  v1   namespaces  "),
             (
@@ -134,18 +100,8 @@ mod tests {
                 "",
                 "deletecollection coordination.k8s.io v1 a  leases  ",
             ),
-            (
-                "PATCH",
-                "/api/v1/nodes/n/status",
-                "",
-                "patch  v1  n nodes status ",
-            ),
-            (
-                "GET",
-                "/api/v1/nodes/n/proxy/logs/x",
-                "",
-                "get  v1  n nodes proxy logs/x",
-            ),
+            ("PATCH", "/api/v1/nodes/n/status", "", "patch  v1  n nodes status "),
+            ("GET", "/api/v1/nodes/n/proxy/logs/x", "", "get  v1  n nodes proxy logs/x"),
             (
                 "POST",
                 "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
@@ -170,22 +126,10 @@ mod tests {
             ];
             assert_eq!(text.join(" "), expected, "{method} {path}");
         }
-        for path in [
-            "/",
-            "/api",
-            "/api/v1",
-            "/apis",
-            "/apis/apps",
-            "/apis/apps/v1",
-            "/healthz",
-            "/version",
-            "//",
-        ] {
-            assert_eq!(
-                route("GET", path, &Query::default(), None),
-                Route::Other,
-                "{path}"
-            );
+        for path in
+            ["/", "/api", "/api/v1", "/apis", "/apis/apps", "/apis/apps/v1", "/healthz", "/version", "//"]
+        {
+            assert_eq!(route("GET", path, &Query::default(), None), Route::Other, "{path}");
         }
     }
 }

@@ -135,12 +135,7 @@ fn parts(message: &str) -> Option<&'static [Field]> {
             (3, "orphanDependents", Flag, false),
             (4, "propagationPolicy", Text, false),
             (5, "dryRun", Text, true),
-            (
-                6,
-                "ignoreStoreReadErrorWithClusterBreakingPotential",
-                Skipped,
-                false,
-            ),
+            (6, "ignoreStoreReadErrorWithClusterBreakingPotential", Skipped, false),
         ],
         "Preconditions" => &[(1, "uid", Text, false), (2, "resourceVersion", Text, false)],
         "LeaseSpec" => &[
@@ -153,9 +148,7 @@ fn parts(message: &str) -> Option<&'static [Field]> {
             (7, "preferredHolder", Text, false),
         ],
         other => {
-            return services(other)
-                .or_else(|| events(other))
-                .or_else(|| reviews(other));
+            return services(other).or_else(|| events(other)).or_else(|| reviews(other));
         }
     })
 }
@@ -276,15 +269,10 @@ fn reviews(message: &str) -> Option<&'static [Field]> {
             (8, "fieldSelector", Message("SelectorAttributes"), false),
             (9, "labelSelector", Message("SelectorAttributes"), false),
         ],
-        "SelectorAttributes" => &[
-            (1, "rawSelector", Text, false),
-            (2, "requirements", Message("Requirement"), true),
-        ],
-        "Requirement" => &[
-            (1, "key", Text, false),
-            (2, "operator", Text, false),
-            (3, "values", Text, true),
-        ],
+        "SelectorAttributes" => {
+            &[(1, "rawSelector", Text, false), (2, "requirements", Message("Requirement"), true)]
+        }
+        "Requirement" => &[(1, "key", Text, false), (2, "operator", Text, false), (3, "values", Text, true)],
         _ => return None,
     })
 }
@@ -300,9 +288,7 @@ pub(crate) enum Refusal {
 
 /// The object in a body; apiVersion and kind are those of the envelope.
 pub(crate) fn decode(body: &[u8]) -> Result<Value, Refusal> {
-    let envelope = body
-        .strip_prefix(MAGIC)
-        .ok_or(Refusal::Malformed("it does not start with k8s\\0"))?;
+    let envelope = body.strip_prefix(MAGIC).ok_or(Refusal::Malformed("it does not start with k8s\\0"))?;
     let (mut type_meta, mut raw): (&[u8], &[u8]) = (&[], &[]);
     for item in Items(envelope) {
         match item? {
@@ -317,16 +303,10 @@ pub(crate) fn decode(body: &[u8]) -> Result<Value, Refusal> {
             words.insert(number, text(bytes)?);
         }
     }
-    let (api_version, kind) = (
-        words.remove(&1).unwrap_or_default(),
-        words.remove(&2).unwrap_or_default(),
-    );
+    let (api_version, kind) = (words.remove(&1).unwrap_or_default(), words.remove(&2).unwrap_or_default());
     // Options are of every group.
-    let name = if kind == "DeleteOptions" {
-        "v1 DeleteOptions".to_owned()
-    } else {
-        format!("{api_version} {kind}")
-    };
+    let name =
+        if kind == "DeleteOptions" { "v1 DeleteOptions".to_owned() } else { format!("{api_version} {kind}") };
     let mut object = message(&name, raw, 0)?;
     object.insert("apiVersion".to_owned(), Value::from(api_version));
     object.insert("kind".to_owned(), Value::from(kind));
@@ -349,9 +329,7 @@ fn message(name: &str, bytes: &[u8], depth: usize) -> Result<Map<String, Value>,
             (TextMap | BytesMap, Wire::Bytes(bytes)) => {
                 let (map_key, value) = entry(bytes, matches!(kind, BytesMap))?;
                 let map = object.entry(*key).or_insert_with(|| Value::Object(Map::new()));
-                map.as_object_mut()
-                    .expect("a map field is only ever made an object")
-                    .insert(map_key, value);
+                map.as_object_mut().expect("a map field is only ever made an object").insert(map_key, value);
             }
             (_, wire) => {
                 let Some(value) = value(*kind, wire, *repeated, depth)? else {
@@ -359,9 +337,7 @@ fn message(name: &str, bytes: &[u8], depth: usize) -> Result<Map<String, Value>,
                 };
                 if *repeated {
                     let list = object.entry(*key).or_insert_with(|| Value::Array(Vec::new()));
-                    list.as_array_mut()
-                        .expect("a repeated field is only ever made an array")
-                        .push(value);
+                    list.as_array_mut().expect("a repeated field is only ever made an array").push(value);
                 } else {
                     object.insert((*key).to_owned(), value);
                 }
@@ -401,11 +377,7 @@ fn time(bytes: &[u8]) -> Result<Option<Value>, Refusal> {
     let Some(seconds) = seconds else { return Ok(None) };
     let time =
         jiff::Timestamp::new(seconds, nanos).map_err(|_| Refusal::Malformed("a time is out of range"))?;
-    let format = if nanos == 0 {
-        "%Y-%m-%dT%H:%M:%SZ"
-    } else {
-        "%Y-%m-%dT%H:%M:%S.%6fZ"
-    };
+    let format = if nanos == 0 { "%Y-%m-%dT%H:%M:%SZ" } else { "%Y-%m-%dT%H:%M:%S.%6fZ" };
     Ok(Some(Value::from(time.strftime(format).to_string())))
 }
 
@@ -420,11 +392,7 @@ fn number_or_text(bytes: &[u8]) -> Result<Option<Value>, Refusal> {
         }
     }
     // The zero value is what Go writes for an absent port.
-    Ok(if is_text {
-        Some(Value::from(word))
-    } else {
-        (number != 0).then(|| Value::from(number))
-    })
+    Ok(if is_text { Some(Value::from(word)) } else { (number != 0).then(|| Value::from(number)) })
 }
 
 fn entry(bytes: &[u8], binary: bool) -> Result<(String, Value), Refusal> {
@@ -436,14 +404,7 @@ fn entry(bytes: &[u8], binary: bool) -> Result<(String, Value), Refusal> {
             _ => {}
         }
     }
-    Ok((
-        text(key)?,
-        if binary {
-            base64(value)
-        } else {
-            Value::from(text(value)?)
-        },
-    ))
+    Ok((text(key)?, if binary { base64(value) } else { Value::from(text(value)?) }))
 }
 
 fn base64(bytes: &[u8]) -> Value {
@@ -531,13 +492,7 @@ mod tests {
     #[test]
     fn numbers_times_maps_and_ports() {
         let port = b"\n\x04http\x18\x50\x22\x04\x08\0\x10\x50\x28\0";
-        let spec = [
-            &b"\x0a"[..],
-            &[port.len() as u8],
-            port,
-            b"\x12\x08\n\x03app\x12\x01x",
-        ]
-        .concat();
+        let spec = [&b"\x0a"[..], &[port.len() as u8], port, b"\x12\x08\n\x03app\x12\x01x"].concat();
         let read = message("ServiceSpec", &spec, 0).unwrap();
         assert_eq!(
             Value::Object(read),
@@ -553,10 +508,7 @@ mod tests {
     fn what_is_not_known_is_refused_whole() {
         let pod = b"k8s\0\n\x09\n\x02v1\x12\x03Pod\x12\0";
         assert_eq!(decode(pod), Err(Refusal::Unsupported("v1 Pod".to_owned())));
-        assert!(matches!(
-            message("Named", b"\x12\x01x", 0),
-            Err(Refusal::Unsupported(_))
-        ));
+        assert!(matches!(message("Named", b"\x12\x01x", 0), Err(Refusal::Unsupported(_))));
         assert!(matches!(decode(b"{}"), Err(Refusal::Malformed(_))));
         assert!(matches!(decode(b"k8s\0\n\x20x"), Err(Refusal::Malformed(_))));
     }

@@ -24,19 +24,12 @@ impl Query {
 
     /// All values of a parameter.
     pub(crate) fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0
-            .iter()
-            .filter(move |(name, _)| name == key)
-            .map(|(_, value)| value.as_str())
+        self.0.iter().filter(move |(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
     /// A boolean as Kubernetes decodes it: present and empty is true, `false` and `0` are false, anything else is true.
     pub(crate) fn flag(&self, key: &str) -> bool {
-        let value = self
-            .0
-            .iter()
-            .find(|(name, _)| name == key)
-            .map(|(_, value)| value.as_str());
+        let value = self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
         value.is_some_and(|value| !matches!(value.to_ascii_lowercase().as_str(), "false" | "0"))
     }
 
@@ -84,9 +77,7 @@ pub(crate) fn decode(text: &str, plus_is_space: bool) -> String {
 }
 
 fn hex(byte: u8) -> Option<u8> {
-    char::from(byte)
-        .to_digit(16)
-        .and_then(|digit| u8::try_from(digit).ok())
+    char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
 /// Percent encoding of everything that is not unreserved (RFC 3986 section 2.3).

@@ -21,33 +21,18 @@ pub(super) async fn bind(context: &mut Context) -> Result<Reply, ApiError> {
     }
     let node = text(&binding, "/target/name").to_owned();
     if node.is_empty() || !matches!(text(&binding, "/target/kind"), "Node" | "") {
-        return Err(status::bad_request(
-            "target: Invalid value: give kind Node and the name of the node",
-        ));
+        return Err(status::bad_request("target: Invalid value: give kind Node and the name of the node"));
     }
     let pods = core("pods");
     let key = key(pods, &context.info.namespace, &name);
     let mut tries = CONFLICT_TRIES;
     loop {
         tries -= 1;
-        let entry = context
-            .api
-            .cache
-            .get(&key)
-            .ok_or_else(|| status::not_found(pods, &name))?;
+        let entry = context.api.cache.get(&key).ok_or_else(|| status::not_found(pods, &name))?;
         let mut pod = parse(&entry);
         check(&pod, &name, &binding)?;
         assign(&mut pod, &node, &binding);
-        match commit(
-            &context.api,
-            pods,
-            &key,
-            Condition::At(entry.mod_revision),
-            &pod,
-            dry_run,
-        )
-        .await
-        {
+        match commit(&context.api, pods, &key, Condition::At(entry.mod_revision), &pod, dry_run).await {
             Ok(_) => return value_reply(context, StatusCode::CREATED, &status::success(None)),
             Err(error) if tries > 0 && error.reason() == "Conflict" => {}
             Err(error) => return Err(error),
@@ -82,13 +67,8 @@ fn check(pod: &Value, name: &str, binding: &Value) -> Result<(), ApiError> {
 
 fn assign(pod: &mut Value, node: &str, binding: &Value) {
     pod["spec"]["nodeName"] = json!(node);
-    if let Some(annotations) = binding
-        .pointer("/metadata/annotations")
-        .and_then(Value::as_object)
-    {
-        let own = metadata_mut(pod)
-            .entry("annotations")
-            .or_insert_with(|| json!({}));
+    if let Some(annotations) = binding.pointer("/metadata/annotations").and_then(Value::as_object) {
+        let own = metadata_mut(pod).entry("annotations").or_insert_with(|| json!({}));
         if let Some(own) = own.as_object_mut() {
             own.extend(annotations.clone());
         }
@@ -97,11 +77,8 @@ fn assign(pod: &mut Value, node: &str, binding: &Value) {
         "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now_text(),
         "observedGeneration": pod.pointer("/metadata/generation").cloned().unwrap_or(json!(1)),
     });
-    let mut conditions = pod
-        .pointer("/status/conditions")
-        .and_then(Value::as_array)
-        .cloned()
-        .unwrap_or_default();
+    let mut conditions =
+        pod.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
     conditions.retain(|condition| text(condition, "/type") != "PodScheduled");
     conditions.push(condition);
     pod["status"]["conditions"] = Value::Array(conditions);

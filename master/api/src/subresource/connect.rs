@@ -50,11 +50,8 @@ pub(super) async fn tunnel(context: &mut Context, method: &str) -> Result<Reply,
     }
     let path = match context.info.subresource.as_str() {
         "portforward" => {
-            let ports: Vec<(String, String)> = context
-                .query
-                .all("ports")
-                .map(|port| ("port".to_owned(), port.to_owned()))
-                .collect();
+            let ports: Vec<(String, String)> =
+                context.query.all("ports").map(|port| ("port".to_owned(), port.to_owned())).collect();
             path_of("portForward", context, None, &ports)
         }
         kind => {
@@ -74,39 +71,22 @@ pub(super) async fn tunnel(context: &mut Context, method: &str) -> Result<Reply,
 /// The kubelet's names for what PodExecOptions and PodAttachOptions say.
 fn streams(context: &Context) -> Vec<(String, String)> {
     let mut query = Vec::new();
-    for (ours, theirs) in [
-        ("stdin", "input"),
-        ("stdout", "output"),
-        ("stderr", "error"),
-        ("tty", "tty"),
-    ] {
+    for (ours, theirs) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
         if context.query.flag(ours) {
             query.push((theirs.to_owned(), "1".to_owned()));
         }
     }
-    query.extend(
-        context
-            .query
-            .all("command")
-            .map(|word| ("command".to_owned(), word.to_owned())),
-    );
+    query.extend(context.query.all("command").map(|word| ("command".to_owned(), word.to_owned())));
     query
 }
 
 fn path_of(kind: &str, context: &Context, container: Option<&str>, query: &[(String, String)]) -> String {
-    let mut path = format!(
-        "/{kind}/{}/{}",
-        encode(&context.info.namespace),
-        encode(&context.info.name)
-    );
+    let mut path = format!("/{kind}/{}/{}", encode(&context.info.namespace), encode(&context.info.name));
     if let Some(container) = container {
         path.push('/');
         path.push_str(&encode(container));
     }
-    let query: Vec<String> = query
-        .iter()
-        .map(|(key, value)| format!("{key}={}", encode(value)))
-        .collect();
+    let query: Vec<String> = query.iter().map(|(key, value)| format!("{key}={}", encode(value))).collect();
     if !query.is_empty() {
         path.push('?');
         path.push_str(&query.join("&"));
@@ -121,50 +101,25 @@ async fn send(context: &mut Context, pod: &Value, method: &str, path: &str) -> R
         ));
     };
     let address = context.api.kubelet_address(text(pod, "/spec/nodeName"))?;
-    let method = if method == "POST" {
-        http::Method::POST
-    } else {
-        http::Method::GET
-    };
-    let upgrade = context
-        .upgrade
-        .take()
-        .filter(|_| context.headers.contains_key(http::header::UPGRADE));
-    kubelets
-        .proxy(&address, method, path, &context.headers, upgrade)
-        .await
+    let method = if method == "POST" { http::Method::POST } else { http::Method::GET };
+    let upgrade = context.upgrade.take().filter(|_| context.headers.contains_key(http::header::UPGRADE));
+    kubelets.proxy(&address, method, path, &context.headers, upgrade).await
 }
 
 /// The container that the request means: named, or the only one.
 fn container(context: &Context, pod: &Value) -> Result<String, ApiError> {
     let names = |kind: &str| -> Vec<String> {
-        let list = pod
-            .pointer(&format!("/spec/{kind}"))
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten();
-        list.map(|container| text(container, "/name").to_owned())
-            .collect()
+        let list = pod.pointer(&format!("/spec/{kind}")).and_then(Value::as_array).into_iter().flatten();
+        list.map(|container| text(container, "/name").to_owned()).collect()
     };
-    let (containers, init, ephemeral) = (
-        names("containers"),
-        names("initContainers"),
-        names("ephemeralContainers"),
-    );
+    let (containers, init, ephemeral) =
+        (names("containers"), names("initContainers"), names("ephemeralContainers"));
     let name = &context.info.name;
     match context.query.get("container") {
-        Some(wanted)
-            if containers
-                .iter()
-                .chain(&init)
-                .chain(&ephemeral)
-                .any(|one| one == wanted) =>
-        {
+        Some(wanted) if containers.iter().chain(&init).chain(&ephemeral).any(|one| one == wanted) => {
             Ok(wanted.to_owned())
         }
-        Some(wanted) => Err(status::bad_request(format!(
-            "container {wanted} is not valid for pod {name}"
-        ))),
+        Some(wanted) => Err(status::bad_request(format!("container {wanted} is not valid for pod {name}"))),
         None if containers.len() == 1 => Ok(containers[0].clone()),
         None => {
             let mut text = format!(

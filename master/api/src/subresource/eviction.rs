@@ -12,20 +12,11 @@ pub(super) async fn evict(context: &mut Context) -> Result<Reply, ApiError> {
     let eviction = decode_options(context, "Eviction")?;
     let name = text(&eviction, "/metadata/name");
     if !name.is_empty() && name != context.info.name {
-        return Err(status::bad_request(
-            "name in URL does not match name in Eviction object",
-        ));
+        return Err(status::bad_request("name in URL does not match name in Eviction object"));
     }
     let mut options = DeleteOptions::from_value(eviction.get("deleteOptions").unwrap_or(&Value::Null))?;
     options.dry_run |= context.dry_run()?;
-    delete_named(
-        &context.api,
-        context.resource,
-        &context.key(),
-        &context.info.name,
-        &options,
-    )
-    .await?;
+    delete_named(&context.api, context.resource, &context.key(), &context.info.name, &options).await?;
     let mut success = status::success(None);
     success["code"] = json!(201);
     value_reply(context, StatusCode::CREATED, &success)

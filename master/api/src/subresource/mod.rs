@@ -22,10 +22,7 @@ pub(crate) async fn answer(context: &mut Context, method: &str) -> Result<Reply,
             context.resource.plural
         )));
     }
-    let known = context
-        .resource
-        .subresource(&subresource)
-        .ok_or_else(status::no_such_resource)?;
+    let known = context.resource.subresource(&subresource).ok_or_else(status::no_such_resource)?;
     match (context.resource.plural, subresource.as_str(), method) {
         ("pods", "binding", "POST") => binding::bind(context).await,
         ("pods", "eviction", "POST") => eviction::evict(context).await,

@@ -29,10 +29,7 @@ pub(super) async fn answer(context: &mut Context) -> Result<Reply, ApiError> {
         "selfsubjectreviews" => json!({"userInfo": user_info(&context.identity)}),
         "tokenreviews" => token(context, &review)?,
         _ => {
-            return Err(status::not_implemented(format!(
-                "{} is not served",
-                context.resource.plural
-            )));
+            return Err(status::not_implemented(format!("{} is not served", context.resource.plural)));
         }
     };
     if !review.get("metadata").is_some_and(Value::is_object) {
@@ -58,24 +55,16 @@ fn subject(review: &Value) -> Result<Identity, ApiError> {
             "spec.user: Required value: at least one of user or group must be specified",
         ));
     }
-    Ok(Identity {
-        user: user.to_owned(),
-        groups,
-        ..Identity::default()
-    })
+    Ok(Identity { user: user.to_owned(), groups, ..Identity::default() })
 }
 
 fn access(context: &Context, identity: &Identity, review: &Value) -> Result<Value, ApiError> {
     let spec = |pointer: &str| text(review, pointer);
-    let allowed = if let Some(asked) = review
-        .pointer("/spec/resourceAttributes")
-        .filter(|asked| asked.is_object())
+    let allowed = if let Some(asked) =
+        review.pointer("/spec/resourceAttributes").filter(|asked| asked.is_object())
     {
-        let requirements = asked
-            .pointer("/fieldSelector/requirements")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten();
+        let requirements =
+            asked.pointer("/fieldSelector/requirements").and_then(Value::as_array).into_iter().flatten();
         let node_name = requirements
             .into_iter()
             .find(|one| text(one, "/key") == "spec.nodeName" && text(one, "/operator") == "In")
@@ -90,10 +79,7 @@ fn access(context: &Context, identity: &Identity, review: &Value) -> Result<Valu
             node_name,
         };
         authorize::may(identity, &asked, &*context.api)
-    } else if review
-        .pointer("/spec/nonResourceAttributes")
-        .is_some_and(Value::is_object)
-    {
+    } else if review.pointer("/spec/nonResourceAttributes").is_some_and(Value::is_object) {
         let verb = spec("/spec/nonResourceAttributes/verb").to_ascii_lowercase();
         authorize::may_path(identity, &verb, spec("/spec/nonResourceAttributes/path"))
     } else {
@@ -125,10 +111,8 @@ fn rules(identity: &Identity) -> Value {
         "/readyz",
         "/version",
     ];
-    let incomplete = identity
-        .groups
-        .iter()
-        .any(|group| group == "system:nodes" || group == "system:orlop:network");
+    let incomplete =
+        identity.groups.iter().any(|group| group == "system:nodes" || group == "system:orlop:network");
     json!({
         "resourceRules": [
             {"verbs": ["create"], "apiGroups": ["authorization.k8s.io"], "resources": ["selfsubjectaccessreviews", "selfsubjectrulesreviews"]},
@@ -147,11 +131,8 @@ fn user_info(identity: &Identity) -> Value {
     }
     info.insert("groups".to_owned(), json!(identity.groups));
     if !identity.extra.is_empty() {
-        let extra: Map<String, Value> = identity
-            .extra
-            .iter()
-            .map(|(key, values)| (key.clone(), json!(values)))
-            .collect();
+        let extra: Map<String, Value> =
+            identity.extra.iter().map(|(key, values)| (key.clone(), json!(values))).collect();
         info.insert("extra".to_owned(), Value::Object(extra));
     }
     Value::Object(info)
@@ -160,18 +141,11 @@ fn user_info(identity: &Identity) -> Value {
 fn token(context: &Context, review: &Value) -> Result<Value, ApiError> {
     let token = text(review, "/spec/token");
     if token.is_empty() {
-        return Err(status::bad_request(
-            "token is required for TokenReview in authentication",
-        ));
+        return Err(status::bad_request("token is required for TokenReview in authentication"));
     }
-    let audiences = review
-        .pointer("/spec/audiences")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten();
-    let audiences: Vec<String> = audiences
-        .filter_map(|audience| audience.as_str().map(str::to_owned))
-        .collect();
+    let audiences = review.pointer("/spec/audiences").and_then(Value::as_array).into_iter().flatten();
+    let audiences: Vec<String> =
+        audiences.filter_map(|audience| audience.as_str().map(str::to_owned)).collect();
     Ok(match context.api.authenticate_token(token, &audiences) {
         Ok((identity, audiences)) => {
             json!({"authenticated": true, "user": user_info(&identity), "audiences": audiences})

@@ -47,17 +47,10 @@ async fn store(
     };
     let updated = update_object(&context.api, &context.identity, target, &mut |current| {
         let scale = change(&scale_of(current))?;
-        let replicas = scale
-            .pointer("/spec/replicas")
-            .and_then(Value::as_i64)
-            .unwrap_or_default();
+        let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or_default();
         if !(0..=i64::from(i32::MAX)).contains(&replicas) {
             let message = format!("Invalid value: {replicas}: must be greater than or equal to 0");
-            let error = FieldError {
-                cause: "FieldValueInvalid",
-                field: "spec.replicas".to_owned(),
-                message,
-            };
+            let error = FieldError { cause: "FieldValueInvalid", field: "spec.replicas".to_owned(), message };
             return Err(status::invalid_kind("autoscaling", "Scale", name, &[error]));
         }
         let mut new = current.clone();
@@ -71,14 +64,9 @@ async fn store(
 }
 
 fn scale_of(controller: &Value) -> Value {
-    let selector = controller
-        .pointer("/spec/selector")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten();
-    let mut selector: Vec<String> = selector
-        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
-        .collect();
+    let selector = controller.pointer("/spec/selector").and_then(Value::as_object).into_iter().flatten();
+    let mut selector: Vec<String> =
+        selector.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
     selector.sort();
     let mut metadata = json!({});
     for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
@@ -86,12 +74,7 @@ fn scale_of(controller: &Value) -> Value {
             metadata[key] = value.clone();
         }
     }
-    let number = |pointer: &str| {
-        controller
-            .pointer(pointer)
-            .and_then(Value::as_i64)
-            .unwrap_or_default()
-    };
+    let number = |pointer: &str| controller.pointer(pointer).and_then(Value::as_i64).unwrap_or_default();
     json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata,
         "spec": {"replicas": number("/spec/replicas")},

@@ -19,10 +19,8 @@ const LONGEST_SECONDS: i64 = 1 << 32;
 pub(super) async fn request(context: &mut Context) -> Result<Reply, ApiError> {
     let mut request = decode_options(context, "TokenRequest")?;
     let account = context.entry()?;
-    let seconds = request
-        .pointer("/spec/expirationSeconds")
-        .and_then(Value::as_i64)
-        .unwrap_or(DEFAULT_SECONDS);
+    let seconds =
+        request.pointer("/spec/expirationSeconds").and_then(Value::as_i64).unwrap_or(DEFAULT_SECONDS);
     check_seconds(seconds, &context.info.name)?;
     let mut audiences: Vec<String> = request
         .pointer("/spec/audiences")
@@ -70,17 +68,9 @@ fn check_seconds(seconds: i64, name: &str) -> Result<(), ApiError> {
         return Ok(());
     };
     let message = format!("Invalid value: {seconds}: {why}");
-    let error = FieldError {
-        cause: "FieldValueInvalid",
-        field: "spec.expirationSeconds".to_owned(),
-        message,
-    };
-    Err(status::invalid_kind(
-        "authentication.k8s.io",
-        "TokenRequest",
-        name,
-        &[error],
-    ))
+    let error =
+        FieldError { cause: "FieldValueInvalid", field: "spec.expirationSeconds".to_owned(), message };
+    Err(status::invalid_kind("authentication.k8s.io", "TokenRequest", name, &[error]))
 }
 
 /// Kind, name and uid.
@@ -98,15 +88,9 @@ struct Bound {
 fn bound(context: &Context, request: &Value) -> Result<Bound, ApiError> {
     let own_node = context.identity.node();
     let unbound = || forbidden(context, "node requested token not bound to a pod");
-    let Some(reference) = request
-        .pointer("/spec/boundObjectRef")
-        .filter(|reference| reference.is_object())
+    let Some(reference) = request.pointer("/spec/boundObjectRef").filter(|reference| reference.is_object())
     else {
-        return if own_node.is_some() {
-            Err(unbound())
-        } else {
-            Ok(Bound::default())
-        };
+        return if own_node.is_some() { Err(unbound()) } else { Ok(Bound::default()) };
     };
     let (kind, plural, namespace) = match text(reference, "/kind") {
         "Pod" => ("pod", "pods", context.info.namespace.as_str()),
@@ -131,15 +115,8 @@ fn bound(context: &Context, request: &Value) -> Result<Bound, ApiError> {
         );
         return Err(status::conflict(core(plural), name, &why));
     }
-    let node = if kind == "pod" {
-        node_of(context, &entry)?
-    } else {
-        None
-    };
-    Ok(Bound {
-        object: Some((kind.to_owned(), name.to_owned(), entry.meta.uid.to_string())),
-        node,
-    })
+    let node = if kind == "pod" { node_of(context, &entry)? } else { None };
+    Ok(Bound { object: Some((kind.to_owned(), name.to_owned(), entry.meta.uid.to_string())), node })
 }
 
 fn forbidden(context: &Context, why: &str) -> ApiError {
@@ -158,17 +135,11 @@ fn node_of(context: &Context, pod: &Entry) -> Result<Option<(String, String)>, A
     }
     let name = pod.meta.field("spec.nodeName").unwrap_or_default().to_owned();
     if context.identity.node().is_some_and(|own| own != name) {
-        return Err(forbidden(
-            context,
-            "node requested token bound to a pod scheduled on a different node",
-        ));
+        return Err(forbidden(context, "node requested token bound to a pod scheduled on a different node"));
     }
     if name.is_empty() {
         return Ok(None);
     }
-    let uid = context
-        .api
-        .core_entry("nodes", "", &name)
-        .map(|entry| entry.meta.uid.to_string());
+    let uid = context.api.core_entry("nodes", "", &name).map(|entry| entry.meta.uid.to_string());
     Ok(Some((name, uid.unwrap_or_default())))
 }

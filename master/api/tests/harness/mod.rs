@@ -45,23 +45,12 @@ impl Master {
             ..Config::default()
         };
         for (user, file) in [("admin", "admin"), ("node", "node"), ("network", "network")] {
-            kubeconfig(
-                directory.path(),
-                &config,
-                user,
-                &path(&format!("{file}.kubeconfig")),
-            );
+            kubeconfig(directory.path(), &config, user, &path(&format!("{file}.kubeconfig")));
         }
         // The store of a predecessor in the same process is closed a moment after the last handle is gone.
         for _ in 0..100 {
             if let Some((frame, server, thread)) = run(&config) {
-                return Self {
-                    directory,
-                    config,
-                    server,
-                    frame,
-                    thread: Some(thread),
-                };
+                return Self { directory, config, server, frame, thread: Some(thread) };
             }
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
@@ -96,21 +85,12 @@ impl Master {
     /// Runs kubectl and returns what it says when it fails.
     pub fn refused(&self, arguments: &str, stdin: &str) -> String {
         let output = self.try_kubectl("admin", arguments, stdin);
-        assert!(
-            !output.status.success(),
-            "kubectl {arguments} succeeded:\n{}",
-            text(&output)
-        );
+        assert!(!output.status.success(), "kubectl {arguments} succeeded:\n{}", text(&output));
         String::from_utf8(output.stderr).unwrap()
     }
 
     pub fn try_kubectl(&self, user: &str, arguments: &str, stdin: &str) -> Output {
-        let mut child = self
-            .command(user)
-            .args(words(arguments))
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = self.command(user).args(words(arguments)).stdin(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
         child.wait_with_output().unwrap()
     }
@@ -164,19 +144,11 @@ fn words(text: &str) -> Vec<String> {
 }
 
 pub fn text(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }
 
 fn pki(directory: &Path) {
@@ -187,22 +159,8 @@ fn pki(directory: &Path) {
     let authority = params.self_signed(&key).unwrap();
     std::fs::write(directory.join("ca.crt"), authority.pem()).unwrap();
     let issuer = Issuer::new(params, key);
-    leaf(
-        directory,
-        &issuer,
-        "server",
-        "kube-apiserver",
-        &[],
-        ExtendedKeyUsagePurpose::ServerAuth,
-    );
-    leaf(
-        directory,
-        &issuer,
-        "admin",
-        "admin",
-        &["system:masters"],
-        ExtendedKeyUsagePurpose::ClientAuth,
-    );
+    leaf(directory, &issuer, "server", "kube-apiserver", &[], ExtendedKeyUsagePurpose::ServerAuth);
+    leaf(directory, &issuer, "admin", "admin", &["system:masters"], ExtendedKeyUsagePurpose::ClientAuth);
     leaf(
         directory,
         &issuer,
@@ -228,11 +186,7 @@ fn pki(directory: &Path) {
         &network,
         ExtendedKeyUsagePurpose::ClientAuth,
     );
-    std::fs::write(
-        directory.join("sa.key"),
-        KeyPair::generate().unwrap().serialize_pem(),
-    )
-    .unwrap();
+    std::fs::write(directory.join("sa.key"), KeyPair::generate().unwrap().serialize_pem()).unwrap();
 }
 
 fn leaf(

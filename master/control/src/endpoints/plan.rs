@@ -432,7 +432,6 @@ mod tests {
                 address_type: content.address_type,
                 endpoints: content.endpoints,
                 ports: content.ports,
-                trigger_time: None,
             }));
         }
         slices

@@ -100,8 +100,6 @@ pub struct EndpointSlice {
     pub endpoints: Vec<discovery::Endpoint>,
     /// Ports.
     pub ports: Vec<discovery::EndpointPort>,
-    /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`.
-    pub trigger_time: Option<String>,
 }
 
 impl HasMeta for EndpointSlice {
@@ -113,11 +111,8 @@ impl HasMeta for EndpointSlice {
 impl EndpointSlice {
     /// Projects an EndpointSlice.
     pub fn of(object: discovery::EndpointSlice) -> Self {
-        let annotations = object.metadata.annotations.as_ref();
         Self {
             meta: Meta::of(&object.metadata),
-            trigger_time: annotations
-                .and_then(|all| all.get("endpoints.kubernetes.io/last-change-trigger-time").cloned()),
             address_type: object.address_type,
             endpoints: object.endpoints.unwrap_or_default(),
             ports: object.ports.unwrap_or_default(),

@@ -27,11 +27,7 @@ pub(super) const NODES: Resource = Resource {
     status: StatusRule::None,
     update: |new, old, subresource| {
         let Some(map) = new.as_object_mut() else { return };
-        let kept = if subresource == Some("status") {
-            "spec"
-        } else {
-            "status"
-        };
+        let kept = if subresource == Some("status") { "spec" } else { "status" };
         match old.get(kept) {
             Some(value) => map.insert(kept.to_owned(), value.clone()),
             None => map.shift_remove(kept),
@@ -62,10 +58,8 @@ pub(super) const NODES: Resource = Resource {
     check_update: |new, old, _, errors| {
         let (before, after) = (text(old, "/spec/podCIDR"), text(new, "/spec/podCIDR"));
         if !before.is_empty() && before != after {
-            errors.forbidden(
-                "spec.podCIDRs",
-                "node updates may not change podCIDR except from \"\" to valid",
-            );
+            errors
+                .forbidden("spec.podCIDRs", "node updates may not change podCIDR except from \"\" to valid");
         }
         let (before, after) = (text(old, "/spec/providerID"), text(new, "/spec/providerID"));
         if !before.is_empty() && before != after {
@@ -93,13 +87,8 @@ pub(super) const NODES: Resource = Resource {
     ],
     cells: |node, now| {
         let address = |kind: &str| {
-            let found = list(node, "/status/addresses")
-                .iter()
-                .find(|address| text(address, "/type") == kind);
-            found.map_or_else(
-                || Value::from("<none>"),
-                |address| Value::from(text(address, "/address")),
-            )
+            let found = list(node, "/status/addresses").iter().find(|address| text(address, "/type") == kind);
+            found.map_or_else(|| Value::from("<none>"), |address| Value::from(text(address, "/address")))
         };
         vec![
             Value::from(text(node, "/metadata/name")),
@@ -118,9 +107,7 @@ pub(super) const NODES: Resource = Resource {
 };
 
 fn node_status(node: &Value) -> String {
-    let ready = list(node, "/status/conditions")
-        .iter()
-        .find(|condition| text(condition, "/type") == "Ready");
+    let ready = list(node, "/status/conditions").iter().find(|condition| text(condition, "/type") == "Ready");
     let mut status = match ready.map(|condition| text(condition, "/status")) {
         Some(value) if value == "True" => "Ready",
         Some(_) => "NotReady",
@@ -135,30 +122,20 @@ fn node_status(node: &Value) -> String {
 
 fn roles(node: &Value) -> String {
     const PREFIX: &str = "node-role.kubernetes.io/";
-    let labels = node
-        .pointer("/metadata/labels")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten();
+    let labels = node.pointer("/metadata/labels").and_then(Value::as_object).into_iter().flatten();
     let mut roles: Vec<&str> = labels
         .filter_map(|(key, value)| {
-            key.strip_prefix(PREFIX)
-                .filter(|role| !role.is_empty())
-                .or_else(|| {
-                    (key == "kubernetes.io/role")
-                        .then(|| value.as_str())
-                        .flatten()
-                        .filter(|role| !role.is_empty())
-                })
+            key.strip_prefix(PREFIX).filter(|role| !role.is_empty()).or_else(|| {
+                (key == "kubernetes.io/role")
+                    .then(|| value.as_str())
+                    .flatten()
+                    .filter(|role| !role.is_empty())
+            })
         })
         .collect();
     roles.sort_unstable();
     roles.dedup();
-    if roles.is_empty() {
-        "<none>".to_owned()
-    } else {
-        roles.join(",")
-    }
+    if roles.is_empty() { "<none>".to_owned() } else { roles.join(",") }
 }
 
 pub(super) const LEASES: Resource = Resource {
@@ -175,11 +152,8 @@ pub(super) const LEASES: Resource = Resource {
             let least = i64::from(field == "leaseDurationSeconds");
             let value = lease.pointer(&format!("/spec/{field}")).and_then(Value::as_i64);
             if let Some(number) = value.filter(|number| *number < least) {
-                let why = if least == 1 {
-                    "must be greater than 0"
-                } else {
-                    "must be greater than or equal to 0"
-                };
+                let why =
+                    if least == 1 { "must be greater than 0" } else { "must be greater than or equal to 0" };
                 errors.invalid(format!("spec.{field}"), Value::from(number), why);
             }
         }
@@ -213,20 +187,12 @@ pub(super) const RUNTIME_CLASSES: Resource = Resource {
     },
     check_update: |new, old, _, errors| {
         if new.get("handler") != old.get("handler") {
-            errors.invalid(
-                "handler",
-                new.get("handler").cloned().unwrap_or_default(),
-                "field is immutable",
-            );
+            errors.invalid("handler", new.get("handler").cloned().unwrap_or_default(), "field is immutable");
         }
     },
     columns: &[NAME, column("Handler", "string", 0), AGE],
     cells: |class, now| {
-        vec![
-            Value::from(text(class, "/metadata/name")),
-            text_or(class, "/handler", ""),
-            age(class, now),
-        ]
+        vec![Value::from(text(class, "/metadata/name")), text_or(class, "/handler", ""), age(class, now)]
     },
     ..BASE
 };
@@ -287,11 +253,7 @@ pub(super) const NETWORK_POLICIES: Resource = Resource {
         let Some(spec) = super::shape::spec(policy) else {
             return;
         };
-        let types = if egress {
-            json!(["Ingress", "Egress"])
-        } else {
-            json!(["Ingress"])
-        };
+        let types = if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
         fill(spec, "policyTypes", types);
         object(spec, "podSelector");
         for direction in ["ingress", "egress"] {

@@ -28,13 +28,7 @@ pub(super) const NAMESPACES: Resource = Resource {
             kind: "Namespace",
             verbs: &["get", "patch", "update"],
         },
-        Subresource {
-            name: "finalize",
-            group: "",
-            version: "v1",
-            kind: "Namespace",
-            verbs: &["update"],
-        },
+        Subresource { name: "finalize", group: "", version: "v1", kind: "Namespace", verbs: &["update"] },
     ],
     storage: "namespaces",
     definition: "io.k8s.api.core.v1.Namespace",
@@ -64,10 +58,7 @@ pub(super) const NAMESPACES: Resource = Resource {
             map.insert("spec".to_owned(), spec.clone());
         }
     },
-    fields: &[Field {
-        label: "status.phase",
-        value: |namespace| text(namespace, "/status/phase"),
-    }],
+    fields: &[Field { label: "status.phase", value: |namespace| text(namespace, "/status/phase") }],
     columns: &[NAME, column("Status", "string", 0), AGE],
     cells: |namespace, now| {
         vec![
@@ -80,9 +71,7 @@ pub(super) const NAMESPACES: Resource = Resource {
 };
 
 fn count(object: &Value, fields: &[&str]) -> Value {
-    let sizes = fields
-        .iter()
-        .map(|field| object.get(field).and_then(Value::as_object).map_or(0, Map::len));
+    let sizes = fields.iter().map(|field| object.get(field).and_then(Value::as_object).map_or(0, Map::len));
     Value::from(sizes.sum::<usize>())
 }
 
@@ -99,11 +88,7 @@ pub(super) const CONFIG_MAPS: Resource = Resource {
     check_update: |new, old, _, errors| check_immutable(new, old, &["data", "binaryData"], errors),
     columns: &[NAME, column("Data", "integer", 0), AGE],
     cells: |map, now| {
-        vec![
-            Value::from(text(map, "/metadata/name")),
-            count(map, &["data", "binaryData"]),
-            age(map, now),
-        ]
+        vec![Value::from(text(map, "/metadata/name")), count(map, &["data", "binaryData"]), age(map, now)]
     },
     ..BASE
 };
@@ -123,24 +108,12 @@ pub(super) const SECRETS: Resource = Resource {
     },
     check_update: |new, old, _, errors| {
         if new.get("type") != old.get("type") {
-            errors.invalid(
-                "type",
-                new.get("type").cloned().unwrap_or_default(),
-                "field is immutable",
-            );
+            errors.invalid("type", new.get("type").cloned().unwrap_or_default(), "field is immutable");
         }
         check_immutable(new, old, &["data"], errors);
     },
-    fields: &[Field {
-        label: "type",
-        value: |secret| text(secret, "/type"),
-    }],
-    columns: &[
-        NAME,
-        column("Type", "string", 0),
-        column("Data", "integer", 0),
-        AGE,
-    ],
+    fields: &[Field { label: "type", value: |secret| text(secret, "/type") }],
+    columns: &[NAME, column("Type", "string", 0), column("Data", "integer", 0), AGE],
     cells: |secret, now| {
         vec![
             Value::from(text(secret, "/metadata/name")),
@@ -175,12 +148,7 @@ fn check_secret_type(secret: &Value, errors: &mut Errors) {
         "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
         "kubernetes.io/tls" => &["tls.crt", "tls.key"],
         "kubernetes.io/service-account-token" => {
-            if text(
-                secret,
-                "/metadata/annotations/kubernetes.io~1service-account.name",
-            )
-            .is_empty()
-            {
+            if text(secret, "/metadata/annotations/kubernetes.io~1service-account.name").is_empty() {
                 errors.required("metadata.annotations[kubernetes.io/service-account.name]", "");
             }
             &[]
@@ -200,11 +168,7 @@ fn check_data(object: &Value, fields: &[&str], errors: &mut Errors) {
         for (key, value) in object.get(field).and_then(Value::as_object).into_iter().flatten() {
             let path = format!("{field}[{key}]");
             if key.len() > 253 {
-                errors.invalid(
-                    &path,
-                    Value::from(key.as_str()),
-                    "must be no more than 253 characters",
-                );
+                errors.invalid(&path, Value::from(key.as_str()), "must be no more than 253 characters");
             }
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
             if key.is_empty() || !key.bytes().all(plain) {
@@ -216,11 +180,7 @@ fn check_data(object: &Value, fields: &[&str], errors: &mut Errors) {
         }
     }
     // Base64 is a third longer than what it stands for.
-    let limit = if fields.contains(&"binaryData") {
-        DATA_LIMIT_BYTES
-    } else {
-        DATA_LIMIT_BYTES * 4 / 3 + 4
-    };
+    let limit = if fields.contains(&"binaryData") { DATA_LIMIT_BYTES } else { DATA_LIMIT_BYTES * 4 / 3 + 4 };
     if size > limit {
         errors.too_long("", DATA_LIMIT_BYTES);
     }
@@ -259,11 +219,7 @@ pub(super) const SERVICE_ACCOUNTS: Resource = Resource {
     columns: &[NAME, column("Secrets", "integer", 0), AGE],
     cells: |account, now| {
         let secrets = Value::from(list(account, "/secrets").len());
-        vec![
-            Value::from(text(account, "/metadata/name")),
-            secrets,
-            age(account, now),
-        ]
+        vec![Value::from(text(account, "/metadata/name")), secrets, age(account, now)]
     },
     ..BASE
 };

@@ -27,10 +27,7 @@ pub(super) const ENDPOINTS: Resource = Resource {
     definition: "io.k8s.api.core.v1.Endpoints",
     schema: |generator| generator.subschema_for::<k8s_openapi::api::core::v1::Endpoints>(),
     defaults: |endpoints| {
-        let subsets = endpoints
-            .as_object_mut()
-            .into_iter()
-            .flat_map(|map| objects(map, "subsets"));
+        let subsets = endpoints.as_object_mut().into_iter().flat_map(|map| objects(map, "subsets"));
         for subset in subsets {
             for port in objects(subset, "ports") {
                 fill_text(port, "protocol", "TCP");
@@ -40,40 +37,24 @@ pub(super) const ENDPOINTS: Resource = Resource {
     check: check_endpoints,
     columns: &[NAME, column("Endpoints", "string", 0), AGE],
     cells: |endpoints, now| {
-        let all = list(endpoints, "/subsets")
-            .iter()
-            .flat_map(socket_addresses)
-            .collect();
-        vec![
-            Value::from(text(endpoints, "/metadata/name")),
-            shortened(all),
-            age(endpoints, now),
-        ]
+        let all = list(endpoints, "/subsets").iter().flat_map(socket_addresses).collect();
+        vec![Value::from(text(endpoints, "/metadata/name")), shortened(all), age(endpoints, now)]
     },
     ..BASE
 };
 
 fn socket_addresses(subset: &Value) -> Vec<String> {
     let ports = list(subset, "/ports");
-    let addresses = list(subset, "/addresses")
-        .iter()
-        .map(|address| text(address, "/ip"));
+    let addresses = list(subset, "/addresses").iter().map(|address| text(address, "/ip"));
     let with_ports = addresses.flat_map(|ip| match ports {
         [] => vec![ip],
-        ports => ports
-            .iter()
-            .map(|port| socket_address(&ip, &text(port, "/port")))
-            .collect(),
+        ports => ports.iter().map(|port| socket_address(&ip, &text(port, "/port"))).collect(),
     });
     with_ports.collect()
 }
 
 fn socket_address(ip: &str, port: &str) -> String {
-    if ip.contains(':') {
-        format!("[{ip}]:{port}")
-    } else {
-        format!("{ip}:{port}")
-    }
+    if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
 }
 
 fn check_endpoints(endpoints: &Value, errors: &mut Errors) {
@@ -85,12 +66,7 @@ fn check_endpoints(endpoints: &Value, errors: &mut Errors) {
         }
         for field in ["addresses", "notReadyAddresses"] {
             for (number, address) in list(subset, &format!("/{field}")).iter().enumerate() {
-                check_address(
-                    &text(address, "/ip"),
-                    &format!("{path}.{field}[{number}].ip"),
-                    own,
-                    errors,
-                );
+                check_address(&text(address, "/ip"), &format!("{path}.{field}[{number}].ip"), own, errors);
                 let host = text(address, "/hostname");
                 if !host.is_empty() {
                     let faults = names::label_faults(&host);
@@ -135,11 +111,7 @@ fn check_protocol(port: &Value, path: &str, errors: &mut Errors) {
 fn check_address(ip: &str, path: &str, own: bool, errors: &mut Errors) {
     // An IPv4 address written as IPv6 is the IPv4 address.
     let Ok(address) = ip.parse::<IpAddr>().map(|address| address.to_canonical()) else {
-        errors.invalid(
-            path,
-            ip,
-            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-        );
+        errors.invalid(path, ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
         return;
     };
     let link_local = match address {
@@ -154,25 +126,13 @@ fn check_address(ip: &str, path: &str, own: bool, errors: &mut Errors) {
         errors.invalid(path, ip, "may not be unspecified (0.0.0.0 or ::)");
     }
     if address.is_loopback() && !own {
-        errors.invalid(
-            path,
-            ip,
-            "may not be in the loopback range (127.0.0.0/8, ::1/128)",
-        );
+        errors.invalid(path, ip, "may not be in the loopback range (127.0.0.0/8, ::1/128)");
     }
     if link_local {
-        errors.invalid(
-            path,
-            ip,
-            "may not be in the link-local range (169.254.0.0/16, fe80::/10)",
-        );
+        errors.invalid(path, ip, "may not be in the link-local range (169.254.0.0/16, fe80::/10)");
     }
     if link_local_multicast {
-        errors.invalid(
-            path,
-            ip,
-            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)",
-        );
+        errors.invalid(path, ip, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)");
     }
 }
 
@@ -198,11 +158,7 @@ pub(super) const ENDPOINT_SLICES: Resource = Resource {
     schema: |generator| generator.subschema_for::<k8s_openapi::api::discovery::v1::EndpointSlice>(),
     generation: true,
     defaults: |slice| {
-        for port in slice
-            .as_object_mut()
-            .into_iter()
-            .flat_map(|map| objects(map, "ports"))
-        {
+        for port in slice.as_object_mut().into_iter().flat_map(|map| objects(map, "ports")) {
             fill_text(port, "protocol", "TCP");
             fill(port, "name", "");
         }
@@ -223,16 +179,10 @@ pub(super) const ENDPOINT_SLICES: Resource = Resource {
             let number = text(port, "/port");
             if number.is_empty() { "*".to_owned() } else { number }
         });
-        let addresses = list(slice, "/endpoints")
-            .iter()
-            .flat_map(|endpoint| list(endpoint, "/addresses"));
+        let addresses = list(slice, "/endpoints").iter().flat_map(|endpoint| list(endpoint, "/addresses"));
         let addresses = addresses.filter_map(Value::as_str).map(str::to_owned).collect();
         let or_unset = |value: Value| {
-            if value == "<none>" {
-                Value::from("<unset>")
-            } else {
-                value
-            }
+            if value == "<none>" { Value::from("<unset>") } else { value }
         };
         vec![
             Value::from(text(slice, "/metadata/name")),
@@ -277,10 +227,8 @@ fn check_slice(slice: &Value, errors: &mut Errors) {
             errors.duplicate(format!("{path}.name"), name);
         }
         check_protocol(port, &path, errors);
-        if let Some(number) = port
-            .get("port")
-            .and_then(Value::as_i64)
-            .filter(|number| !(1..=65_535).contains(number))
+        if let Some(number) =
+            port.get("port").and_then(Value::as_i64).filter(|number| !(1..=65_535).contains(number))
         {
             errors.invalid(format!("{path}.port"), number, PORT_RANGE);
         }
@@ -319,10 +267,7 @@ mod tests {
 
     fn faults(row: &Resource, mut object: Value) -> Vec<String> {
         row.default(&mut object);
-        row.validate(&object, None, None)
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        row.validate(&object, None, None).iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -330,32 +275,17 @@ mod tests {
         let table = [
             ("10.0.0.1", None),
             ("2001:db8::1", None),
-            (
-                "127.0.0.1",
-                Some("may not be in the loopback range (127.0.0.0/8, ::1/128)"),
-            ),
-            (
-                "169.254.169.254",
-                Some("may not be in the link-local range (169.254.0.0/16, fe80::/10)"),
-            ),
-            (
-                "224.0.0.1",
-                Some("may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)"),
-            ),
+            ("127.0.0.1", Some("may not be in the loopback range (127.0.0.0/8, ::1/128)")),
+            ("169.254.169.254", Some("may not be in the link-local range (169.254.0.0/16, fe80::/10)")),
+            ("224.0.0.1", Some("may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)")),
             ("0.0.0.0", Some("may not be unspecified (0.0.0.0 or ::)")),
-            (
-                "nowhere",
-                Some("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
-            ),
+            ("nowhere", Some("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")),
         ];
         for (ip, fault) in table {
             let endpoints = json!({"metadata": {"name": "e", "namespace": "default"}, "subsets": [{"addresses": [{"ip": ip}], "ports": [{"port": 80}]}]});
             let wanted =
                 fault.map(|fault| format!("subsets[0].addresses[0].ip: Invalid value: \"{ip}\": {fault}"));
-            assert_eq!(
-                faults(&ENDPOINTS, endpoints),
-                wanted.into_iter().collect::<Vec<_>>()
-            );
+            assert_eq!(faults(&ENDPOINTS, endpoints), wanted.into_iter().collect::<Vec<_>>());
         }
     }
 
@@ -376,15 +306,11 @@ mod tests {
 
     #[test]
     fn cells_name_three_at_most() {
-        let addresses: Vec<Value> = (1..=5)
-            .map(|number| json!({"addresses": [format!("10.0.0.{number}")]}))
-            .collect();
+        let addresses: Vec<Value> =
+            (1..=5).map(|number| json!({"addresses": [format!("10.0.0.{number}")]})).collect();
         let slice = json!({"metadata": {"name": "s"}, "addressType": "IPv4", "endpoints": addresses, "ports": [{"port": 80}, {}]});
         let now = "2026-01-01T00:00:00Z".parse().expect("a time");
         let cells = ENDPOINT_SLICES.table_cells(&slice, now);
-        assert_eq!(
-            cells[2..4],
-            [json!("80,*"), json!("10.0.0.1,10.0.0.2,10.0.0.3 + 2 more...")]
-        );
+        assert_eq!(cells[2..4], [json!("80,*"), json!("10.0.0.1,10.0.0.2,10.0.0.3 + 2 more...")]);
     }
 }

@@ -38,11 +38,7 @@ fn rename(event: &mut Value, names: impl Iterator<Item = (&'static str, &'static
 
 fn component(event: &Value, field: &str, source: &str) -> String {
     let reporting = text(event, field);
-    if reporting.is_empty() {
-        text(event, source)
-    } else {
-        reporting
-    }
+    if reporting.is_empty() { text(event, source) } else { reporting }
 }
 
 pub(super) const EVENTS: Resource = Resource {
@@ -56,22 +52,10 @@ pub(super) const EVENTS: Resource = Resource {
     schema: |generator| generator.subschema_for::<k8s_openapi::api::core::v1::Event>(),
     check: |event, errors| check(event, "involvedObject", errors),
     fields: &[
-        Field {
-            label: "involvedObject.kind",
-            value: |event| text(event, "/involvedObject/kind"),
-        },
-        Field {
-            label: "involvedObject.namespace",
-            value: |event| text(event, "/involvedObject/namespace"),
-        },
-        Field {
-            label: "involvedObject.name",
-            value: |event| text(event, "/involvedObject/name"),
-        },
-        Field {
-            label: "involvedObject.uid",
-            value: |event| text(event, "/involvedObject/uid"),
-        },
+        Field { label: "involvedObject.kind", value: |event| text(event, "/involvedObject/kind") },
+        Field { label: "involvedObject.namespace", value: |event| text(event, "/involvedObject/namespace") },
+        Field { label: "involvedObject.name", value: |event| text(event, "/involvedObject/name") },
+        Field { label: "involvedObject.uid", value: |event| text(event, "/involvedObject/uid") },
         Field {
             label: "involvedObject.apiVersion",
             value: |event| text(event, "/involvedObject/apiVersion"),
@@ -80,26 +64,14 @@ pub(super) const EVENTS: Resource = Resource {
             label: "involvedObject.resourceVersion",
             value: |event| text(event, "/involvedObject/resourceVersion"),
         },
-        Field {
-            label: "involvedObject.fieldPath",
-            value: |event| text(event, "/involvedObject/fieldPath"),
-        },
-        Field {
-            label: "reason",
-            value: |event| text(event, "/reason"),
-        },
-        Field {
-            label: "reportingComponent",
-            value: |event| text(event, "/reportingComponent"),
-        },
+        Field { label: "involvedObject.fieldPath", value: |event| text(event, "/involvedObject/fieldPath") },
+        Field { label: "reason", value: |event| text(event, "/reason") },
+        Field { label: "reportingComponent", value: |event| text(event, "/reportingComponent") },
         Field {
             label: "source",
             value: |event| component(event, "/source/component", "/reportingComponent"),
         },
-        Field {
-            label: "type",
-            value: |event| text(event, "/type"),
-        },
+        Field { label: "type", value: |event| text(event, "/type") },
     ],
     columns: COLUMNS,
     cells,
@@ -117,46 +89,19 @@ pub(super) const NEW_EVENTS: Resource = Resource {
         }
     },
     fields: &[
-        Field {
-            label: "regarding.kind",
-            value: |event| text(event, "/regarding/kind"),
-        },
-        Field {
-            label: "regarding.namespace",
-            value: |event| text(event, "/regarding/namespace"),
-        },
-        Field {
-            label: "regarding.name",
-            value: |event| text(event, "/regarding/name"),
-        },
-        Field {
-            label: "regarding.uid",
-            value: |event| text(event, "/regarding/uid"),
-        },
-        Field {
-            label: "regarding.apiVersion",
-            value: |event| text(event, "/regarding/apiVersion"),
-        },
+        Field { label: "regarding.kind", value: |event| text(event, "/regarding/kind") },
+        Field { label: "regarding.namespace", value: |event| text(event, "/regarding/namespace") },
+        Field { label: "regarding.name", value: |event| text(event, "/regarding/name") },
+        Field { label: "regarding.uid", value: |event| text(event, "/regarding/uid") },
+        Field { label: "regarding.apiVersion", value: |event| text(event, "/regarding/apiVersion") },
         Field {
             label: "regarding.resourceVersion",
             value: |event| text(event, "/regarding/resourceVersion"),
         },
-        Field {
-            label: "regarding.fieldPath",
-            value: |event| text(event, "/regarding/fieldPath"),
-        },
-        Field {
-            label: "reason",
-            value: |event| text(event, "/reason"),
-        },
-        Field {
-            label: "reportingController",
-            value: |event| text(event, "/reportingController"),
-        },
-        Field {
-            label: "type",
-            value: |event| text(event, "/type"),
-        },
+        Field { label: "regarding.fieldPath", value: |event| text(event, "/regarding/fieldPath") },
+        Field { label: "reason", value: |event| text(event, "/reason") },
+        Field { label: "reportingController", value: |event| text(event, "/reportingController") },
+        Field { label: "type", value: |event| text(event, "/type") },
     ],
     cells: |event, now| {
         let mut core = event.clone();
@@ -180,31 +125,16 @@ fn check(event: &Value, involved: &str, errors: &mut Errors) {
         namespace == involved_namespace
     };
     if !fits {
-        errors.invalid(
-            format!("{involved}.namespace"),
-            involved_namespace,
-            "does not match event.namespace",
-        );
+        errors.invalid(format!("{involved}.namespace"), involved_namespace, "does not match event.namespace");
     }
     if text(event, "/eventTime").is_empty() {
         return;
     }
     // A time with microseconds marks the new kind of event, which has more that must be said (KEP-383).
-    let controller = if involved == "regarding" {
-        "reportingController"
-    } else {
-        "reportingComponent"
-    };
+    let controller = if involved == "regarding" { "reportingController" } else { "reportingComponent" };
     for field in [controller, "reportingInstance", "action", "reason"] {
         if text(event, &format!("/{field}")).is_empty() {
-            errors.required(
-                if field == "reportingComponent" {
-                    "reportingController"
-                } else {
-                    field
-                },
-                "",
-            );
+            errors.required(if field == "reportingComponent" { "reportingController" } else { field }, "");
         }
     }
     let kind = text(event, "/type");
@@ -228,30 +158,17 @@ const COLUMNS: &[Column] = &[
 
 fn cells(event: &Value, now: Timestamp) -> Vec<Value> {
     let since_first_of = |pointers: &[&str]| {
-        let time = pointers
-            .iter()
-            .find_map(|pointer| text(event, pointer).parse::<Timestamp>().ok());
-        Value::from(time.map_or_else(
-            || "<unknown>".to_owned(),
-            |time| human(now.as_second() - time.as_second()),
-        ))
+        let time = pointers.iter().find_map(|pointer| text(event, pointer).parse::<Timestamp>().ok());
+        Value::from(
+            time.map_or_else(|| "<unknown>".to_owned(), |time| human(now.as_second() - time.as_second())),
+        )
     };
-    let (kind, name) = (
-        text(event, "/involvedObject/kind").to_lowercase(),
-        text(event, "/involvedObject/name"),
-    );
-    let object = if name.is_empty() {
-        kind
-    } else {
-        format!("{kind}/{name}")
-    };
+    let (kind, name) =
+        (text(event, "/involvedObject/kind").to_lowercase(), text(event, "/involvedObject/name"));
+    let object = if name.is_empty() { kind } else { format!("{kind}/{name}") };
     let source = component(event, "/source/component", "/reportingComponent");
     let host = component(event, "/source/host", "/reportingInstance");
-    let source = if host.is_empty() {
-        source
-    } else {
-        format!("{source}, {host}")
-    };
+    let source = if host.is_empty() { source } else { format!("{source}, {host}") };
     let count = event
         .pointer("/series/count")
         .or_else(|| event.get("count"))
@@ -259,12 +176,7 @@ fn cells(event: &Value, now: Timestamp) -> Vec<Value> {
         .unwrap_or(1)
         .max(1);
     vec![
-        since_first_of(&[
-            "/series/lastObservedTime",
-            "/lastTimestamp",
-            "/firstTimestamp",
-            "/eventTime",
-        ]),
+        since_first_of(&["/series/lastObservedTime", "/lastTimestamp", "/firstTimestamp", "/eventTime"]),
         text_or(event, "/type", ""),
         text_or(event, "/reason", ""),
         Value::from(object),
@@ -311,21 +223,11 @@ mod tests {
     fn new_events_say_more() {
         let event = json!({"metadata": {"name": "e", "namespace": "a"}, "regarding": {"namespace": "b"}, "eventTime": "2026-01-01T00:00:00.000000Z"});
         let view = crate::find("events.k8s.io", "v1", "events").expect("in the table");
-        let fields: Vec<String> = view
-            .validate(&event, None, None)
-            .into_iter()
-            .map(|error| error.field)
-            .collect();
+        let fields: Vec<String> =
+            view.validate(&event, None, None).into_iter().map(|error| error.field).collect();
         assert_eq!(
             fields,
-            [
-                "regarding.namespace",
-                "reportingController",
-                "reportingInstance",
-                "action",
-                "reason",
-                "type"
-            ]
+            ["regarding.namespace", "reportingController", "reportingInstance", "action", "reason", "type"]
         );
     }
 }

@@ -53,28 +53,16 @@ pub fn resources() -> &'static [Resource] {
 
 /// The row at a path.
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
-    RESOURCES
-        .iter()
-        .find(|row| row.group == group && row.version == version && row.plural == plural)
+    RESOURCES.iter().find(|row| row.group == group && row.version == version && row.plural == plural)
 }
 
 /// The row of a kind.
 pub fn by_kind(group: &str, version: &str, kind: &str) -> Option<&'static Resource> {
-    RESOURCES
-        .iter()
-        .find(|row| row.group == group && row.version == version && row.kind == kind)
+    RESOURCES.iter().find(|row| row.group == group && row.version == version && row.kind == kind)
 }
 
-pub(crate) const ALL_VERBS: &[&str] = &[
-    "create",
-    "delete",
-    "deletecollection",
-    "get",
-    "list",
-    "patch",
-    "update",
-    "watch",
-];
+pub(crate) const ALL_VERBS: &[&str] =
+    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 /// What most rows have in common; a row says only what differs.
 pub(crate) const BASE: Resource = Resource {

@@ -17,9 +17,7 @@ fn is_qualified_part(text: &str) -> bool {
     };
     first.is_ascii_alphanumeric()
         && last.is_ascii_alphanumeric()
-        && bytes
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 fn is_label(text: &str) -> bool {
@@ -41,11 +39,8 @@ pub(crate) fn qualified_name_faults(text: &str) -> Vec<String> {
             if prefix.is_empty() {
                 faults.push("prefix part must be non-empty".to_owned());
             } else {
-                faults.extend(
-                    subdomain_faults(prefix)
-                        .into_iter()
-                        .map(|fault| format!("prefix part {fault}")),
-                );
+                faults
+                    .extend(subdomain_faults(prefix).into_iter().map(|fault| format!("prefix part {fault}")));
             }
             *name
         }
@@ -124,10 +119,7 @@ pub(crate) fn variable_faults(text: &str) -> Vec<String> {
     if text.is_empty() {
         return vec!["environment variable names must be non-empty".to_owned()];
     }
-    if text
-        .bytes()
-        .any(|byte| !(b' '..=b'~').contains(&byte) || byte == b'=')
-    {
+    if text.bytes().any(|byte| !(b' '..=b'~').contains(&byte) || byte == b'=') {
         return vec!["a valid environment variable name must consist only of printable ASCII characters other than '='".to_owned()];
     }
     Vec::new()

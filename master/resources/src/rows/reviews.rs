@@ -12,16 +12,7 @@ const fn review(
     singular: &'static str,
     namespaced: bool,
 ) -> Resource {
-    Resource {
-        group,
-        kind,
-        plural,
-        singular,
-        namespaced,
-        verbs: CREATE,
-        name: NameRule::Free,
-        ..BASE
-    }
+    Resource { group, kind, plural, singular, namespaced, verbs: CREATE, name: NameRule::Free, ..BASE }
 }
 
 const AUTHORIZATION: &str = "authorization.k8s.io";
@@ -64,13 +55,7 @@ pub(super) const SELF_SUBJECT_RULES_REVIEWS: Resource = Resource {
 pub(super) const SUBJECT_ACCESS_REVIEWS: Resource = Resource {
     definition: "io.k8s.api.authorization.v1.SubjectAccessReview",
     schema: |generator| generator.subschema_for::<k8s_openapi::api::authorization::v1::SubjectAccessReview>(),
-    ..review(
-        AUTHORIZATION,
-        "SubjectAccessReview",
-        "subjectaccessreviews",
-        "subjectaccessreview",
-        false,
-    )
+    ..review(AUTHORIZATION, "SubjectAccessReview", "subjectaccessreviews", "subjectaccessreview", false)
 };
 
 pub(super) const LOCAL_SUBJECT_ACCESS_REVIEWS: Resource = Resource {
@@ -90,23 +75,11 @@ pub(super) const LOCAL_SUBJECT_ACCESS_REVIEWS: Resource = Resource {
 pub(super) const TOKEN_REVIEWS: Resource = Resource {
     definition: "io.k8s.api.authentication.v1.TokenReview",
     schema: |generator| generator.subschema_for::<k8s_openapi::api::authentication::v1::TokenReview>(),
-    ..review(
-        AUTHENTICATION,
-        "TokenReview",
-        "tokenreviews",
-        "tokenreview",
-        false,
-    )
+    ..review(AUTHENTICATION, "TokenReview", "tokenreviews", "tokenreview", false)
 };
 
 pub(super) const SELF_SUBJECT_REVIEWS: Resource = Resource {
     definition: "io.k8s.api.authentication.v1.SelfSubjectReview",
     schema: |generator| generator.subschema_for::<k8s_openapi::api::authentication::v1::SelfSubjectReview>(),
-    ..review(
-        AUTHENTICATION,
-        "SelfSubjectReview",
-        "selfsubjectreviews",
-        "selfsubjectreview",
-        false,
-    )
+    ..review(AUTHENTICATION, "SelfSubjectReview", "selfsubjectreviews", "selfsubjectreview", false)
 };

@@ -51,14 +51,8 @@ pub(super) const SERVICES: Resource = Resource {
     check,
     check_update,
     fields: &[
-        Field {
-            label: "spec.clusterIP",
-            value: |service| text(service, "/spec/clusterIP"),
-        },
-        Field {
-            label: "spec.type",
-            value: |service| text(service, "/spec/type"),
-        },
+        Field { label: "spec.clusterIP", value: |service| text(service, "/spec/clusterIP") },
+        Field { label: "spec.type", value: |service| text(service, "/spec/type") },
     ],
     columns: &[
         NAME,
@@ -77,17 +71,9 @@ fn defaults(service: &mut Value) {
     let Some(spec) = spec(service) else { return };
     fill_text(spec, "type", "ClusterIP");
     fill_text(spec, "sessionAffinity", "None");
-    let kind = spec
-        .get("type")
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned();
+    let kind = spec.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
     if spec.get("sessionAffinity") == Some(&Value::from("ClientIP")) {
-        fill(
-            spec,
-            "sessionAffinityConfig",
-            json!({"clientIP": {"timeoutSeconds": AFFINITY_SECONDS}}),
-        );
+        fill(spec, "sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": AFFINITY_SECONDS}}));
     } else {
         spec.shift_remove("sessionAffinityConfig");
     }
@@ -102,10 +88,8 @@ fn defaults(service: &mut Value) {
     if kind == "LoadBalancer" {
         fill(spec, "allocateLoadBalancerNodePorts", true);
     }
-    if let Some(address) = spec
-        .get("clusterIP")
-        .filter(|address| address.as_str().is_some_and(|text| !text.is_empty()))
-        .cloned()
+    if let Some(address) =
+        spec.get("clusterIP").filter(|address| address.as_str().is_some_and(|text| !text.is_empty())).cloned()
     {
         fill(spec, "clusterIPs", json!([address]));
     }
@@ -136,13 +120,7 @@ fn keep_allocated(new: &mut Value, old: &Value, subresource: Option<&str>) {
             fill(spec, "clusterIPs", addresses.clone());
         }
     } else if !needs_address(&kind) && needs_address(&before) {
-        for field in [
-            "clusterIP",
-            "clusterIPs",
-            "ipFamilies",
-            "ipFamilyPolicy",
-            "internalTrafficPolicy",
-        ] {
+        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
             if spec.get(field) == old.pointer(&format!("/spec/{field}")) {
                 spec.shift_remove(field);
             }
@@ -154,12 +132,7 @@ fn keep_allocated(new: &mut Value, old: &Value, subresource: Option<&str>) {
             let same = |other: &&Value| {
                 other.get("port") == port.get("port") && other.get("protocol") == port.get("protocol")
             };
-            if let Some(number) = known
-                .iter()
-                .find(same)
-                .and_then(|other| other.get("nodePort"))
-                .cloned()
-            {
+            if let Some(number) = known.iter().find(same).and_then(|other| other.get("nodePort")).cloned() {
                 fill(port, "nodePort", number);
             }
         }
@@ -260,9 +233,7 @@ fn check_ports(service: &Value, kind: &str, errors: &mut Errors) {
         let target = port.get("targetPort").unwrap_or(&Value::Null);
         match target {
             Value::Number(number)
-                if !number
-                    .as_i64()
-                    .is_some_and(|number| (1..=65_535).contains(&number)) =>
+                if !number.as_i64().is_some_and(|number| (1..=65_535).contains(&number)) =>
             {
                 errors.invalid(format!("{path}.targetPort"), target.clone(), PORT_RANGE);
             }
@@ -275,10 +246,7 @@ fn check_ports(service: &Value, kind: &str, errors: &mut Errors) {
         }
         let node_port = port.get("nodePort").and_then(Value::as_i64).unwrap_or(0);
         if node_port != 0 && kind == "ClusterIP" {
-            errors.forbidden(
-                format!("{path}.nodePort"),
-                "may not be used when `type` is 'ClusterIP'",
-            );
+            errors.forbidden(format!("{path}.nodePort"), "may not be used when `type` is 'ClusterIP'");
         }
     }
 }
@@ -294,14 +262,10 @@ fn check_update(new: &Value, old: &Value, subresource: Option<&str>, errors: &mu
 fn cells(service: &Value, now: Timestamp) -> Vec<Value> {
     let kind = text(service, "/spec/type");
     let addresses = list(service, "/spec/clusterIPs");
-    let address = addresses
-        .first()
-        .map_or_else(|| text_or(service, "/spec/clusterIP", "<none>"), Clone::clone);
+    let address =
+        addresses.first().map_or_else(|| text_or(service, "/spec/clusterIP", "<none>"), Clone::clone);
     let ports = list(service, "/spec/ports").iter().map(|port| {
-        let node_port = port
-            .get("nodePort")
-            .and_then(Value::as_i64)
-            .filter(|number| *number != 0);
+        let node_port = port.get("nodePort").and_then(Value::as_i64).filter(|number| *number != 0);
         let node_port = node_port.map(|number| format!(":{number}")).unwrap_or_default();
         format!("{}{node_port}/{}", text(port, "/port"), text(port, "/protocol"))
     });
@@ -321,22 +285,13 @@ fn external(service: &Value, kind: &str) -> String {
     if kind == "LoadBalancer" {
         let ingress = list(service, "/status/loadBalancer/ingress").iter();
         found.extend(ingress.map(|entry| {
-            if text(entry, "/ip").is_empty() {
-                text(entry, "/hostname")
-            } else {
-                text(entry, "/ip")
-            }
+            if text(entry, "/ip").is_empty() { text(entry, "/hostname") } else { text(entry, "/ip") }
         }));
     }
     if kind == "ExternalName" {
         return text(service, "/spec/externalName");
     }
-    found.extend(
-        list(service, "/spec/externalIPs")
-            .iter()
-            .filter_map(Value::as_str)
-            .map(str::to_owned),
-    );
+    found.extend(list(service, "/spec/externalIPs").iter().filter_map(Value::as_str).map(str::to_owned));
     match (found.is_empty(), kind) {
         (true, "LoadBalancer") => "<pending>".to_owned(),
         (true, _) => "<none>".to_owned(),

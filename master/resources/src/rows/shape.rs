@@ -6,34 +6,19 @@ use serde_json::{Map, Value, json};
 use crate::resource::{Column, text};
 
 /// The first column of most kinds.
-pub(crate) const NAME: Column = Column {
-    name: "Name",
-    kind: "string",
-    format: "name",
-    description: "Name of the object.",
-    priority: 0,
-};
+pub(crate) const NAME: Column =
+    Column { name: "Name", kind: "string", format: "name", description: "Name of the object.", priority: 0 };
 /// The column of [`age`].
 pub(crate) const AGE: Column = column("Age", "string", 0);
 
 /// A column; priority 1 shows with `-o wide` alone.
 pub(crate) const fn column(name: &'static str, kind: &'static str, priority: u8) -> Column {
-    Column {
-        name,
-        kind,
-        format: "",
-        description: "",
-        priority,
-    }
+    Column { name, kind, format: "", description: "", priority }
 }
 
 /// The elements at a pointer; none where there is no list.
 pub(crate) fn list<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
-    object
-        .pointer(pointer)
-        .and_then(Value::as_array)
-        .map(Vec::as_slice)
-        .unwrap_or_default()
+    object.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
 /// Sets a field that is absent or null.
@@ -66,11 +51,7 @@ pub(crate) fn objects<'a>(
     map: &'a mut Map<String, Value>,
     key: &str,
 ) -> impl Iterator<Item = &'a mut Map<String, Value>> {
-    map.get_mut(key)
-        .and_then(Value::as_array_mut)
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_object_mut)
+    map.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut)
 }
 
 /// `5m` since a timestamp in the object; `<unknown>` without one.
@@ -121,31 +102,19 @@ pub(crate) fn labels_text(labels: Option<&Value>) -> Value {
         .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
         .collect();
     pairs.sort();
-    Value::from(if pairs.is_empty() {
-        "<none>".to_owned()
-    } else {
-        pairs.join(",")
-    })
+    Value::from(if pairs.is_empty() { "<none>".to_owned() } else { pairs.join(",") })
 }
 
 /// A list joined by commas, or `<none>`.
 pub(crate) fn joined(items: impl Iterator<Item = String>) -> Value {
     let items: Vec<String> = items.collect();
-    Value::from(if items.is_empty() {
-        "<none>".to_owned()
-    } else {
-        items.join(",")
-    })
+    Value::from(if items.is_empty() { "<none>".to_owned() } else { items.join(",") })
 }
 
 /// The text at a pointer, or something to show instead.
 pub(crate) fn text_or(object: &Value, pointer: &str, absent: &str) -> Value {
     let found = text(object, pointer);
-    Value::from(if found.is_empty() {
-        absent.to_owned()
-    } else {
-        found
-    })
+    Value::from(if found.is_empty() { absent.to_owned() } else { found })
 }
 
 #[cfg(test)]

@@ -5,10 +5,7 @@ use serde_json::{Value, json};
 use crate::{Resource, discovery, find, resources, status};
 
 fn row(plural: &str) -> &'static Resource {
-    resources()
-        .iter()
-        .find(|row| row.plural == plural)
-        .expect("in the table")
+    resources().iter().find(|row| row.plural == plural).expect("in the table")
 }
 
 /// The object with a name where names are due, and defaults.
@@ -27,10 +24,7 @@ fn made(row: &Resource, mut object: Value) -> Value {
 
 fn faults(plural: &str, object: Value) -> Vec<String> {
     let row = row(plural);
-    row.validate(&made(row, object), None, None)
-        .iter()
-        .map(ToString::to_string)
-        .collect()
+    row.validate(&made(row, object), None, None).iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -49,12 +43,7 @@ fn fields_are_filled_in() {
             "/spec/externalTrafficPolicy",
             json!("Cluster"),
         ),
-        (
-            "services",
-            json!({"spec": {"clusterIP": "None"}}),
-            "/spec/clusterIPs",
-            json!(["None"]),
-        ),
+        ("services", json!({"spec": {"clusterIP": "None"}}), "/spec/clusterIPs", json!(["None"])),
         (
             "services",
             json!({"spec": {"sessionAffinity": "ClientIP"}}),
@@ -67,19 +56,9 @@ fn fields_are_filled_in() {
             "/spec",
             json!({"type": "ExternalName", "externalName": "x.y", "sessionAffinity": "None"}),
         ),
-        (
-            "secrets",
-            json!({"stringData": {"k": "v"}}),
-            "/data",
-            json!({"k": "dg=="}),
-        ),
+        ("secrets", json!({"stringData": {"k": "v"}}), "/data", json!({"k": "dg=="})),
         ("secrets", json!({}), "/type", json!("Opaque")),
-        (
-            "namespaces",
-            json!({}),
-            "/metadata/labels",
-            json!({"kubernetes.io/metadata.name": "a"}),
-        ),
+        ("namespaces", json!({}), "/metadata/labels", json!({"kubernetes.io/metadata.name": "a"})),
         (
             "replicationcontrollers",
             json!({"spec": {"template": {"metadata": {"labels": {"app": "x"}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}}}}),
@@ -92,12 +71,7 @@ fn fields_are_filled_in() {
             "/metadata/labels",
             json!({"app": "x"}),
         ),
-        (
-            "replicationcontrollers",
-            json!({"spec": {}}),
-            "/spec/replicas",
-            json!(1),
-        ),
+        ("replicationcontrollers", json!({"spec": {}}), "/spec/replicas", json!(1)),
         (
             "nodes",
             json!({"status": {"capacity": {"cpu": "2000m"}}}),
@@ -110,38 +84,22 @@ fn fields_are_filled_in() {
             "/spec/policyTypes",
             json!(["Ingress", "Egress"]),
         ),
-        (
-            "csidrivers",
-            json!({"spec": {}}),
-            "/spec/volumeLifecycleModes",
-            json!(["Persistent"]),
-        ),
+        ("csidrivers", json!({"spec": {}}), "/spec/volumeLifecycleModes", json!(["Persistent"])),
     ];
     for (plural, object, pointer, wanted) in table {
         let row = row(plural);
-        assert_eq!(
-            made(row, object.clone()).pointer(pointer),
-            Some(&wanted),
-            "{plural} {object}"
-        );
+        assert_eq!(made(row, object.clone()).pointer(pointer), Some(&wanted), "{plural} {object}");
     }
     let template = made(
         row("replicationcontrollers"),
         json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "i", "resources": {"limits": {"cpu": 1}}}]}}}}),
     );
-    assert_eq!(
-        template.pointer("/spec/template/spec/enableServiceLinks"),
-        None,
-        "pods alone have it"
-    );
+    assert_eq!(template.pointer("/spec/template/spec/enableServiceLinks"), None, "pods alone have it");
     assert_eq!(
         template.pointer("/spec/template/spec/containers/0/resources"),
         Some(&json!({"limits": {"cpu": "1"}}))
     );
-    assert_eq!(
-        template.pointer("/spec/template/spec/containers/0/imagePullPolicy"),
-        Some(&json!("Always"))
-    );
+    assert_eq!(template.pointer("/spec/template/spec/containers/0/imagePullPolicy"), Some(&json!("Always")));
 }
 
 #[test]
@@ -229,11 +187,7 @@ fn faults_have_upstreams_texts() {
             json!({"metadata": {"namespace": "x"}}),
             "metadata.namespace: Forbidden: not allowed on this type",
         ),
-        (
-            "secrets",
-            json!({"type": "kubernetes.io/tls"}),
-            "data[tls.crt]: Required value",
-        ),
+        ("secrets", json!({"type": "kubernetes.io/tls"}), "data[tls.crt]: Required value"),
         (
             "leases",
             json!({"spec": {"leaseDurationSeconds": 0}}),
@@ -247,10 +201,7 @@ fn faults_have_upstreams_texts() {
     ];
     for (plural, object, wanted) in table {
         let found = faults(plural, object);
-        assert!(
-            found.iter().any(|fault| fault.starts_with(wanted)),
-            "{wanted}\n{found:#?}"
-        );
+        assert!(found.iter().any(|fault| fault.starts_with(wanted)), "{wanted}\n{found:#?}");
     }
     let generated =
         json!({"metadata": {"generateName": "a-", "finalizers": ["x.y/z"], "labels": {"x.y/z": ""}}});
@@ -274,30 +225,14 @@ fn updates_keep_what_was_given_out_and_refuse_what_is_fixed() {
     assert_eq!(new["status"], old["status"]);
     assert_eq!(services.validate(&new, Some(&old), None), []);
     new["spec"]["clusterIP"] = json!("10.96.0.10");
-    let found: Vec<String> = services
-        .validate(&new, Some(&old), None)
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    assert_eq!(
-        found,
-        ["spec.clusterIPs[0]: Invalid value: [\"10.96.0.10\"]: may not change once set"]
-    );
+    let found: Vec<String> =
+        services.validate(&new, Some(&old), None).iter().map(ToString::to_string).collect();
+    assert_eq!(found, ["spec.clusterIPs[0]: Invalid value: [\"10.96.0.10\"]: may not change once set"]);
 
     let maps = row("configmaps");
-    let old = made(
-        maps,
-        json!({"data": {"a": "1"}, "immutable": true, "metadata": {"uid": "u"}}),
-    );
-    let new = made(
-        maps,
-        json!({"data": {"a": "2"}, "immutable": true, "metadata": {"uid": "v"}}),
-    );
-    let found: Vec<String> = maps
-        .validate(&new, Some(&old), None)
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let old = made(maps, json!({"data": {"a": "1"}, "immutable": true, "metadata": {"uid": "u"}}));
+    let new = made(maps, json!({"data": {"a": "2"}, "immutable": true, "metadata": {"uid": "v"}}));
+    let found: Vec<String> = maps.validate(&new, Some(&old), None).iter().map(ToString::to_string).collect();
     assert_eq!(
         found,
         [
@@ -313,32 +248,20 @@ fn status_and_generation_are_the_servers() {
     let object = json!({"spec": {"replicas": 1, "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}, "status": {"replicas": 9}});
     let mut first = made(controllers, object);
     controllers.prepare_create(&mut first);
-    assert_eq!(
-        (&first["metadata"]["generation"], &first["status"]),
-        (&json!(1), &json!({"replicas": 0}))
-    );
+    assert_eq!((&first["metadata"]["generation"], &first["status"]), (&json!(1), &json!({"replicas": 0})));
     let mut scaled = first.clone();
     scaled["spec"]["replicas"] = json!(2);
     scaled["status"]["replicas"] = json!(7);
     let request = scaled.clone();
     controllers.prepare_update(&mut scaled, &first, None);
-    assert_eq!(
-        (&scaled["metadata"]["generation"], &scaled["status"]["replicas"]),
-        (&json!(2), &json!(0))
-    );
+    assert_eq!((&scaled["metadata"]["generation"], &scaled["status"]["replicas"]), (&json!(2), &json!(0)));
     let mut observed = request;
     controllers.prepare_update(&mut observed, &first, Some("status"));
-    assert_eq!(
-        (&observed["spec"]["replicas"], &observed["status"]["replicas"]),
-        (&json!(1), &json!(7))
-    );
+    assert_eq!((&observed["spec"]["replicas"], &observed["status"]["replicas"]), (&json!(1), &json!(7)));
     assert_eq!(observed["metadata"]["generation"], 1);
 
     let slices = row("endpointslices");
-    let mut slice = made(
-        slices,
-        json!({"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}]}),
-    );
+    let mut slice = made(slices, json!({"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}]}));
     slices.prepare_create(&mut slice);
     let mut next = slice.clone();
     next["metadata"]["labels"] = json!({"a": "b"});
@@ -357,28 +280,12 @@ fn cells_as_kubectl_shows_them() {
         (
             "services",
             json!({"spec": {"type": "NodePort", "clusterIPs": ["10.96.0.1"], "ports": [{"port": 80, "nodePort": 30_000, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}], "selector": {"b": "c", "a": "b"}}}),
-            json!([
-                "a",
-                "NodePort",
-                "10.96.0.1",
-                "<none>",
-                "80:30000/TCP,53/UDP",
-                "60m",
-                "a=b,b=c"
-            ]),
+            json!(["a", "NodePort", "10.96.0.1", "<none>", "80:30000/TCP,53/UDP", "60m", "a=b,b=c"]),
         ),
         (
             "services",
             json!({"spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.1"}}),
-            json!([
-                "a",
-                "LoadBalancer",
-                "10.96.0.1",
-                "<pending>",
-                "<none>",
-                "60m",
-                "<none>"
-            ]),
+            json!(["a", "LoadBalancer", "10.96.0.1", "<pending>", "<none>", "60m", "<none>"]),
         ),
         (
             "endpoints",
@@ -402,26 +309,10 @@ fn cells_as_kubectl_shows_them() {
                 "<unknown>"
             ]),
         ),
-        (
-            "configmaps",
-            json!({"data": {"a": "1"}, "binaryData": {"b": "MQ=="}}),
-            json!(["a", 2, "60m"]),
-        ),
-        (
-            "secrets",
-            json!({"type": "Opaque", "data": {"a": "MQ=="}}),
-            json!(["a", "Opaque", 1, "60m"]),
-        ),
-        (
-            "namespaces",
-            json!({"status": {"phase": "Active"}}),
-            json!(["a", "Active", "60m"]),
-        ),
-        (
-            "leases",
-            json!({"spec": {"holderIdentity": "n"}}),
-            json!(["a", "n", "60m"]),
-        ),
+        ("configmaps", json!({"data": {"a": "1"}, "binaryData": {"b": "MQ=="}}), json!(["a", 2, "60m"])),
+        ("secrets", json!({"type": "Opaque", "data": {"a": "MQ=="}}), json!(["a", "Opaque", 1, "60m"])),
+        ("namespaces", json!({"status": {"phase": "Active"}}), json!(["a", "Active", "60m"])),
+        ("leases", json!({"spec": {"holderIdentity": "n"}}), json!(["a", "n", "60m"])),
         (
             "replicationcontrollers",
             json!({"spec": {"replicas": 2, "selector": {"a": "b"}, "template": {"spec": {"containers": [{"name": "c", "image": "i"}, {"name": "d", "image": "j"}]}}}, "status": {"replicas": 1}}),
@@ -430,11 +321,7 @@ fn cells_as_kubectl_shows_them() {
     ];
     for (plural, mut object, wanted) in table {
         object["metadata"] = created.clone();
-        assert_eq!(
-            Value::Array(row(plural).table_cells(&object, now)),
-            wanted,
-            "{plural}"
-        );
+        assert_eq!(Value::Array(row(plural).table_cells(&object, now)), wanted, "{plural}");
     }
 }
 
@@ -446,22 +333,9 @@ fn the_table_is_whole() {
             "{}",
             row.kind
         );
-        assert_eq!(
-            row.verbs.contains(&"list"),
-            !row.list_kind.is_empty(),
-            "{}",
-            row.kind
-        );
-        assert_eq!(
-            row.verbs.contains(&"list"),
-            !row.storage.is_empty(),
-            "{}",
-            row.kind
-        );
-        assert!(std::ptr::eq(
-            find(row.group, row.version, row.plural).expect("found"),
-            row
-        ));
+        assert_eq!(row.verbs.contains(&"list"), !row.list_kind.is_empty(), "{}", row.kind);
+        assert_eq!(row.verbs.contains(&"list"), !row.storage.is_empty(), "{}", row.kind);
+        assert!(std::ptr::eq(find(row.group, row.version, row.plural).expect("found"), row));
     }
     let list = discovery::resource_list("", "v1").expect("served");
     let names: Vec<&str> = list["resources"]
@@ -482,10 +356,7 @@ fn the_table_is_whole() {
     ] {
         assert!(names.contains(&wanted), "{wanted}");
     }
-    assert_eq!(
-        discovery::aggregated(true)["items"][0]["versions"][0]["version"],
-        "v1"
-    );
+    assert_eq!(discovery::aggregated(true)["items"][0]["versions"][0]["version"], "v1");
     assert_eq!(discovery::group("nothing"), None);
 }
 

@@ -43,10 +43,7 @@ pub(super) const REPLICATION_CONTROLLERS: Resource = Resource {
         }
     },
     check,
-    fields: &[Field {
-        label: "status.replicas",
-        value: |controller| text(controller, "/status/replicas"),
-    }],
+    fields: &[Field { label: "status.replicas", value: |controller| text(controller, "/status/replicas") }],
     columns: &[
         NAME,
         column("Desired", "integer", 0),
@@ -80,19 +77,14 @@ fn defaults(controller: &mut Value) {
     if let Some(labels) = labels.filter(|labels| labels.as_object().is_some_and(|labels| !labels.is_empty()))
     {
         if let Some(spec) = spec(controller) {
-            let empty = spec
-                .get("selector")
-                .and_then(Value::as_object)
-                .is_none_or(serde_json::Map::is_empty);
+            let empty = spec.get("selector").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty);
             if empty {
                 spec.insert("selector".to_owned(), labels.clone());
             }
         }
         if let Some(metadata) = controller.as_object_mut().and_then(|map| object(map, "metadata")) {
-            let empty = metadata
-                .get("labels")
-                .and_then(Value::as_object)
-                .is_none_or(serde_json::Map::is_empty);
+            let empty =
+                metadata.get("labels").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty);
             if empty {
                 metadata.insert("labels".to_owned(), labels);
             }
@@ -111,9 +103,7 @@ fn defaults(controller: &mut Value) {
 
 fn check(controller: &Value, errors: &mut Errors) {
     for field in ["replicas", "minReadySeconds"] {
-        let value = controller
-            .pointer(&format!("/spec/{field}"))
-            .and_then(Value::as_i64);
+        let value = controller.pointer(&format!("/spec/{field}")).and_then(Value::as_i64);
         if let Some(number) = value.filter(|number| *number < 0) {
             errors.invalid(
                 format!("spec.{field}"),
@@ -127,17 +117,13 @@ fn check(controller: &Value, errors: &mut Errors) {
         errors.required("spec.selector", "");
         return;
     };
-    let Some(template) = controller
-        .pointer("/spec/template")
-        .filter(|template| template.is_object())
-    else {
+    let Some(template) = controller.pointer("/spec/template").filter(|template| template.is_object()) else {
         errors.required("spec.template", "");
         return;
     };
     let labels = template.pointer("/metadata/labels").and_then(Value::as_object);
-    let matches = selector
-        .iter()
-        .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value));
+    let matches =
+        selector.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value));
     if !matches {
         let labels = labels.cloned().map_or_else(|| json!({}), Value::Object);
         errors.invalid(
@@ -146,19 +132,12 @@ fn check(controller: &Value, errors: &mut Errors) {
             "`selector` does not match template `labels`",
         );
     }
-    check_spec(
-        template.get("spec").unwrap_or(&Value::Null),
-        "spec.template.spec",
-        errors,
-    );
+    check_spec(template.get("spec").unwrap_or(&Value::Null), "spec.template.spec", errors);
     let restart = text(template, "/spec/restartPolicy");
     if restart != "Always" {
         errors.not_supported("spec.template.spec.restartPolicy", &restart, &["Always"]);
     }
-    if template
-        .pointer("/spec/activeDeadlineSeconds")
-        .is_some_and(|value| !value.is_null())
-    {
+    if template.pointer("/spec/activeDeadlineSeconds").is_some_and(|value| !value.is_null()) {
         errors.forbidden(
             "spec.template.spec.activeDeadlineSeconds",
             "activeDeadlineSeconds in ReplicationController is not Supported",

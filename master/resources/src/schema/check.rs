@@ -49,11 +49,7 @@ fn unknown_in(kind: &Type, value: &Value, path: &str, found: &mut Vec<String>) {
 }
 
 fn join(path: &str, key: &str) -> String {
-    if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
-    }
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
 /// The first value that does not decode.
@@ -120,10 +116,7 @@ fn json_kind(value: &Value) -> String {
         Value::Null => "null".to_owned(),
         Value::Bool(_) => "bool".to_owned(),
         Value::Number(number)
-            if number.is_f64()
-                || number
-                    .as_i64()
-                    .is_none_or(|number| i32::try_from(number).is_err()) =>
+            if number.is_f64() || number.as_i64().is_none_or(|number| i32::try_from(number).is_err()) =>
         {
             format!("number {number}")
         }

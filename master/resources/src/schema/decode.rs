@@ -15,13 +15,8 @@ const DUPLICATES: usize = 100;
 pub fn decode_json(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
     let mut duplicates = Vec::new();
     let mut decoder = serde_json::Deserializer::from_slice(bytes);
-    let seed = Seed {
-        path: String::new(),
-        duplicates: &mut duplicates,
-    };
-    let value = seed
-        .deserialize(&mut decoder)
-        .and_then(|value| decoder.end().map(|()| value));
+    let seed = Seed { path: String::new(), duplicates: &mut duplicates };
+    let value = seed.deserialize(&mut decoder).and_then(|value| decoder.end().map(|()| value));
     match value {
         Ok(value) => Ok((value, duplicates)),
         Err(why) => Err(describe(&why, bytes)),
@@ -33,10 +28,7 @@ fn describe(why: &serde_json::Error, bytes: &[u8]) -> String {
         return "unexpected end of JSON input".to_owned();
     }
     let text = why.to_string();
-    let line = bytes
-        .split(|byte| *byte == b'\n')
-        .nth(why.line().saturating_sub(1))
-        .unwrap_or_default();
+    let line = bytes.split(|byte| *byte == b'\n').nth(why.line().saturating_sub(1)).unwrap_or_default();
     let character = std::str::from_utf8(line).ok().and_then(|line| {
         let at = why.column().saturating_sub(1);
         line.get(at..).and_then(|rest| rest.chars().next())
@@ -93,9 +85,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("number out of range"))
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -114,10 +104,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let mut list = Vec::new();
         loop {
             let path = format!("{}[{}]", self.path, list.len());
-            match items.next_element_seed(Seed {
-                path,
-                duplicates: &mut *self.duplicates,
-            })? {
+            match items.next_element_seed(Seed { path, duplicates: &mut *self.duplicates })? {
                 Some(item) => list.push(item),
                 None => return Ok(Value::Array(list)),
             }
@@ -127,21 +114,14 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            let path = if self.path.is_empty() {
-                key.clone()
-            } else {
-                format!("{}.{key}", self.path)
-            };
+            let path = if self.path.is_empty() { key.clone() } else { format!("{}.{key}", self.path) };
             if map.contains_key(&key)
                 && self.duplicates.len() < DUPLICATES
                 && !self.duplicates.contains(&path)
             {
                 self.duplicates.push(path.clone());
             }
-            let value = entries.next_value_seed(Seed {
-                path,
-                duplicates: &mut *self.duplicates,
-            })?;
+            let value = entries.next_value_seed(Seed { path, duplicates: &mut *self.duplicates })?;
             map.insert(key, value);
         }
         Ok(Value::Object(map))
@@ -168,10 +148,7 @@ mod tests {
             ("", "unexpected end of JSON input"),
             ("{\"a\": ", "unexpected end of JSON input"),
             ("nginx", "invalid character 'n' looking for beginning of value"),
-            (
-                "{a: 1}",
-                "invalid character 'a' looking for beginning of object key string",
-            ),
+            ("{a: 1}", "invalid character 'a' looking for beginning of object key string"),
             ("{} x", "invalid character 'x' after top-level value"),
         ];
         for (text, expected) in table {

@@ -19,37 +19,12 @@ pub(crate) const REF: &str = "#/definitions/";
 static OTHER_KINDS: &[(&str, &str, &str, &str)] = &[
     ("io.k8s.api.autoscaling.v1.Scale", "autoscaling", "v1", "Scale"),
     ("io.k8s.api.policy.v1.Eviction", "policy", "v1", "Eviction"),
-    (
-        "io.k8s.api.authentication.v1.TokenRequest",
-        "authentication.k8s.io",
-        "v1",
-        "TokenRequest",
-    ),
+    ("io.k8s.api.authentication.v1.TokenRequest", "authentication.k8s.io", "v1", "TokenRequest"),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.Status", "", "v1", "Status"),
-    (
-        "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroup",
-        "",
-        "v1",
-        "APIGroup",
-    ),
-    (
-        "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroupList",
-        "",
-        "v1",
-        "APIGroupList",
-    ),
-    (
-        "io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList",
-        "",
-        "v1",
-        "APIResourceList",
-    ),
-    (
-        "io.k8s.apimachinery.pkg.apis.meta.v1.APIVersions",
-        "",
-        "v1",
-        "APIVersions",
-    ),
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.APIGroup", "", "v1", "APIGroup"),
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.APIGroupList", "", "v1", "APIGroupList"),
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList", "", "v1", "APIResourceList"),
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.APIVersions", "", "v1", "APIVersions"),
 ];
 
 /// The definition of a subresource's kind, if it has a schema.
@@ -180,10 +155,6 @@ fn add_merge_facts(definition: &str, field: &str, schema: &mut Map<String, Value
     if !fact.merge_key.is_empty() {
         schema.insert("x-kubernetes-patch-merge-key".to_owned(), json!(fact.merge_key));
     }
-    let strategy = if fact.retain_keys {
-        "merge,retainKeys"
-    } else {
-        "merge"
-    };
+    let strategy = if fact.retain_keys { "merge,retainKeys" } else { "merge" };
     schema.insert("x-kubernetes-patch-strategy".to_owned(), json!(strategy));
 }

@@ -15,23 +15,15 @@ impl DocumentWriter {
     pub(super) fn new(info: &Value) -> Self {
         let head = Head {
             swagger: "2.0".to_owned(),
-            info: Some(Info {
-                title: string(info, "title"),
-                version: string(info, "version"),
-            }),
+            info: Some(Info { title: string(info, "title"), version: string(info, "version") }),
         };
-        Self {
-            bytes: head.encode_to_vec(),
-        }
+        Self { bytes: head.encode_to_vec() }
     }
 
     pub(super) fn paths(&mut self, paths: impl Iterator<Item = (Value, String)>) {
         let mut body = Vec::new();
         for (item, name) in paths {
-            let path = NamedPathItem {
-                name,
-                value: Some(path_item(&item)),
-            };
+            let path = NamedPathItem { name, value: Some(path_item(&item)) };
             nested(&mut body, 2, &path.encode_to_vec());
         }
         nested(&mut self.bytes, PATHS, &body);
@@ -40,10 +32,7 @@ impl DocumentWriter {
     pub(super) fn definitions(&mut self, definitions: impl Iterator<Item = (String, Value)>) {
         let mut body = Vec::new();
         for (name, definition) in definitions {
-            let named = NamedSchema {
-                name,
-                value: Some(schema(&definition)),
-            };
+            let named = NamedSchema { name, value: Some(schema(&definition)) };
             nested(&mut body, 1, &named.encode_to_vec());
         }
         nested(&mut self.bytes, DEFINITIONS, &body);
@@ -289,11 +278,7 @@ struct AnyMessage {
 }
 
 fn string(value: &Value, key: &str) -> String {
-    value
-        .get(key)
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned()
+    value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 fn strings(value: &Value, key: &str) -> Vec<String> {
@@ -307,25 +292,17 @@ fn flag(value: &Value, key: &str) -> bool {
 
 /// The `x-…` members. Their values are YAML; JSON is YAML.
 fn extensions(value: &Value) -> Vec<NamedAny> {
-    let members = value
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter(|(name, _)| name.starts_with("x-"));
+    let members = value.as_object().into_iter().flatten().filter(|(name, _)| name.starts_with("x-"));
     members
         .map(|(name, value)| NamedAny {
             name: name.clone(),
-            value: Some(AnyMessage {
-                yaml: format!("{value}\n"),
-            }),
+            value: Some(AnyMessage { yaml: format!("{value}\n") }),
         })
         .collect()
 }
 
 fn schema(value: &Value) -> Schema {
-    let additional = value
-        .get("additionalProperties")
-        .filter(|schema| schema.is_object());
+    let additional = value.get("additionalProperties").filter(|schema| schema.is_object());
     let properties = value.get("properties").and_then(Value::as_object);
     let kind = string(value, "type");
     Schema {
@@ -333,22 +310,14 @@ fn schema(value: &Value) -> Schema {
         format: string(value, "format"),
         description: string(value, "description"),
         required: strings(value, "required"),
-        additional_properties: additional.map(|item| {
-            Box::new(AdditionalProperties {
-                schema: Some(Box::new(schema(item))),
-            })
-        }),
+        additional_properties: additional
+            .map(|item| Box::new(AdditionalProperties { schema: Some(Box::new(schema(item))) })),
         kind: (!kind.is_empty()).then(|| TypeItem { value: vec![kind] }),
-        items: value.get("items").map(|item| ItemsItem {
-            schema: vec![schema(item)],
-        }),
+        items: value.get("items").map(|item| ItemsItem { schema: vec![schema(item)] }),
         properties: properties.map(|properties| Properties {
             additional_properties: properties
                 .iter()
-                .map(|(name, value)| NamedSchema {
-                    name: name.clone(),
-                    value: Some(schema(value)),
-                })
+                .map(|(name, value)| NamedSchema { name: name.clone(), value: Some(schema(value)) })
                 .collect(),
         }),
         vendor_extension: extensions(value),
@@ -385,31 +354,14 @@ fn operation(value: &Value) -> OperationMessage {
 }
 
 fn response(code: &str, value: &Value) -> NamedResponseValue {
-    let body = value.get("schema").map(|body| SchemaItem {
-        schema: Some(schema(body)),
-    });
-    let response = Response {
-        description: string(value, "description"),
-        schema: body,
-    };
-    NamedResponseValue {
-        name: code.to_owned(),
-        value: Some(ResponseValue {
-            response: Some(response),
-        }),
-    }
+    let body = value.get("schema").map(|body| SchemaItem { schema: Some(schema(body)) });
+    let response = Response { description: string(value, "description"), schema: body };
+    NamedResponseValue { name: code.to_owned(), value: Some(ResponseValue { response: Some(response) }) }
 }
 
 fn parameters(value: &Value) -> Vec<ParametersItem> {
-    let list = value
-        .get("parameters")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten();
-    list.map(|value| ParametersItem {
-        parameter: Some(parameter(value)),
-    })
-    .collect()
+    let list = value.get("parameters").and_then(Value::as_array).into_iter().flatten();
+    list.map(|value| ParametersItem { parameter: Some(parameter(value)) }).collect()
 }
 
 fn parameter(value: &Value) -> Parameter {
@@ -427,10 +379,7 @@ fn parameter(value: &Value) -> Parameter {
                 required: flag(value, "required"),
                 schema: value.get("schema").map(schema),
             };
-            Parameter {
-                body_parameter: Some(body),
-                non_body_parameter: None,
-            }
+            Parameter { body_parameter: Some(body), non_body_parameter: None }
         }
         "path" => {
             let path = PathParameter {

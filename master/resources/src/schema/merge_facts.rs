@@ -13,22 +13,14 @@ pub(crate) struct ListFact {
 }
 
 const fn by(merge_key: &'static str, map_keys: &'static [&'static str]) -> ListFact {
-    ListFact {
-        merge_key,
-        retain_keys: false,
-        map_keys,
-    }
+    ListFact { merge_key, retain_keys: false, map_keys }
 }
 
 const NAME: ListFact = by("name", &["name"]);
 const TYPE: ListFact = by("type", &["type"]);
 const IP: ListFact = by("ip", &["ip"]);
 const SET: ListFact = by("", &[]);
-const RETAIN: ListFact = ListFact {
-    merge_key: "name",
-    retain_keys: true,
-    map_keys: &["name"],
-};
+const RETAIN: ListFact = ListFact { merge_key: "name", retain_keys: true, map_keys: &["name"] };
 
 /// (last part of the definition's name, field, fact).
 static LISTS: &[(&str, &str, ListFact)] = &[
@@ -47,47 +39,19 @@ static LISTS: &[(&str, &str, ListFact)] = &[
     ),
     ("core.v1.PodSpec", "schedulingGates", NAME),
     ("core.v1.PodSpec", "resourceClaims", RETAIN),
-    (
-        "core.v1.Container",
-        "ports",
-        by("containerPort", &["containerPort", "protocol"]),
-    ),
+    ("core.v1.Container", "ports", by("containerPort", &["containerPort", "protocol"])),
     ("core.v1.Container", "env", NAME),
-    (
-        "core.v1.Container",
-        "volumeMounts",
-        by("mountPath", &["mountPath"]),
-    ),
-    (
-        "core.v1.Container",
-        "volumeDevices",
-        by("devicePath", &["devicePath"]),
-    ),
-    (
-        "core.v1.EphemeralContainer",
-        "ports",
-        by("containerPort", &["containerPort", "protocol"]),
-    ),
+    ("core.v1.Container", "volumeMounts", by("mountPath", &["mountPath"])),
+    ("core.v1.Container", "volumeDevices", by("devicePath", &["devicePath"])),
+    ("core.v1.EphemeralContainer", "ports", by("containerPort", &["containerPort", "protocol"])),
     ("core.v1.EphemeralContainer", "env", NAME),
-    (
-        "core.v1.EphemeralContainer",
-        "volumeMounts",
-        by("mountPath", &["mountPath"]),
-    ),
-    (
-        "core.v1.EphemeralContainer",
-        "volumeDevices",
-        by("devicePath", &["devicePath"]),
-    ),
+    ("core.v1.EphemeralContainer", "volumeMounts", by("mountPath", &["mountPath"])),
+    ("core.v1.EphemeralContainer", "volumeDevices", by("devicePath", &["devicePath"])),
     ("core.v1.PodStatus", "conditions", TYPE),
     ("core.v1.PodStatus", "podIPs", IP),
     ("core.v1.PodStatus", "hostIPs", IP),
     ("core.v1.PodStatus", "resourceClaimStatuses", RETAIN),
-    (
-        "core.v1.ContainerStatus",
-        "volumeMounts",
-        by("mountPath", &["mountPath"]),
-    ),
+    ("core.v1.ContainerStatus", "volumeMounts", by("mountPath", &["mountPath"])),
     ("core.v1.ContainerStatus", "allocatedResourcesStatus", NAME),
     ("core.v1.ServiceSpec", "ports", by("port", &["port", "protocol"])),
     ("core.v1.ServiceStatus", "conditions", TYPE),
@@ -132,10 +96,7 @@ fn is(definition: &str, short: &str) -> bool {
 
 /// How this list merges; none means it is atomic.
 pub(crate) fn list(definition: &str, field: &str) -> Option<ListFact> {
-    LISTS
-        .iter()
-        .find(|(short, name, _)| *name == field && is(definition, short))
-        .map(|(_, _, fact)| *fact)
+    LISTS.iter().find(|(short, name, _)| *name == field && is(definition, short)).map(|(_, _, fact)| *fact)
 }
 
 /// Whether objects of this definition are replaced as a whole.
@@ -145,7 +106,5 @@ pub(crate) fn is_atomic_object(definition: &str) -> bool {
 
 /// Whether this map is replaced as a whole.
 pub(crate) fn is_atomic_map(definition: &str, field: &str) -> bool {
-    ATOMIC_MAPS
-        .iter()
-        .any(|(short, name)| *name == field && is(definition, short))
+    ATOMIC_MAPS.iter().any(|(short, name)| *name == field && is(definition, short))
 }

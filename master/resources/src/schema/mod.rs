@@ -29,10 +29,7 @@ pub fn unknown_fields(res: &Resource, object: &Value) -> Vec<String> {
 
 /// Paths of fields a definition (`io.k8s.api.autoscaling.v1.Scale`) does not have.
 pub fn unknown_fields_of(definition: &str, object: &Value) -> Vec<String> {
-    types::model()
-        .definition(definition)
-        .map(|root| check::unknown(root, object))
-        .unwrap_or_default()
+    types::model().definition(definition).map(|root| check::unknown(root, object)).unwrap_or_default()
 }
 
 /// The first value of a wrong JSON type, in the words of upstream's decoder.

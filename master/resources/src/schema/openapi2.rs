@@ -59,23 +59,15 @@ fn path_item(path: &Path) -> Value {
     let mut parameters = Vec::new();
     for (wanted, name, description) in [
         (path.named, "name", "name of the object"),
-        (
-            path.namespaced,
-            "namespace",
-            "object name and auth scope, such as for teams and projects",
-        ),
+        (path.namespaced, "namespace", "object name and auth scope, such as for teams and projects"),
     ] {
         if wanted {
-            parameters.push(
-                json!({"name": name, "in": "path", "description": description, "required": true,
-                                   "type": "string", "uniqueItems": true}),
-            );
+            parameters.push(json!({"name": name, "in": "path", "description": description, "required": true,
+                                   "type": "string", "uniqueItems": true}));
         }
     }
-    parameters.push(
-        json!({"name": "pretty", "in": "query", "type": "string", "uniqueItems": true,
-        "description": "If 'true', then the output is pretty printed."}),
-    );
+    parameters.push(json!({"name": "pretty", "in": "query", "type": "string", "uniqueItems": true,
+        "description": "If 'true', then the output is pretty printed."}));
     item.insert("parameters".to_owned(), Value::Array(parameters));
     Value::Object(item)
 }

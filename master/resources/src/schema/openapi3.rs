@@ -33,10 +33,7 @@ pub fn openapi_v3_index() -> Value {
     let paths: Map<String, Value> = index
         .iter()
         .map(|(path, hash)| {
-            (
-                path.clone(),
-                json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={hash:016X}")}),
-            )
+            (path.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={hash:016X}")}))
         })
         .collect();
     json!({"paths": paths})
@@ -44,16 +41,13 @@ pub fn openapi_v3_index() -> Value {
 
 /// `/openapi/v3/PATH`, where path is `api/v1` or `apis/GROUP/VERSION`.
 pub fn openapi_v3(path: &str) -> Option<Vec<u8>> {
-    let rows: Vec<&'static Resource> = resources()
-        .iter()
-        .filter(|row| path_of(row.group, row.version) == path)
-        .collect();
+    let rows: Vec<&'static Resource> =
+        resources().iter().filter(|row| path_of(row.group, row.version) == path).collect();
     if rows.is_empty() {
         return None;
     }
-    let paths: Map<String, Value> = operations::paths(rows.iter().copied())
-        .map(|path| (path.path.clone(), path_item(&path)))
-        .collect();
+    let paths: Map<String, Value> =
+        operations::paths(rows.iter().copied()).map(|path| (path.path.clone(), path_item(&path))).collect();
     let schemas: Map<String, Value> = definitions::generate(rows.iter().copied())
         .into_iter()
         .map(|(name, mut definition)| {
@@ -67,11 +61,7 @@ pub fn openapi_v3(path: &str) -> Option<Vec<u8>> {
 }
 
 fn path_of(group: &str, version: &str) -> String {
-    if group.is_empty() {
-        format!("api/{version}")
-    } else {
-        format!("apis/{group}/{version}")
-    }
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
 
 /// From v2's form: references move, a reference with siblings becomes `allOf`, int-or-string becomes a union.
@@ -121,23 +111,16 @@ fn path_item(path: &Path) -> Value {
     let mut parameters = Vec::new();
     for (wanted, name, description) in [
         (path.named, "name", "name of the object"),
-        (
-            path.namespaced,
-            "namespace",
-            "object name and auth scope, such as for teams and projects",
-        ),
+        (path.namespaced, "namespace", "object name and auth scope, such as for teams and projects"),
     ] {
         if wanted {
-            parameters.push(
-                json!({"name": name, "in": "path", "description": description, "required": true,
-                                   "schema": {"type": "string", "uniqueItems": true}}),
-            );
+            parameters.push(json!({"name": name, "in": "path", "description": description, "required": true,
+                                   "schema": {"type": "string", "uniqueItems": true}}));
         }
     }
-    parameters.push(
-        json!({"name": "pretty", "in": "query", "schema": {"type": "string", "uniqueItems": true},
-        "description": "If 'true', then the output is pretty printed."}),
-    );
+    parameters
+        .push(json!({"name": "pretty", "in": "query", "schema": {"type": "string", "uniqueItems": true},
+        "description": "If 'true', then the output is pretty printed."}));
     item.insert("parameters".to_owned(), Value::Array(parameters));
     Value::Object(item)
 }
@@ -159,11 +142,8 @@ fn operation_body(operation: &Operation) -> Value {
     });
     if let Some(definition) = &operation.body {
         let schema = json!({"schema": {"$ref": format!("{REF3}{definition}")}});
-        let content: Map<String, Value> = operation
-            .consumes
-            .iter()
-            .map(|media| ((*media).to_owned(), schema.clone()))
-            .collect();
+        let content: Map<String, Value> =
+            operation.consumes.iter().map(|media| ((*media).to_owned(), schema.clone())).collect();
         body["requestBody"] = json!({"content": content});
         if !operation.action.starts_with("delete") {
             body["requestBody"]["required"] = json!(true);

@@ -38,11 +38,7 @@ pub(super) struct Path {
 }
 
 const fn query(name: &'static str, kind: &'static str, description: &'static str) -> Query {
-    Query {
-        name,
-        kind,
-        description,
-    }
+    Query { name, kind, description }
 }
 
 const DRY_RUN: Query = query(
@@ -88,11 +84,7 @@ static LIST: &[Query] = &[
         "string",
         "A selector to restrict the list of returned objects by their labels. Defaults to everything.",
     ),
-    query(
-        "limit",
-        "integer",
-        "limit is a maximum number of responses to return for a list call.",
-    ),
+    query("limit", "integer", "limit is a maximum number of responses to return for a list call."),
     query(
         "resourceVersion",
         "string",
@@ -103,11 +95,7 @@ static LIST: &[Query] = &[
         "string",
         "resourceVersionMatch determines how resourceVersion is applied to list calls.",
     ),
-    query(
-        "sendInitialEvents",
-        "boolean",
-        "`sendInitialEvents=true` may be set together with `watch=true`.",
-    ),
+    query("sendInitialEvents", "boolean", "`sendInitialEvents=true` may be set together with `watch=true`."),
     query("timeoutSeconds", "integer", "Timeout for the list/watch call."),
     query(
         "watch",
@@ -117,21 +105,9 @@ static LIST: &[Query] = &[
 ];
 static DELETE: &[Query] = &[
     DRY_RUN,
-    query(
-        "gracePeriodSeconds",
-        "integer",
-        "The duration in seconds before the object should be deleted.",
-    ),
-    query(
-        "orphanDependents",
-        "boolean",
-        "Deprecated: please use the PropagationPolicy.",
-    ),
-    query(
-        "propagationPolicy",
-        "string",
-        "Whether and how garbage collection will be performed.",
-    ),
+    query("gracePeriodSeconds", "integer", "The duration in seconds before the object should be deleted."),
+    query("orphanDependents", "boolean", "Deprecated: please use the PropagationPolicy."),
+    query("propagationPolicy", "string", "Whether and how garbage collection will be performed."),
 ];
 static DELETE_COLLECTION: &[Query] = &[
     query(
@@ -145,26 +121,14 @@ static DELETE_COLLECTION: &[Query] = &[
         "string",
         "A selector to restrict the list of returned objects by their fields. Defaults to everything.",
     ),
-    query(
-        "gracePeriodSeconds",
-        "integer",
-        "The duration in seconds before the object should be deleted.",
-    ),
+    query("gracePeriodSeconds", "integer", "The duration in seconds before the object should be deleted."),
     query(
         "labelSelector",
         "string",
         "A selector to restrict the list of returned objects by their labels. Defaults to everything.",
     ),
-    query(
-        "limit",
-        "integer",
-        "limit is a maximum number of responses to return for a list call.",
-    ),
-    query(
-        "propagationPolicy",
-        "string",
-        "Whether and how garbage collection will be performed.",
-    ),
+    query("limit", "integer", "limit is a maximum number of responses to return for a list call."),
+    query("propagationPolicy", "string", "Whether and how garbage collection will be performed."),
     query(
         "resourceVersion",
         "string",
@@ -204,11 +168,7 @@ pub(super) fn kind_extension(operation: &Operation) -> Value {
 fn row_paths(row: &'static Resource) -> Vec<Path> {
     let base = base_path(row);
     let mut paths = Vec::new();
-    let scope = if row.namespaced {
-        "/namespaces/{namespace}"
-    } else {
-        ""
-    };
+    let scope = if row.namespaced { "/namespaces/{namespace}" } else { "" };
     let collection = format!("{base}{scope}/{}", row.plural);
     if row.namespaced && row.verbs.contains(&"list") {
         let mut everywhere = operation(row, "list", "get", None);
@@ -256,12 +216,7 @@ fn row_paths(row: &'static Resource) -> Vec<Path> {
     for subresource in row.subresources {
         let operations = subresource_operations(row, subresource);
         let path = format!("{collection}/{{name}}/{}", subresource.name);
-        paths.push(Path {
-            path,
-            namespaced: row.namespaced,
-            named: true,
-            operations,
-        });
+        paths.push(Path { path, namespaced: row.namespaced, named: true, operations });
     }
     paths
 }
@@ -304,9 +259,8 @@ fn operation(
             definitions::of_kind(subresource.group, subresource.version, subresource.kind).map(str::to_owned)
         }
     };
-    let kind = subresource.map_or((row.group, row.version, row.kind), |found| {
-        (found.group, found.version, found.kind)
-    });
+    let kind = subresource
+        .map_or((row.group, row.version, row.kind), |found| (found.group, found.version, found.kind));
     let meta = definitions::META;
     let (body, answer, query, consumes): (
         Option<String>,
@@ -318,17 +272,8 @@ fn operation(
         "post" | "put" => (definition.clone(), definition, WRITE, JSON),
         "patch" => (Some(format!("{meta}.Patch")), definition, PATCH, PATCHES),
         "delete" | "deletecollection" => {
-            let query = if action == "delete" {
-                DELETE
-            } else {
-                DELETE_COLLECTION
-            };
-            (
-                Some(format!("{meta}.DeleteOptions")),
-                Some(format!("{meta}.Status")),
-                query,
-                JSON,
-            )
+            let query = if action == "delete" { DELETE } else { DELETE_COLLECTION };
+            (Some(format!("{meta}.DeleteOptions")), Some(format!("{meta}.Status")), query, JSON)
         }
         _ => (None, definition, &[], &[]),
     };
@@ -352,11 +297,7 @@ fn operation(
 
 /// `CoreV1`, `DiscoveryV1`.
 fn tag(row: &Resource) -> String {
-    let group = if row.group.is_empty() {
-        "core"
-    } else {
-        row.group.split('.').next().unwrap_or_default()
-    };
+    let group = if row.group.is_empty() { "core" } else { row.group.split('.').next().unwrap_or_default() };
     format!("{}{}", capital(group), capital(row.version))
 }
 
@@ -368,11 +309,7 @@ fn operation_id(row: &Resource, action: &str, method: &str, subresource: Option<
         "connect" => format!("connect{}", capital(method)),
         other => other.to_owned(),
     };
-    let verb = if verb == "deletecollection" {
-        "deleteCollection".to_owned()
-    } else {
-        verb
-    };
+    let verb = if verb == "deletecollection" { "deleteCollection".to_owned() } else { verb };
     let scope = if row.namespaced { "Namespaced" } else { "" };
     let part = subresource.map_or(String::new(), |found| capital(found.name));
     format!("{verb}{}{scope}{}{part}", tag(row), row.kind)
@@ -380,7 +317,5 @@ fn operation_id(row: &Resource, action: &str, method: &str, subresource: Option<
 
 fn capital(text: &str) -> String {
     let mut characters = text.chars();
-    characters.next().map_or(String::new(), |first| {
-        first.to_uppercase().chain(characters).collect()
-    })
+    characters.next().map_or(String::new(), |first| first.to_uppercase().chain(characters).collect())
 }

@@ -15,12 +15,7 @@ fn unknown_fields_have_paths() {
         "spec": {"containers": [{"name": "c"}, {"name": "d", "img": "x", "resources": {"limits": {"any": "1"}}}], "volumes": [{"name": "v", "secret": {"x": {}}}]}});
     assert_eq!(
         unknown_fields(row("pods"), &pod),
-        [
-            "foo",
-            "metadata.nmae",
-            "spec.containers[1].img",
-            "spec.volumes[0].secret.x"
-        ]
+        ["foo", "metadata.nmae", "spec.containers[1].img", "spec.volumes[0].secret.x"]
     );
 }
 
@@ -55,16 +50,10 @@ fn wrong_types_are_described_as_upstream_does() {
             json!({"spec": {"template": {"spec": {"containers": [{"ports": [{"containerPort": "80"}]}]}}}}),
             "json: cannot unmarshal string into Go struct field ContainerPort.spec.template.spec.containers.ports.containerPort of type int32",
         ),
-        (
-            json!([1]),
-            "json: cannot unmarshal array into Go value of type v1.ReplicationController",
-        ),
+        (json!([1]), "json: cannot unmarshal array into Go value of type v1.ReplicationController"),
     ];
     for (object, wanted) in table {
-        assert_eq!(
-            type_errors(row("replicationcontrollers"), &object).as_deref(),
-            Some(wanted)
-        );
+        assert_eq!(type_errors(row("replicationcontrollers"), &object).as_deref(), Some(wanted));
     }
     let fine = json!({"metadata": {"labels": null, "creationTimestamp": null}, "spec": {"replicas": 3, "unknown": {}}});
     assert_eq!(type_errors(row("replicationcontrollers"), &fine), None);
@@ -107,10 +96,7 @@ fn version_two_is_closed_and_marked() {
     let mut found = BTreeSet::new();
     references(&document, &mut found);
     for target in &found {
-        assert!(
-            document.pointer(&target[1..].replace('~', "~0")).is_some(),
-            "{target}"
-        );
+        assert!(document.pointer(&target[1..].replace('~', "~0")).is_some(), "{target}");
     }
     let containers = &document["definitions"]["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
     assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
@@ -119,21 +105,14 @@ fn version_two_is_closed_and_marked() {
         let kind = &document["definitions"][row.definition]["x-kubernetes-group-version-kind"][0]["kind"];
         assert_eq!(kind, row.kind, "{}", row.definition);
         if row.verbs.contains(&"patch") {
-            let marked = document["paths"]
-                .as_object()
-                .expect("paths")
-                .values()
-                .any(|path| {
-                    path.pointer("/patch/x-kubernetes-group-version-kind/kind") == Some(&json!(row.kind))
-                        && path
-                            .pointer("/patch/parameters")
-                            .and_then(Value::as_array)
-                            .is_some_and(|list| {
-                                ["fieldValidation", "dryRun"]
-                                    .iter()
-                                    .all(|name| list.iter().any(|one| one["name"] == *name))
-                            })
-                });
+            let marked = document["paths"].as_object().expect("paths").values().any(|path| {
+                path.pointer("/patch/x-kubernetes-group-version-kind/kind") == Some(&json!(row.kind))
+                    && path.pointer("/patch/parameters").and_then(Value::as_array).is_some_and(|list| {
+                        ["fieldValidation", "dryRun"]
+                            .iter()
+                            .all(|name| list.iter().any(|one| one["name"] == *name))
+                    })
+            });
             assert!(marked, "{}", row.kind);
         }
     }

@@ -101,15 +101,10 @@ impl Model {
 
     fn build() -> Self {
         let generated = definitions::generate(crate::rows::resources().iter());
-        let names: HashMap<Box<str>, usize> = generated
-            .iter()
-            .enumerate()
-            .map(|(index, (name, _))| (name.as_str().into(), index))
-            .collect();
-        let definitions = generated
-            .iter()
-            .map(|(name, schema)| definition(name, schema, &names, &generated))
-            .collect();
+        let names: HashMap<Box<str>, usize> =
+            generated.iter().enumerate().map(|(index, (name, _))| (name.as_str().into(), index)).collect();
+        let definitions =
+            generated.iter().map(|(name, schema)| definition(name, schema, &names, &generated)).collect();
         Self { names, definitions }
     }
 }
@@ -130,12 +125,7 @@ fn definition(
         .filter_map(Value::as_str)
         .collect();
     let mut fields = Vec::new();
-    for (field, schema) in schema
-        .get("properties")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-    {
+    for (field, schema) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
         fields.push(FieldType {
             name: field.as_str().into(),
             kind: kind(schema, names, generated),
@@ -143,10 +133,7 @@ fn definition(
             list: merge_facts::list(name, field),
         });
     }
-    Definition {
-        go_type: go_type(name),
-        fields,
-    }
+    Definition { go_type: go_type(name), fields }
 }
 
 /// `io.k8s.api.core.v1.Pod` is `v1.Pod` in Go.
@@ -157,18 +144,11 @@ fn go_type(name: &str) -> Box<str> {
 }
 
 fn kind(schema: &Value, names: &HashMap<Box<str>, usize>, generated: &Generated) -> Type {
-    if let Some(name) = schema
-        .get("$ref")
-        .and_then(Value::as_str)
-        .and_then(|name| name.strip_prefix(REF))
-    {
+    if let Some(name) = schema.get("$ref").and_then(Value::as_str).and_then(|name| name.strip_prefix(REF)) {
         return reference(name, names, generated);
     }
     let format = schema.get("format").and_then(Value::as_str).unwrap_or_default();
-    match (
-        schema.get("type").and_then(Value::as_str).unwrap_or_default(),
-        format,
-    ) {
+    match (schema.get("type").and_then(Value::as_str).unwrap_or_default(), format) {
         ("string", "byte") => Type::Bytes,
         ("string", _) => Type::String,
         ("integer", "int64") => Type::Int64,
@@ -176,9 +156,7 @@ fn kind(schema: &Value, names: &HashMap<Box<str>, usize>, generated: &Generated)
         ("number", _) => Type::Number,
         ("boolean", _) => Type::Bool,
         ("array", _) => {
-            let item = schema
-                .get("items")
-                .map_or(Type::Any, |item| kind(item, names, generated));
+            let item = schema.get("items").map_or(Type::Any, |item| kind(item, names, generated));
             Type::List(Box::new(item))
         }
         ("object", _) => match schema.get("additionalProperties") {

@@ -31,11 +31,7 @@ impl FieldSelector {
             let Some((field, equal, value)) = split_term(term) else {
                 return Err(format!("invalid selector: '{text}'; can't understand '{term}'"));
             };
-            let requirement = FieldRequirement {
-                field: field.to_owned(),
-                equal,
-                value: unescape(value)?,
-            };
+            let requirement = FieldRequirement { field: field.to_owned(), equal, value: unescape(value)? };
             requirements.push(requirement);
         }
         Ok(Self { requirements })
@@ -107,24 +103,16 @@ fn unescape(value: &str) -> Result<String, String> {
                 escaped = false;
             }
             (true, other) => {
-                return Err(format!(
-                    "invalid field selector: invalid escape sequence: \\{other}"
-                ));
+                return Err(format!("invalid field selector: invalid escape sequence: \\{other}"));
             }
             (false, '\\') => escaped = true,
             (false, ',' | '=') => {
-                return Err(format!(
-                    "invalid field selector: unescaped character in value: {character}"
-                ));
+                return Err(format!("invalid field selector: unescaped character in value: {character}"));
             }
             (false, other) => plain.push(other),
         }
     }
-    if escaped {
-        Err("invalid field selector: invalid escape sequence: \\".to_owned())
-    } else {
-        Ok(plain)
-    }
+    if escaped { Err("invalid field selector: invalid escape sequence: \\".to_owned()) } else { Ok(plain) }
 }
 
 #[cfg(test)]
@@ -142,11 +130,7 @@ mod tests {
             .collect();
         assert_eq!(
             found,
-            [
-                ("spec.nodeName", true, "n1"),
-                ("status.phase", false, "Running"),
-                ("a", true, r"b,c=d\")
-            ]
+            [("spec.nodeName", true, "n1"), ("status.phase", false, "Running"), ("a", true, r"b,c=d\")]
         );
         assert_eq!(selector.required("spec.nodeName"), Some("n1"));
         assert!(FieldSelector::parse("").expect("valid").is_everything());

@@ -51,10 +51,7 @@ impl LabelSelector {
 
     /// Matches nothing: the meaning of an absent `metav1.LabelSelector`.
     pub fn nothing() -> Self {
-        Self {
-            requirements: Vec::new(),
-            nothing: true,
-        }
+        Self { requirements: Vec::new(), nothing: true }
     }
 
     /// Whether it matches every object.
@@ -72,16 +69,10 @@ impl LabelSelector {
     /// # Errors
     /// Upstream's text of what was found and what was expected.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut parser = Parser {
-            tokens: tokens(text),
-            at: 0,
-        };
+        let mut parser = Parser { tokens: tokens(text), at: 0 };
         let mut requirements = parser.parse()?;
         requirements.sort_by(|left, right| left.key.cmp(&right.key));
-        Ok(Self {
-            requirements,
-            nothing: false,
-        })
+        Ok(Self { requirements, nothing: false })
     }
 
     /// From a `metav1.LabelSelector`; null selects nothing, `{}` everything.
@@ -93,33 +84,15 @@ impl LabelSelector {
             return Ok(Self::nothing());
         }
         let mut requirements = Vec::new();
-        for (key, value) in selector
-            .get("matchLabels")
-            .and_then(Value::as_object)
-            .into_iter()
-            .flatten()
-        {
+        for (key, value) in selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten() {
             let value = value.as_str().unwrap_or_default().to_owned();
             requirements.push(requirement(key.clone(), Operator::In, vec![value])?);
         }
-        for expression in selector
-            .get("matchExpressions")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-        {
+        for expression in selector.get("matchExpressions").and_then(Value::as_array).into_iter().flatten() {
             let key = expression.get("key").and_then(Value::as_str).unwrap_or_default();
-            let values = expression
-                .get("values")
-                .and_then(Value::as_array)
-                .into_iter()
-                .flatten();
+            let values = expression.get("values").and_then(Value::as_array).into_iter().flatten();
             let values = values.filter_map(Value::as_str).map(str::to_owned).collect();
-            let operator = match expression
-                .get("operator")
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-            {
+            let operator = match expression.get("operator").and_then(Value::as_str).unwrap_or_default() {
                 "In" => Operator::In,
                 "NotIn" => Operator::NotIn,
                 "Exists" => Operator::Exists,
@@ -128,10 +101,7 @@ impl LabelSelector {
             };
             requirements.push(requirement(key.to_owned(), operator, values)?);
         }
-        Ok(Self {
-            requirements,
-            nothing: false,
-        })
+        Ok(Self { requirements, nothing: false })
     }
 
     /// From a plain map, as a Service's or a ReplicationController's `spec.selector`. An absent or empty map selects nothing.
@@ -144,19 +114,13 @@ impl LabelSelector {
             operator: Operator::In,
             values: vec![value.as_str().unwrap_or_default().to_owned()],
         });
-        Self {
-            requirements: requirements.collect(),
-            nothing: false,
-        }
+        Self { requirements: requirements.collect(), nothing: false }
     }
 
     /// Whether the labels that `label` looks up satisfy every requirement.
     pub fn matches<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
         !self.nothing
-            && self
-                .requirements
-                .iter()
-                .all(|requirement| requirement.matches(label(&requirement.key)))
+            && self.requirements.iter().all(|requirement| requirement.matches(label(&requirement.key)))
     }
 
     /// Whether an object's `metadata.labels` satisfy it.
@@ -189,11 +153,7 @@ impl Requirement {
         let Ok(label) = label.parse::<i64>() else {
             return false;
         };
-        if self.operator == Operator::Greater {
-            label > bound
-        } else {
-            label < bound
-        }
+        if self.operator == Operator::Greater { label > bound } else { label < bound }
     }
 }
 
@@ -202,10 +162,8 @@ fn requirement(key: String, operator: Operator, values: Vec<String>) -> Result<R
     check_key(&key)?;
     match operator {
         Operator::In | Operator::NotIn if values.is_empty() => {
-            return Err(
-                "values: Invalid value: []: for 'in', 'notin' operators, values set can't be empty"
-                    .to_owned(),
-            );
+            return Err("values: Invalid value: []: for 'in', 'notin' operators, values set can't be empty"
+                .to_owned());
         }
         Operator::Exists | Operator::DoesNotExist if !values.is_empty() => {
             return Err(format!(
@@ -235,11 +193,7 @@ fn requirement(key: String, operator: Operator, values: Vec<String>) -> Result<R
             ));
         }
     }
-    Ok(Requirement {
-        key,
-        operator,
-        values,
-    })
+    Ok(Requirement { key, operator, values })
 }
 
 fn check_key(key: &str) -> Result<(), String> {
@@ -247,11 +201,7 @@ fn check_key(key: &str) -> Result<(), String> {
     if faults.is_empty() {
         Ok(())
     } else {
-        Err(format!(
-            "<nil>: Invalid value: {}: {}",
-            quote(key),
-            faults.join("; ")
-        ))
+        Err(format!("<nil>: Invalid value: {}: {}", quote(key), faults.join("; ")))
     }
 }
 
@@ -301,9 +251,7 @@ impl<'a> Parser<'a> {
                 }
                 (Token::End, _) => return Ok(requirements),
                 (_, text) => {
-                    return Err(format!(
-                        "found '{text}', expected: !, identifier, or 'end of string'"
-                    ));
+                    return Err(format!("found '{text}', expected: !, identifier, or 'end of string'"));
                 }
             }
         }
@@ -451,25 +399,15 @@ mod tests {
             ("=a", "found '=', expected: !, identifier, or 'end of string'"),
             ("a,", "found '', expected: identifier after ','"),
             ("a in b", "unable to parse requirement: found 'b' expected: '('"),
-            (
-                "a in (b",
-                "unable to parse requirement: found '', expected: ',' or ')'",
-            ),
-            (
-                "a b",
-                "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt",
-            ),
+            ("a in (b", "unable to parse requirement: found '', expected: ',' or ')'"),
+            ("a b", "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt"),
             (
                 "a>b",
                 "unable to parse requirement: values[0]: Invalid value: \"b\": for 'Gt', 'Lt' operators, the value must be an integer",
             ),
         ];
         for (selector, expected) in table {
-            assert_eq!(
-                LabelSelector::parse(selector),
-                Err(expected.to_owned()),
-                "{selector}"
-            );
+            assert_eq!(LabelSelector::parse(selector), Err(expected.to_owned()), "{selector}");
         }
         let why = LabelSelector::parse("a=-b").expect_err("label values start with an alphanumeric");
         assert!(
@@ -487,16 +425,8 @@ mod tests {
         .expect("valid");
         assert!(selector.matches_object(&json!({"metadata": {"labels": {"a": "b", "c": "x"}}})));
         assert!(!selector.matches_object(&json!({"metadata": {"labels": {"a": "b", "e": "x"}}})));
-        assert!(
-            LabelSelector::from_object(&json!({}))
-                .expect("valid")
-                .is_everything()
-        );
-        assert!(
-            !LabelSelector::from_object(&Value::Null)
-                .expect("valid")
-                .matches_object(&json!({}))
-        );
+        assert!(LabelSelector::from_object(&json!({})).expect("valid").is_everything());
+        assert!(!LabelSelector::from_object(&Value::Null).expect("valid").matches_object(&json!({})));
         assert!(!LabelSelector::from_map(&json!({})).matches_object(&json!({})));
     }
 }

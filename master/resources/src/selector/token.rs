@@ -74,9 +74,5 @@ pub(super) fn tokens(text: &str) -> Vec<(Token, &str)> {
 }
 
 fn longest_symbol(text: &str) -> usize {
-    if text.starts_with("==") || text.starts_with("!=") {
-        2
-    } else {
-        1
-    }
+    if text.starts_with("==") || text.starts_with("!=") { 2 } else { 1 }
 }

@@ -24,10 +24,7 @@ pub struct Entry {
 impl Entry {
     pub(super) fn new(record: &Record, describe: impl FnOnce(&str, &[u8]) -> Meta) -> Self {
         let bytes = record.object.at(record.mod_revision);
-        let meta = record
-            .meta
-            .clone()
-            .unwrap_or_else(|| Arc::new(describe(&record.key, &bytes)));
+        let meta = record.meta.clone().unwrap_or_else(|| Arc::new(describe(&record.key, &bytes)));
         Self {
             key: record.key.clone(),
             create_revision: record.create_revision,
@@ -41,17 +38,8 @@ impl Entry {
     /// The same object with another revision in it: what a watcher sees when the object leaves its selection.
     #[must_use]
     pub fn at_revision(&self, revision: Revision) -> Self {
-        let bytes = splice(
-            &self.bytes,
-            self.revision_at as usize,
-            digits(self.mod_revision),
-            revision,
-        );
-        Self {
-            bytes,
-            mod_revision: revision,
-            ..self.clone()
-        }
+        let bytes = splice(&self.bytes, self.revision_at as usize, digits(self.mod_revision), revision);
+        Self { bytes, mod_revision: revision, ..self.clone() }
     }
 }
 

@@ -99,19 +99,12 @@ impl Cache {
         shards.sort_by(|one, other| one.prefix.cmp(&other.prefix));
         shards.dedup_by(|one, other| one.prefix == other.prefix);
         let (revision, _) = watch::channel(0);
-        Arc::new(Self {
-            shards: RwLock::new(shards),
-            revision,
-            describe: Box::new(describe),
-        })
+        Arc::new(Self { shards: RwLock::new(shards), revision, describe: Box::new(describe) })
     }
 
     /// What a store feeds.
     pub fn sink(self: &Arc<Self>) -> Box<dyn Sink> {
-        Box::new(Feed {
-            cache: self.clone(),
-            loading: Vec::new(),
-        })
+        Box::new(Feed { cache: self.clone(), loading: Vec::new() })
     }
 
     /// The newest revision whose change is visible here.
@@ -141,12 +134,7 @@ impl Cache {
         let revision = self.revision();
         match shard(&shards, request.prefix) {
             Some(shard) => shard.list(request, revision),
-            None => Ok(Page {
-                revision,
-                entries: Vec::new(),
-                next: None,
-                remaining: 0,
-            }),
+            None => Ok(Page { revision, entries: Vec::new(), next: None, remaining: 0 }),
         }
     }
 
@@ -167,11 +155,7 @@ impl Cache {
             Some(shard) => shard.watch(prefix, since.unwrap_or(revision), filter, sender)?,
             None => Vec::new(),
         };
-        Ok(Watch {
-            replay,
-            changes,
-            revision,
-        })
+        Ok(Watch { replay, changes, revision })
     }
 
     /// Lists and watches in one step: the changes start exactly after the list.
@@ -186,33 +170,15 @@ impl Cache {
         let (sender, changes) = mpsc::channel(WATCH_QUEUE_LIMIT);
         let mut shards = self.write();
         let revision = self.revision();
-        let (page, replay) = match shards
-            .iter_mut()
-            .find(|shard| request.prefix.starts_with(&shard.prefix))
-        {
+        let (page, replay) = match shards.iter_mut().find(|shard| request.prefix.starts_with(&shard.prefix)) {
             Some(shard) => {
                 let page = shard.list(request, revision)?;
                 let replay = shard.watch(request.prefix, page.revision, filter, sender)?;
                 (page, replay)
             }
-            None => (
-                Page {
-                    revision,
-                    entries: Vec::new(),
-                    next: None,
-                    remaining: 0,
-                },
-                Vec::new(),
-            ),
+            None => (Page { revision, entries: Vec::new(), next: None, remaining: 0 }, Vec::new()),
         };
-        Ok((
-            page,
-            Watch {
-                replay,
-                changes,
-                revision,
-            },
-        ))
+        Ok((page, Watch { replay, changes, revision }))
     }
 
     /// Drops history that is older than it has to be. Call it now and then; writes do it for the prefix they touch.
@@ -244,10 +210,7 @@ impl Cache {
 
 impl std::fmt::Debug for Cache {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Cache")
-            .field("revision", &self.revision())
-            .finish_non_exhaustive()
+        formatter.debug_struct("Cache").field("revision", &self.revision()).finish_non_exhaustive()
     }
 }
 
@@ -262,18 +225,13 @@ struct Feed {
 
 impl Sink for Feed {
     fn load(&mut self, record: Record) {
-        self.loading.push(Arc::new(Entry::new(&record, |key, bytes| {
-            self.cache.describe(key, bytes)
-        })));
+        self.loading.push(Arc::new(Entry::new(&record, |key, bytes| self.cache.describe(key, bytes))));
     }
 
     fn loaded(&mut self, revision: Revision) {
         let mut shards = self.cache.write();
         for entry in std::mem::take(&mut self.loading) {
-            if let Some(shard) = shards
-                .iter_mut()
-                .find(|shard| entry.key.starts_with(&shard.prefix))
-            {
+            if let Some(shard) = shards.iter_mut().find(|shard| entry.key.starts_with(&shard.prefix)) {
                 shard.insert(entry);
             }
         }

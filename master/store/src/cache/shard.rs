@@ -62,29 +62,13 @@ impl Shard {
     }
 
     pub(super) fn counts(&self) -> (String, usize, usize, usize) {
-        (
-            self.prefix.clone(),
-            self.objects.len(),
-            self.history.len(),
-            self.watchers.len(),
-        )
+        (self.prefix.clone(), self.objects.len(), self.history.len(), self.watchers.len())
     }
 
     pub(super) fn put(&mut self, entry: Entry, now: Instant) {
         let previous = self.objects.insert(entry.key.clone(), Arc::new(entry.clone()));
-        let kind = if previous.is_some() {
-            ChangeKind::Updated
-        } else {
-            ChangeKind::Created
-        };
-        self.record(
-            Change {
-                kind,
-                entry,
-                previous,
-            },
-            now,
-        );
+        let kind = if previous.is_some() { ChangeKind::Updated } else { ChangeKind::Created };
+        self.record(Change { kind, entry, previous }, now);
     }
 
     pub(super) fn delete(&mut self, key: &str, revision: Revision, now: Instant) {
@@ -92,14 +76,7 @@ impl Shard {
             return;
         };
         let entry = previous.at_revision(revision);
-        self.record(
-            Change {
-                kind: ChangeKind::Deleted,
-                entry,
-                previous: Some(previous),
-            },
-            now,
-        );
+        self.record(Change { kind: ChangeKind::Deleted, entry, previous: Some(previous) }, now);
     }
 
     fn record(&mut self, change: Change, now: Instant) {
@@ -125,11 +102,8 @@ impl Shard {
     pub(super) fn trim(&mut self, now: Instant) {
         while let Some((recorded, change)) = self.history.front() {
             let old = now.saturating_duration_since(*recorded) > YOUNG;
-            let (limit, limit_bytes) = if old {
-                (OLD_LIMIT, OLD_LIMIT_BYTES)
-            } else {
-                (YOUNG_LIMIT, YOUNG_LIMIT_BYTES)
-            };
+            let (limit, limit_bytes) =
+                if old { (OLD_LIMIT, OLD_LIMIT_BYTES) } else { (YOUNG_LIMIT, YOUNG_LIMIT_BYTES) };
             if self.history.len() <= limit && self.history_bytes <= limit_bytes {
                 break;
             }
@@ -148,9 +122,7 @@ impl Shard {
         queue: mpsc::Sender<Arc<Change>>,
     ) -> Result<Vec<Arc<Change>>, Expired> {
         self.check(since)?;
-        let first = self
-            .history
-            .partition_point(|(_, change)| change.revision() <= since);
+        let first = self.history.partition_point(|(_, change)| change.revision() <= since);
         let replay = self
             .history
             .range(first..)
@@ -158,31 +130,16 @@ impl Shard {
             .filter(|change| change.entry.key.starts_with(prefix) && filter(change))
             .cloned()
             .collect();
-        self.watchers.push(Watcher {
-            prefix: prefix.to_owned(),
-            filter,
-            queue,
-        });
+        self.watchers.push(Watcher { prefix: prefix.to_owned(), filter, queue });
         Ok(replay)
     }
 
     fn check(&self, requested: Revision) -> Result<(), Expired> {
-        if requested < self.oldest {
-            Err(Expired {
-                requested,
-                oldest: self.oldest,
-            })
-        } else {
-            Ok(())
-        }
+        if requested < self.oldest { Err(Expired { requested, oldest: self.oldest }) } else { Ok(()) }
     }
 
     pub(super) fn list(&self, request: &PageRequest<'_>, now: Revision) -> Result<Page, Expired> {
-        let start = if request.start.is_empty() {
-            request.prefix
-        } else {
-            request.start
-        };
+        let start = if request.start.is_empty() { request.prefix } else { request.start };
         let (revision, undone) = match request.at {
             At::Revision(revision) if revision < now => {
                 self.check(revision)?;
@@ -190,12 +147,7 @@ impl Shard {
             }
             At::Revision(_) | At::Now => (now, BTreeMap::new()),
         };
-        let mut page = Page {
-            revision,
-            entries: Vec::new(),
-            next: None,
-            remaining: 0,
-        };
+        let mut page = Page { revision, entries: Vec::new(), next: None, remaining: 0 };
         let mut take = |entry: &Arc<Entry>| {
             if !(request.matches)(entry) {
                 return;
@@ -209,10 +161,8 @@ impl Shard {
         };
         let range = (Bound::Included(start), Bound::Unbounded);
         let mut undone = undone.into_iter().peekable();
-        let current = self
-            .objects
-            .range::<str, _>(range)
-            .take_while(|(key, _)| key.starts_with(request.prefix));
+        let current =
+            self.objects.range::<str, _>(range).take_while(|(key, _)| key.starts_with(request.prefix));
         for (key, entry) in current {
             while let Some((_, before)) = undone.next_if(|(other, _)| **other < **key) {
                 before.iter().for_each(&mut take);
@@ -231,12 +181,7 @@ impl Shard {
     /// For each key that changed after `revision`: what it was then.
     fn undo(&self, revision: Revision, start: &str, prefix: &str) -> BTreeMap<Arc<str>, Option<Arc<Entry>>> {
         let mut undone = BTreeMap::new();
-        for (_, change) in self
-            .history
-            .iter()
-            .rev()
-            .take_while(|(_, change)| change.revision() > revision)
-        {
+        for (_, change) in self.history.iter().rev().take_while(|(_, change)| change.revision() > revision) {
             let key = &change.entry.key;
             if key.starts_with(prefix) && &**key >= start {
                 undone.insert(key.clone(), change.previous.clone());

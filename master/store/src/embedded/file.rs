@@ -28,20 +28,14 @@ pub(super) struct Opener {
 
 impl fmt::Debug for Opener {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Opener")
-            .field("path", &self.path)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Opener").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
 impl Opener {
     pub(super) fn file(path: &Path) -> Self {
         let owned = path.to_owned();
-        Self {
-            path: path.display().to_string(),
-            open: Box::new(move |builder| builder.create(&owned)),
-        }
+        Self { path: path.display().to_string(), open: Box::new(move |builder| builder.create(&owned)) }
     }
 
     #[cfg(test)]
@@ -49,10 +43,7 @@ impl Opener {
         path: &Path,
         open: impl Fn(&mut redb::Builder) -> Result<Database, redb::DatabaseError> + Send + 'static,
     ) -> Self {
-        Self {
-            path: path.display().to_string(),
-            open: Box::new(open),
-        }
+        Self { path: path.display().to_string(), open: Box::new(open) }
     }
 
     /// Opens the file, makes the tables of a new one, and tells at which revision it is.
@@ -63,13 +54,7 @@ impl Opener {
             match read.open_table(COUNTERS) {
                 Ok(counters) => {
                     let format = counters.get(FORMAT_KEY)?.map(|value| value.value());
-                    Some((
-                        format,
-                        counters
-                            .get(REVISION)?
-                            .map(|value| value.value())
-                            .unwrap_or_default(),
-                    ))
+                    Some((format, counters.get(REVISION)?.map(|value| value.value()).unwrap_or_default()))
                 }
                 Err(redb::TableError::TableDoesNotExist(_)) => None,
                 Err(error) => return Err(error.into()),
@@ -77,9 +62,9 @@ impl Opener {
         };
         match known {
             Some((Some(FORMAT), revision)) => Ok((database, revision)),
-            Some((format, _)) => Err(redb::Error::Corrupted(format!(
-                "its format is {format:?}, this version knows {FORMAT}"
-            ))),
+            Some((format, _)) => {
+                Err(redb::Error::Corrupted(format!("its format is {format:?}, this version knows {FORMAT}")))
+            }
             None => {
                 let write = database.begin_write()?;
                 write.open_table(OBJECTS)?;
@@ -96,10 +81,7 @@ impl Opener {
     }
 
     pub(super) fn open_error(&self, error: &redb::Error) -> StoreError {
-        StoreError::Open {
-            path: self.path.clone(),
-            reason: error.to_string(),
-        }
+        StoreError::Open { path: self.path.clone(), reason: error.to_string() }
     }
 }
 
@@ -113,13 +95,9 @@ pub(super) fn storage_error(error: &redb::Error) -> StoreError {
                 ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
             ) =>
         {
-            StoreError::NoSpace {
-                reason: io.to_string(),
-            }
+            StoreError::NoSpace { reason: io.to_string() }
         }
-        other => StoreError::Io {
-            reason: other.to_string(),
-        },
+        other => StoreError::Io { reason: other.to_string() },
     }
 }
 
@@ -137,20 +115,14 @@ pub(super) fn encode(create_revision: Revision, mod_revision: Revision, object: 
 
 pub(super) fn decode(key: &str, value: &[u8]) -> Result<Record, redb::Error> {
     let (create_revision, mod_revision) = revisions(key, value)?;
-    let at = value
-        .get(16..HEADER_BYTES)
-        .and_then(|bytes| bytes.try_into().ok())
-        .map(u32::from_le_bytes);
+    let at = value.get(16..HEADER_BYTES).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
     let bytes = value.get(HEADER_BYTES..).unwrap_or_default();
     match at {
         Some(revision_at) if revision_at as usize <= bytes.len() => Ok(Record {
             key: Arc::from(key),
             create_revision,
             mod_revision,
-            object: Encoded {
-                bytes: Bytes::copy_from_slice(bytes),
-                revision_at,
-            },
+            object: Encoded { bytes: Bytes::copy_from_slice(bytes), revision_at },
             meta: None,
         }),
         _ => Err(damaged(key)),
@@ -160,10 +132,7 @@ pub(super) fn decode(key: &str, value: &[u8]) -> Result<Record, redb::Error> {
 /// The create and mod revision of a stored value.
 pub(super) fn revisions(key: &str, value: &[u8]) -> Result<(Revision, Revision), redb::Error> {
     let number = |range: std::ops::Range<usize>| {
-        value
-            .get(range)
-            .and_then(|bytes| bytes.try_into().ok())
-            .map(u64::from_le_bytes)
+        value.get(range).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes)
     };
     number(0..8).zip(number(8..16)).ok_or_else(|| damaged(key))
 }

@@ -39,9 +39,7 @@ impl EmbeddedStore {
         std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run(inbox))
-            .map_err(|error| StoreError::Io {
-                reason: error.to_string(),
-            })?;
+            .map_err(|error| StoreError::Io { reason: error.to_string() })?;
         Ok(Self { commands })
     }
 
@@ -55,10 +53,7 @@ impl EmbeddedStore {
         command: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Command,
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        self.commands
-            .send(command(answer))
-            .await
-            .map_err(|_| StoreError::Closed)?;
+        self.commands.send(command(answer)).await.map_err(|_| StoreError::Closed)?;
         answered.await.map_err(|_| StoreError::Closed)?
     }
 }

@@ -15,42 +15,21 @@ use crate::{At, Cache, Condition, Encoded, Meta, PageRequest};
 
 fn object(text: &str) -> (Encoded, Arc<Meta>) {
     let bytes = format!(r#"{{"rv":"","text":"{text}"}}"#);
-    (
-        Encoded {
-            bytes: Bytes::from(bytes),
-            revision_at: 7,
-        },
-        Arc::new(Meta::default()),
-    )
+    (Encoded { bytes: Bytes::from(bytes), revision_at: 7 }, Arc::new(Meta::default()))
 }
 
 fn write(key: &str, condition: Condition, text: Option<&str>) -> Write {
-    Write {
-        key: Arc::from(key),
-        condition,
-        object: text.map(object),
-    }
+    Write { key: Arc::from(key), condition, object: text.map(object) }
 }
 
 fn cache() -> Arc<Cache> {
-    Cache::new(["/registry/a/".to_owned(), "/registry/b/".to_owned()], |_, _| {
-        Meta::default()
-    })
+    Cache::new(["/registry/a/".to_owned(), "/registry/b/".to_owned()], |_, _| Meta::default())
 }
 
 fn everything(cache: &Cache, prefix: &str, at: At) -> Vec<(String, Bytes)> {
-    let request = PageRequest {
-        at,
-        prefix,
-        start: "",
-        limit: 0,
-        matches: &|_| true,
-    };
+    let request = PageRequest { at, prefix, start: "", limit: 0, matches: &|_| true };
     let page = cache.list(&request).unwrap();
-    page.entries
-        .iter()
-        .map(|entry| (entry.key.to_string(), entry.bytes.clone()))
-        .collect()
+    page.entries.iter().map(|entry| (entry.key.to_string(), entry.bytes.clone())).collect()
 }
 
 #[tokio::test]
@@ -58,58 +37,25 @@ async fn conditions_hold_and_revisions_grow_over_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");
     let store = EmbeddedStore::open(&path).await.unwrap();
-    let created = store
-        .write(write("/registry/a/x", Condition::Absent, Some("1")))
-        .await
-        .unwrap();
-    let again = store
-        .write(write("/registry/a/x", Condition::Absent, Some("1")))
-        .await;
-    assert_eq!(
-        again,
-        Err(StoreError::Exists {
-            key: "/registry/a/x".into()
-        })
-    );
-    let updated = store
-        .write(write("/registry/a/x", Condition::At(created), Some("2")))
-        .await
-        .unwrap();
+    let created = store.write(write("/registry/a/x", Condition::Absent, Some("1"))).await.unwrap();
+    let again = store.write(write("/registry/a/x", Condition::Absent, Some("1"))).await;
+    assert_eq!(again, Err(StoreError::Exists { key: "/registry/a/x".into() }));
+    let updated = store.write(write("/registry/a/x", Condition::At(created), Some("2"))).await.unwrap();
     assert!(updated > created);
-    let stale = store
-        .write(write("/registry/a/x", Condition::At(created), Some("3")))
-        .await;
+    let stale = store.write(write("/registry/a/x", Condition::At(created), Some("3"))).await;
     assert_eq!(
         stale,
-        Err(StoreError::Conflict {
-            key: "/registry/a/x".into(),
-            expected: created,
-            current: updated
-        })
+        Err(StoreError::Conflict { key: "/registry/a/x".into(), expected: created, current: updated })
     );
     let gone = store.write(write("/registry/a/y", Condition::At(1), None)).await;
-    assert_eq!(
-        gone,
-        Err(StoreError::NotFound {
-            key: "/registry/a/y".into()
-        })
-    );
+    assert_eq!(gone, Err(StoreError::NotFound { key: "/registry/a/y".into() }));
     let record = store.get("/registry/a/x").await.unwrap().unwrap();
     assert_eq!((record.create_revision, record.mod_revision), (created, updated));
-    let deleted = store
-        .write(write("/registry/a/x", Condition::At(updated), None))
-        .await
-        .unwrap();
+    let deleted = store.write(write("/registry/a/x", Condition::At(updated), None)).await.unwrap();
     drop(store);
     let store = reopen(&path).await;
-    let later = store
-        .write(write("/registry/a/x", Condition::Absent, Some("4")))
-        .await
-        .unwrap();
-    assert!(
-        later > deleted,
-        "a revision must never be used twice, also not that of a deletion"
-    );
+    let later = store.write(write("/registry/a/x", Condition::Absent, Some("4"))).await.unwrap();
+    assert!(later > deleted, "a revision must never be used twice, also not that of a deletion");
 }
 
 async fn reopen(path: &Path) -> EmbeddedStore {
@@ -127,11 +73,7 @@ async fn reopen(path: &Path) -> EmbeddedStore {
 async fn a_file_that_is_no_store_is_refused_with_its_name() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");
-    std::fs::write(
-        &path,
-        "this is no store, and long enough to be looked at".repeat(100),
-    )
-    .unwrap();
+    std::fs::write(&path, "this is no store, and long enough to be looked at".repeat(100)).unwrap();
     let error = EmbeddedStore::open(&path).await.unwrap_err().to_string();
     assert!(error.contains(&path.display().to_string()), "{error}");
 }
@@ -139,9 +81,7 @@ async fn a_file_that_is_no_store_is_refused_with_its_name() {
 #[tokio::test]
 async fn concurrent_writers_get_distinct_revisions_and_read_their_writes() {
     let directory = tempfile::tempdir().unwrap();
-    let store = EmbeddedStore::open(&directory.path().join("store"))
-        .await
-        .unwrap();
+    let store = EmbeddedStore::open(&directory.path().join("store")).await.unwrap();
     let cache = cache();
     store.follow("/registry/", cache.sink()).await.unwrap();
     let tasks: Vec<_> = (0..64)
@@ -149,10 +89,7 @@ async fn concurrent_writers_get_distinct_revisions_and_read_their_writes() {
             let (store, cache) = (store.clone(), cache.clone());
             tokio::spawn(async move {
                 let key = format!("/registry/a/{number}");
-                let revision = store
-                    .write(write(&key, Condition::Absent, Some("x")))
-                    .await
-                    .unwrap();
+                let revision = store.write(write(&key, Condition::Absent, Some("x"))).await.unwrap();
                 assert_eq!(cache.get(&key).unwrap().mod_revision, revision);
                 revision
             })
@@ -225,45 +162,27 @@ async fn a_full_disk_refuses_writes_keeps_reads_and_heals() {
                 .create(true)
                 .truncate(false)
                 .open(&path)?;
-            builder.create_with_backend(FullDisk {
-                file: FileBackend::new(file)?,
-                full: full.clone(),
-            })
+            builder.create_with_backend(FullDisk { file: FileBackend::new(file)?, full: full.clone() })
         })
     };
     let store = EmbeddedStore::open_with(opener).await.unwrap();
     let cache = cache();
     store.follow("/registry/", cache.sink()).await.unwrap();
-    let first = store
-        .write(write("/registry/a/x", Condition::Absent, Some("1")))
-        .await
-        .unwrap();
+    let first = store.write(write("/registry/a/x", Condition::Absent, Some("1"))).await.unwrap();
     full.store(true, Ordering::SeqCst);
     for _ in 0..3 {
-        let refused = store
-            .write(write("/registry/a/y", Condition::Absent, Some("2")))
-            .await;
+        let refused = store.write(write("/registry/a/y", Condition::Absent, Some("2"))).await;
         assert!(matches!(refused, Err(StoreError::NoSpace { .. })), "{refused:?}");
-        assert_eq!(
-            everything(&cache, "/registry/a/", At::Now).len(),
-            1,
-            "reads go on"
-        );
+        assert_eq!(everything(&cache, "/registry/a/", At::Now).len(), 1, "reads go on");
     }
     full.store(false, Ordering::SeqCst);
     tokio::time::sleep(Duration::from_millis(600)).await;
-    let next = store
-        .write(write("/registry/a/y", Condition::Absent, Some("2")))
-        .await
-        .unwrap();
+    let next = store.write(write("/registry/a/y", Condition::Absent, Some("2"))).await.unwrap();
     assert!(next > first);
     assert_eq!(everything(&cache, "/registry/a/", At::Now).len(), 2);
     drop(store);
     let store = reopen(&path).await;
-    assert!(
-        store.get("/registry/a/x").await.unwrap().is_some(),
-        "nothing is lost"
-    );
+    assert!(store.get("/registry/a/x").await.unwrap().is_some(), "nothing is lost");
 }
 
 #[derive(Clone, Debug)]
@@ -346,10 +265,7 @@ async fn check_against_model(steps: Vec<Step>) {
                 let Some((_, revision, _)) = naive.objects.remove(&key) else {
                     continue;
                 };
-                last = store
-                    .write(write(&key, Condition::At(revision), None))
-                    .await
-                    .unwrap();
+                last = store.write(write(&key, Condition::At(revision), None)).await.unwrap();
                 events += 1;
             }
             Step::Restart => {
@@ -367,11 +283,7 @@ async fn check_against_model(steps: Vec<Step>) {
     }
     for (revision, state) in &naive.states {
         if *revision >= oldest {
-            assert_eq!(
-                &everything(&cache, "/registry/a/", At::Revision(*revision)),
-                state,
-                "at {revision}"
-            );
+            assert_eq!(&everything(&cache, "/registry/a/", At::Revision(*revision)), state, "at {revision}");
         } else {
             let request = PageRequest {
                 at: At::Revision(*revision),
@@ -404,19 +316,13 @@ fn acknowledged_writes_survive_kill_9() {
     let mut acknowledged = 0;
     for _ in 0..3 {
         acknowledged = kill_writer(&path, acknowledged);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let store = EmbeddedStore::open(&path).await.unwrap();
             let cache = cache();
             store.follow("/registry/", cache.sink()).await.unwrap();
             let stored = everything(&cache, "/registry/a/", At::Now).len();
-            assert!(
-                stored >= acknowledged,
-                "{stored} stored, {acknowledged} acknowledged"
-            );
+            assert!(stored >= acknowledged, "{stored} stored, {acknowledged} acknowledged");
             acknowledged = stored;
         });
     }
@@ -424,25 +330,17 @@ fn acknowledged_writes_survive_kill_9() {
 
 fn write_until_killed(path: &Path) -> ! {
     use std::io::Write as _;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let store = EmbeddedStore::open(path).await.unwrap();
-        let first = store
-            .write(write("/registry/b/start", Condition::Absent, Some("x")))
-            .await;
+        let first = store.write(write("/registry/b/start", Condition::Absent, Some("x"))).await;
         let _ = first;
         let cache = cache();
         store.follow("/registry/", cache.sink()).await.unwrap();
         let count = everything(&cache, "/registry/a/", At::Now).len();
         for number in count.. {
             let key = format!("/registry/a/{number:08}");
-            store
-                .write(write(&key, Condition::Absent, Some("x")))
-                .await
-                .unwrap();
+            store.write(write(&key, Condition::Absent, Some("x"))).await.unwrap();
             let mut out = std::io::stderr().lock();
             let _ = writeln!(out, "ACK {}", number + 1);
         }
@@ -453,11 +351,7 @@ fn write_until_killed(path: &Path) -> ! {
 fn kill_writer(path: &Path, before: usize) -> usize {
     use std::io::BufRead as _;
     let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "embedded::tests::acknowledged_writes_survive_kill_9",
-            "--nocapture",
-        ])
+        .args(["--exact", "embedded::tests::acknowledged_writes_survive_kill_9", "--nocapture"])
         .env("ORLOP_STORE_KILL_TEST", path)
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())

@@ -17,19 +17,9 @@ const REOPEN_PAUSE: Duration = Duration::from_millis(500);
 type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
 pub(super) enum Command {
-    Write {
-        write: Write,
-        answer: Answer<Revision>,
-    },
-    Get {
-        key: String,
-        answer: Answer<Option<Record>>,
-    },
-    Follow {
-        prefix: String,
-        sink: Box<dyn Sink>,
-        answer: Answer<Revision>,
-    },
+    Write { write: Write, answer: Answer<Revision> },
+    Get { key: String, answer: Answer<Option<Record>> },
+    Follow { prefix: String, sink: Box<dyn Sink>, answer: Answer<Revision> },
 }
 
 /// The file as the writer has it.
@@ -56,13 +46,7 @@ type Pending = (Write, Answer<Revision>);
 impl Writer {
     pub(super) fn open(opener: Opener) -> Result<Self, StoreError> {
         let (database, revision) = opener.open().map_err(|error| opener.open_error(&error))?;
-        Ok(Self {
-            opener,
-            file: Open::Yes(database),
-            revision,
-            sinks: Vec::new(),
-            in_doubt: Vec::new(),
-        })
+        Ok(Self { opener, file: Open::Yes(database), revision, sinks: Vec::new(), in_doubt: Vec::new() })
     }
 
     /// Runs until every handle of the store is gone.
@@ -196,11 +180,8 @@ impl Writer {
             return;
         }
         for (prefix, sink) in &mut self.sinks {
-            let mine: Vec<Event> = events
-                .iter()
-                .filter(|event| key_of(event).starts_with(prefix.as_str()))
-                .cloned()
-                .collect();
+            let mine: Vec<Event> =
+                events.iter().filter(|event| key_of(event).starts_with(prefix.as_str())).cloned().collect();
             if !mine.is_empty() {
                 sink.apply(mine);
             }
@@ -217,10 +198,7 @@ impl Writer {
                 Ok((database, revision)) => self.reopened(database, revision),
                 Err(error) => {
                     let reason = file::storage_error(&error);
-                    self.file = Open::No {
-                        since: Instant::now(),
-                        reason: reason.clone(),
-                    };
+                    self.file = Open::No { since: Instant::now(), reason: reason.clone() };
                     return Err(reason);
                 }
             }
@@ -246,10 +224,7 @@ impl Writer {
     fn fail(&mut self, error: &redb::Error) -> StoreError {
         let reason = file::storage_error(error);
         tracing::error!(error = %reason, "store failed, it refuses writes until it can be opened again");
-        let failed = Open::No {
-            since: Instant::now(),
-            reason: reason.clone(),
-        };
+        let failed = Open::No { since: Instant::now(), reason: reason.clone() };
         if let Open::Yes(database) = std::mem::replace(&mut self.file, failed) {
             // Closing after a fault reports the fault again.
             let _ = database.close();
@@ -282,19 +257,12 @@ fn apply(
         (Condition::At(_), None) => return Ok(Err(StoreError::NotFound { key: key() })),
         (Condition::At(expected), Some((created, current))) if expected == current => created,
         (Condition::At(expected), Some((_, current))) => {
-            return Ok(Err(StoreError::Conflict {
-                key: key(),
-                expected,
-                current,
-            }));
+            return Ok(Err(StoreError::Conflict { key: key(), expected, current }));
         }
     };
     Ok(Ok(match &write.object {
         Some((object, meta)) => {
-            objects.insert(
-                &*write.key,
-                file::encode(create_revision, revision, object).as_slice(),
-            )?;
+            objects.insert(&*write.key, file::encode(create_revision, revision, object).as_slice())?;
             Event::Put(Record {
                 key: write.key.clone(),
                 create_revision,
@@ -305,10 +273,7 @@ fn apply(
         }
         None => {
             objects.remove(&*write.key)?;
-            Event::Delete {
-                key: write.key.clone(),
-                revision,
-            }
+            Event::Delete { key: write.key.clone(), revision }
         }
     }))
 }

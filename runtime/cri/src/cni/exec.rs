@@ -23,16 +23,10 @@ pub(super) async fn run(
     timeout: Duration,
 ) -> Result<Value, CniError> {
     let kind = plugin_type(plugin).to_owned();
-    let failed = |reason: String| CniError::Run {
-        plugin: kind.clone(),
-        reason,
-    };
+    let failed = |reason: String| CniError::Run { plugin: kind.clone(), reason };
     let program = find(&kind, directories)
         .ok_or_else(|| failed(format!("it is in none of the plugin directories {directories:?}")))?;
-    let search_path: Vec<String> = directories
-        .iter()
-        .map(|path| path.display().to_string())
-        .collect();
+    let search_path: Vec<String> = directories.iter().map(|path| path.display().to_string()).collect();
     let mut child = Command::new(&program)
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -69,10 +63,7 @@ pub(super) async fn run(
 }
 
 fn find(kind: &str, directories: &[PathBuf]) -> Option<PathBuf> {
-    directories
-        .iter()
-        .map(|directory| directory.join(kind))
-        .find(|path: &PathBuf| Path::is_file(path))
+    directories.iter().map(|directory| directory.join(kind)).find(|path: &PathBuf| Path::is_file(path))
 }
 
 async fn read_all(pipe: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
@@ -94,10 +85,5 @@ fn plugin_error(plugin: &str, command: &'static str, output: &[u8], said: &[u8],
         (true, _) => format!("{status}: {}", String::from_utf8_lossy(said).trim()),
     };
     let code = report.get("code").and_then(Value::as_u64).unwrap_or(999);
-    CniError::Plugin {
-        plugin: plugin.to_owned(),
-        command,
-        code,
-        message,
-    }
+    CniError::Plugin { plugin: plugin.to_owned(), command, code, message }
 }

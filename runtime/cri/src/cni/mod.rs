@@ -52,11 +52,7 @@ pub(crate) struct Cni {
 impl Cni {
     /// With these directories.
     pub(crate) fn new(conf_dir: PathBuf, bin_dirs: Vec<PathBuf>, timeout: Duration) -> Self {
-        Self {
-            conf_dir,
-            bin_dirs,
-            timeout,
-        }
+        Self { conf_dir, bin_dirs, timeout }
     }
 
     /// The configuration in force: the first `*.conflist`, `*.conf` or `*.json` by name that is valid.

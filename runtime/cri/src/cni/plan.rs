@@ -56,13 +56,7 @@ pub(crate) fn is_configuration(path: &Path) -> bool {
 pub(crate) fn parse(text: &str) -> Result<NetworkList, String> {
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let object = value.as_object().ok_or("not a JSON object")?;
-    let text_of = |key: &str| {
-        object
-            .get(key)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
+    let text_of = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let plugins: Vec<Plugin> = match object.get("plugins") {
         Some(Value::Array(plugins)) => plugins
             .iter()
@@ -71,11 +65,7 @@ pub(crate) fn parse(text: &str) -> Result<NetworkList, String> {
         Some(_) => return Err("\"plugins\" is not a list".to_owned()),
         None => vec![object.clone()],
     };
-    let network = NetworkList {
-        cni_version: text_of("cniVersion"),
-        name: text_of("name"),
-        plugins,
-    };
+    let network = NetworkList { cni_version: text_of("cniVersion"), name: text_of("name"), plugins };
     if network.name.is_empty() {
         return Err("no name".to_owned());
     }
@@ -137,18 +127,11 @@ impl Attachment {
     /// The pod's addresses: those of interfaces inside the namespace, IPv4 first, otherwise in the plugins' order.
     pub(crate) fn addresses(&self) -> Vec<String> {
         let result = self.result.as_ref();
-        let interfaces = result
-            .and_then(|result| result.get("interfaces"))
-            .and_then(Value::as_array);
+        let interfaces = result.and_then(|result| result.get("interfaces")).and_then(Value::as_array);
         let in_pod = |index: &Value| {
-            let interface = index
-                .as_u64()
-                .and_then(|index| interfaces?.get(usize::try_from(index).ok()?));
+            let interface = index.as_u64().and_then(|index| interfaces?.get(usize::try_from(index).ok()?));
             interface.is_none_or(|interface| {
-                interface
-                    .get("sandbox")
-                    .and_then(Value::as_str)
-                    .is_some_and(|sandbox| !sandbox.is_empty())
+                interface.get("sandbox").and_then(Value::as_str).is_some_and(|sandbox| !sandbox.is_empty())
             })
         };
         let mut addresses: Vec<IpAddr> = result
@@ -219,10 +202,7 @@ mod tests {
         let attachment = attachment();
         let previous = json!({"ips": []});
         let bridge = attachment.plugin_config(&attachment.network.plugins[0], None);
-        assert_eq!(
-            bridge,
-            json!({"type":"bridge","bridge":"cni0","name":"net","cniVersion":"1.0.0"})
-        );
+        assert_eq!(bridge, json!({"type":"bridge","bridge":"cni0","name":"net","cniVersion":"1.0.0"}));
         let portmap = attachment.plugin_config(&attachment.network.plugins[1], Some(&previous));
         assert_eq!(
             portmap,
@@ -257,12 +237,6 @@ mod tests {
         ] {
             assert!(parse(text).unwrap_err().contains(word), "{text}");
         }
-        assert_eq!(
-            parse(r#"{"name":"n","cniVersion":"0.4.0","type":"bridge"}"#)
-                .unwrap()
-                .plugins
-                .len(),
-            1
-        );
+        assert_eq!(parse(r#"{"name":"n","cniVersion":"0.4.0","type":"bridge"}"#).unwrap().plugins.len(), 1);
     }
 }

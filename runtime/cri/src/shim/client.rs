@@ -42,25 +42,16 @@ impl ShimError {
     /// As the kubelet sees it; `kind` and `id` name the object.
     pub(crate) fn to_cri(&self, act: &str, id: &str) -> CriError {
         match self {
-            Self::Refused {
-                kind: ErrorKind::NotFound,
-                ..
-            } => CriError::no_container(id),
-            Self::Refused {
-                kind: ErrorKind::WrongState,
-                message,
-            } => CriError::WrongState(format!("{act}: {message}")),
-            Self::Refused {
-                kind: ErrorKind::Invalid,
-                message,
-            } => CriError::Invalid(format!("{act}: {message}")),
-            Self::Refused {
-                kind: ErrorKind::Failed,
-                message,
-            } => CriError::Failed {
-                act: act.to_owned(),
-                cause: message.as_str().into(),
-            },
+            Self::Refused { kind: ErrorKind::NotFound, .. } => CriError::no_container(id),
+            Self::Refused { kind: ErrorKind::WrongState, message } => {
+                CriError::WrongState(format!("{act}: {message}"))
+            }
+            Self::Refused { kind: ErrorKind::Invalid, message } => {
+                CriError::Invalid(format!("{act}: {message}"))
+            }
+            Self::Refused { kind: ErrorKind::Failed, message } => {
+                CriError::Failed { act: act.to_owned(), cause: message.as_str().into() }
+            }
             Self::Timeout(_) => CriError::Timeout(format!("{act}: {self}")),
             Self::Connect(_) | Self::Broken(_) | Self::Protocol(_) => CriError::failed(act, self),
         }
@@ -91,9 +82,7 @@ impl ShimClient {
             write_frame(&mut stream, request).await?;
             answer(&mut stream).await
         };
-        tokio::time::timeout(deadline, exchange)
-            .await
-            .map_err(|_| ShimError::Timeout(deadline))?
+        tokio::time::timeout(deadline, exchange).await.map_err(|_| ShimError::Timeout(deadline))?
     }
 
     /// Sends a request that turns its connection into a session, and hands over the connection.
@@ -106,26 +95,20 @@ impl ShimClient {
                 other => Err(unexpected(&other)),
             }
         };
-        tokio::time::timeout(deadline, exchange)
-            .await
-            .map_err(|_| ShimError::Timeout(deadline))?
+        tokio::time::timeout(deadline, exchange).await.map_err(|_| ShimError::Timeout(deadline))?
     }
 
     /// Greets, within the greeting's own deadline.
     async fn connect(&self) -> Result<UnixStream, ShimError> {
         let greet = async {
-            let mut stream = UnixStream::connect(&self.socket)
-                .await
-                .map_err(ShimError::Connect)?;
+            let mut stream = UnixStream::connect(&self.socket).await.map_err(ShimError::Connect)?;
             write_frame(&mut stream, &Request::Hello { version: VERSION }).await?;
             match answer(&mut stream).await? {
                 Response::Hello { .. } => Ok(stream),
                 other => Err(unexpected(&other)),
             }
         };
-        tokio::time::timeout(GREETING, greet)
-            .await
-            .map_err(|_| ShimError::Timeout(GREETING))?
+        tokio::time::timeout(GREETING, greet).await.map_err(|_| ShimError::Timeout(GREETING))?
     }
 }
 
@@ -145,10 +128,7 @@ async fn answer(stream: &mut UnixStream) -> Result<Response, ShimError> {
 async fn write_frame(stream: &mut UnixStream, request: &Request) -> Result<(), ShimError> {
     let body = serde_json::to_vec(request).map_err(|error| ShimError::Protocol(error.to_string()))?;
     if body.len() > FRAME_LIMIT_BYTES {
-        return Err(ShimError::Protocol(format!(
-            "a request of {} bytes is too large",
-            body.len()
-        )));
+        return Err(ShimError::Protocol(format!("a request of {} bytes is too large", body.len())));
     }
     let length = u32::try_from(body.len()).map_err(|error| ShimError::Protocol(error.to_string()))?;
     let mut frame = Vec::with_capacity(body.len() + 4);
@@ -160,9 +140,7 @@ async fn write_frame(stream: &mut UnixStream, request: &Request) -> Result<(), S
 async fn read_frame<T: serde::de::DeserializeOwned>(stream: &mut UnixStream) -> Result<T, ShimError> {
     let length = stream.read_u32().await.map_err(ShimError::Broken)? as usize;
     if length > FRAME_LIMIT_BYTES {
-        return Err(ShimError::Protocol(format!(
-            "a frame of {length} bytes is too large"
-        )));
+        return Err(ShimError::Protocol(format!("a frame of {length} bytes is too large")));
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.map_err(ShimError::Broken)?;

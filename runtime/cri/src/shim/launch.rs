@@ -33,17 +33,13 @@ impl Launcher {
     /// With a configured command; an empty one is this program with the argument `shim`.
     pub(crate) fn new(command: &[String]) -> std::io::Result<Self> {
         if !command.is_empty() {
-            return Ok(Self {
-                command: command.to_vec(),
-            });
+            return Ok(Self { command: command.to_vec() });
         }
         // The link follows the program when a package manager replaces it; the path is what a new shim should run.
         let program: PathBuf = std::env::current_exe()?;
         let program = program.to_string_lossy().into_owned();
         let program = program.strip_suffix(" (deleted)").unwrap_or(&program).to_owned();
-        Ok(Self {
-            command: vec![program, "shim".to_owned()],
-        })
+        Ok(Self { command: vec![program, "shim".to_owned()] })
     }
 
     /// Starts a shim and waits until it is ready.
@@ -55,10 +51,7 @@ impl Launcher {
         let write = |error| CriError::failed("failed to write the shim's configuration", error);
         files::write_json(&directory.shim_config(), config).map_err(write)?;
         let log = std::fs::File::create(directory.shim_start_log()).map_err(write)?;
-        let (program, arguments) = self
-            .command
-            .split_first()
-            .expect("the command is never empty, see new");
+        let (program, arguments) = self.command.split_first().expect("the command is never empty, see new");
         let mut child = Command::new(program)
             .args(arguments)
             .arg("--config")
@@ -88,10 +81,7 @@ impl Launcher {
                 if running {
                     let _ = child.start_kill();
                 }
-                return Err(start_failure(
-                    directory,
-                    &format!("it was not ready within {READY_DEADLINE:?}"),
-                ));
+                return Err(start_failure(directory, &format!("it was not ready within {READY_DEADLINE:?}")));
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(SLOWEST_POLL);
@@ -101,9 +91,7 @@ impl Launcher {
 
 fn start_failure(directory: &SandboxDir, what: &str) -> CriError {
     let said = std::fs::read(directory.shim_start_log()).unwrap_or_default();
-    let tail = said
-        .get(said.len().saturating_sub(START_LOG_TAIL_BYTES)..)
-        .unwrap_or_default();
+    let tail = said.get(said.len().saturating_sub(START_LOG_TAIL_BYTES)..).unwrap_or_default();
     let tail = String::from_utf8_lossy(tail);
     let cause = format!("{what}: {}", tail.trim());
     CriError::Failed {
@@ -120,11 +108,9 @@ pub(crate) async fn end(client: &ShimClient, identity: ProcessIdentity) -> bool 
     match client.call(&Request::Shutdown, SHUTDOWN_DEADLINE).await {
         Ok(_) if process::wait_gone(handle, KILL_DEADLINE).await => return true,
         Ok(_) => tracing::warn!(pid = identity.pid, "the shim agreed to end and did not"),
-        Err(error) => tracing::warn!(
-            pid = identity.pid,
-            error = chain(&error),
-            "the shim did not end when asked"
-        ),
+        Err(error) => {
+            tracing::warn!(pid = identity.pid, error = chain(&error), "the shim did not end when asked")
+        }
     }
     process::kill(identity, KILL_DEADLINE).await
 }

@@ -33,10 +33,7 @@ impl Session {
     /// Over a connection that the shim has turned into a session.
     pub(crate) fn new(stream: UnixStream) -> Self {
         let (reader, writer) = stream.into_split();
-        Self {
-            reader: SessionReader(reader),
-            writer: SessionWriter(writer),
-        }
+        Self { reader: SessionReader(reader), writer: SessionWriter(writer) }
     }
 }
 
@@ -67,10 +64,7 @@ impl SessionReader {
             channel::STDOUT => Ok(Some(Frame::Stdout(data.into()))),
             channel::STDERR => Ok(Some(Frame::Stderr(data.into()))),
             channel::EXIT => Ok(Some(last_frame(&data))),
-            other => Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("unknown channel {other}"),
-            )),
+            other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("unknown channel {other}"))),
         }
     }
 }

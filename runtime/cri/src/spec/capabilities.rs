@@ -72,11 +72,7 @@ pub(crate) const BY_BIT: [&str; 41] = [
 
 /// The names of the bits set in a `Cap…` line of `/proc/PID/status`.
 pub(crate) fn from_mask(mask: u64) -> BTreeSet<String> {
-    (0..)
-        .zip(BY_BIT)
-        .filter(|(bit, _)| mask & (1u64 << bit) != 0)
-        .map(|(_, name)| name.to_owned())
-        .collect()
+    (0..).zip(BY_BIT).filter(|(bit, _)| mask & (1u64 << bit) != 0).map(|(_, name)| name.to_owned()).collect()
 }
 
 /// What a container gets.
@@ -130,11 +126,7 @@ fn canonical(name: &str) -> Result<String, CriError> {
     if upper == "ALL" || upper == "CAP_ALL" {
         return Ok("ALL".to_owned());
     }
-    let full = if upper.starts_with("CAP_") {
-        upper
-    } else {
-        format!("CAP_{upper}")
-    };
+    let full = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
     if BY_BIT.contains(&full.as_str()) {
         Ok(full)
     } else {
@@ -200,11 +192,7 @@ mod tests {
             (&["ALL"], &["SYS_ADMIN"], false, 40),
             (&[], &["ALL"], true, 41),
         ] {
-            assert_eq!(
-                count(add, drop, privileged),
-                wanted,
-                "+{add:?} -{drop:?} privileged {privileged}"
-            );
+            assert_eq!(count(add, drop, privileged), wanted, "+{add:?} -{drop:?} privileged {privileged}");
         }
         let error = grant(&context(&["FLY"], &[], false), &every).unwrap_err();
         assert!(error.to_string().contains("FLY"), "{error}");
@@ -219,13 +207,7 @@ mod tests {
 
     #[test]
     fn every_name_is_known_to_the_specification() {
-        let granted = Granted {
-            all: from_mask(u64::MAX),
-            ambient: BTreeSet::new(),
-        };
-        assert_eq!(
-            to_oci(&granted).unwrap().bounding().as_ref().unwrap().len(),
-            BY_BIT.len()
-        );
+        let granted = Granted { all: from_mask(u64::MAX), ambient: BTreeSet::new() };
+        assert_eq!(to_oci(&granted).unwrap().bounding().as_ref().unwrap().len(), BY_BIT.len());
     }
 }

@@ -40,19 +40,13 @@ pub(crate) struct HostMount {
 pub(crate) fn check(mount: &v1::Mount) -> Result<(), CriError> {
     let path = &mount.container_path;
     if mount.image.is_some() {
-        return Err(CriError::Unimplemented(format!(
-            "mount {path}: image volumes are not supported"
-        )));
+        return Err(CriError::Unimplemented(format!("mount {path}: image volumes are not supported")));
     }
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(CriError::Unimplemented(format!(
-            "mount {path}: id-mapped mounts are not supported"
-        )));
+        return Err(CriError::Unimplemented(format!("mount {path}: id-mapped mounts are not supported")));
     }
     if !mount.mount_options.is_empty() {
-        return Err(CriError::Unimplemented(format!(
-            "mount {path}: mount options are not supported"
-        )));
+        return Err(CriError::Unimplemented(format!("mount {path}: mount options are not supported")));
     }
     if mount.propagation() == v1::MountPropagation::PropagationBidirectional {
         return Err(CriError::Unimplemented(format!(
@@ -60,9 +54,7 @@ pub(crate) fn check(mount: &v1::Mount) -> Result<(), CriError> {
         )));
     }
     if mount.recursive_read_only && !mount.readonly {
-        return Err(CriError::Invalid(format!(
-            "mount {path}: recursive read-only needs readonly"
-        )));
+        return Err(CriError::Invalid(format!("mount {path}: recursive read-only needs readonly")));
     }
     if mount.recursive_read_only && mount.propagation() != v1::MountPropagation::PropagationPrivate {
         return Err(CriError::Invalid(format!(
@@ -85,16 +77,8 @@ pub(crate) fn plan_mounts(
 ) -> Result<Vec<Mount>, OciSpecError> {
     let mut mounts = base_mounts(privileged)?;
     let access = if readonly_rootfs { "ro" } else { "rw" };
-    let shm = if host_ipc {
-        Path::new("/dev/shm")
-    } else {
-        files.shm.as_path()
-    };
-    mounts.push(bind(
-        shm,
-        "/dev/shm",
-        &["rbind", "rprivate", "rw", "nosuid", "nodev", "noexec"],
-    )?);
+    let shm = if host_ipc { Path::new("/dev/shm") } else { files.shm.as_path() };
+    mounts.push(bind(shm, "/dev/shm", &["rbind", "rprivate", "rw", "nosuid", "nodev", "noexec"])?);
     for (source, destination) in [
         (&files.hostname, "/etc/hostname"),
         (&files.resolv_conf, "/etc/resolv.conf"),
@@ -104,9 +88,7 @@ pub(crate) fn plan_mounts(
     }
     // The kubelet's mount at the same place wins.
     mounts.retain(|mount| {
-        !host_mounts
-            .iter()
-            .any(|given| clean(&given.container_path) == *mount.destination())
+        !host_mounts.iter().any(|given| clean(&given.container_path) == *mount.destination())
     });
     let mut sorted: Vec<&HostMount> = host_mounts.iter().collect();
     sorted.sort_by_key(|mount| clean(&mount.container_path).components().count());
@@ -133,33 +115,16 @@ fn base_mounts(privileged: bool) -> Result<Vec<Mount>, OciSpecError> {
     let access = if privileged { "rw" } else { "ro" };
     let table: [(&str, &str, &str, &[&str]); 6] = [
         ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        (
-            "/dev",
-            "tmpfs",
-            "tmpfs",
-            &["nosuid", "strictatime", "mode=755", "size=65536k"],
-        ),
+        ("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         (
             "/dev/pts",
             "devpts",
             "devpts",
-            &[
-                "nosuid",
-                "noexec",
-                "newinstance",
-                "ptmxmode=0666",
-                "mode=0620",
-                "gid=5",
-            ],
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
         ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
-        (
-            "/sys/fs/cgroup",
-            "cgroup",
-            "cgroup",
-            &["nosuid", "noexec", "nodev", "relatime", access],
-        ),
+        ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
     ];
     table
         .into_iter()
@@ -168,12 +133,7 @@ fn base_mounts(privileged: bool) -> Result<Vec<Mount>, OciSpecError> {
                 .destination(destination)
                 .typ(kind)
                 .source(source)
-                .options(
-                    options
-                        .iter()
-                        .map(|option| (*option).to_owned())
-                        .collect::<Vec<_>>(),
-                )
+                .options(options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
                 .build()
         })
         .collect()
@@ -184,12 +144,7 @@ fn bind(source: &Path, destination: impl Into<PathBuf>, options: &[&str]) -> Res
         .destination(destination)
         .typ("bind")
         .source(source)
-        .options(
-            options
-                .iter()
-                .map(|option| (*option).to_owned())
-                .collect::<Vec<_>>(),
-        )
+        .options(options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
         .build()
 }
 
@@ -236,17 +191,12 @@ mod tests {
         let mut deep = mount("/h/deep", "/data/a/b");
         deep.recursive_read_only = true;
         deep.readonly = true;
-        let given = [
-            deep,
-            mount("/h/data", "/data/"),
-            mount("/h/hosts", "/etc//hosts"),
-            mount("/h/shm", "/dev/shm"),
-        ];
+        let given =
+            [deep, mount("/h/data", "/data/"), mount("/h/hosts", "/etc//hosts"), mount("/h/shm", "/dev/shm")];
         let mounts = plan_mounts(&given, &files(), false, true, false).unwrap();
         let place = |path: &str| {
-            let found: Vec<usize> = (0..mounts.len())
-                .filter(|at| mounts[*at].destination() == Path::new(path))
-                .collect();
+            let found: Vec<usize> =
+                (0..mounts.len()).filter(|at| mounts[*at].destination() == Path::new(path)).collect();
             assert_eq!(found.len(), 1, "{path}");
             found[0]
         };
@@ -255,51 +205,19 @@ mod tests {
         let source = |path: &str| mounts[place(path)].source().clone().unwrap();
         assert_eq!(source("/etc/hosts"), PathBuf::from("/h/hosts"));
         assert_eq!(source("/dev/shm"), PathBuf::from("/h/shm"));
-        assert!(
-            mounts[place("/data/a/b")]
-                .options()
-                .as_ref()
-                .unwrap()
-                .contains(&"rro".to_owned())
-        );
-        assert!(
-            mounts[place("/etc/resolv.conf")]
-                .options()
-                .as_ref()
-                .unwrap()
-                .contains(&"ro".to_owned())
-        );
-        assert!(
-            mounts[place("/sys")]
-                .options()
-                .as_ref()
-                .unwrap()
-                .contains(&"ro".to_owned())
-        );
+        assert!(mounts[place("/data/a/b")].options().as_ref().unwrap().contains(&"rro".to_owned()));
+        assert!(mounts[place("/etc/resolv.conf")].options().as_ref().unwrap().contains(&"ro".to_owned()));
+        assert!(mounts[place("/sys")].options().as_ref().unwrap().contains(&"ro".to_owned()));
     }
 
     #[test]
     fn unsupported_mounts_are_named() {
-        let base = v1::Mount {
-            container_path: "/c".into(),
-            host_path: "/h".into(),
-            ..Default::default()
-        };
+        let base = v1::Mount { container_path: "/c".into(), host_path: "/h".into(), ..Default::default() };
         assert!(check(&base).is_ok());
-        let bidirectional = v1::Mount {
-            propagation: v1::MountPropagation::PropagationBidirectional as i32,
-            ..base.clone()
-        };
-        assert!(
-            check(&bidirectional)
-                .unwrap_err()
-                .to_string()
-                .contains("bidirectional")
-        );
-        let recursive = v1::Mount {
-            recursive_read_only: true,
-            ..base
-        };
+        let bidirectional =
+            v1::Mount { propagation: v1::MountPropagation::PropagationBidirectional as i32, ..base.clone() };
+        assert!(check(&bidirectional).unwrap_err().to_string().contains("bidirectional"));
+        let recursive = v1::Mount { recursive_read_only: true, ..base };
         assert!(check(&recursive).unwrap_err().to_string().contains("readonly"));
     }
 

@@ -60,31 +60,18 @@ pub(crate) struct Input<'a> {
 
 /// The security context, empty when absent.
 pub(crate) fn security_context(config: &v1::ContainerConfig) -> v1::LinuxContainerSecurityContext {
-    config
-        .linux
-        .as_ref()
-        .and_then(|linux| linux.security_context.clone())
-        .unwrap_or_default()
+    config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
 }
 
 /// The resources, empty when absent.
 pub(crate) fn wanted_resources(config: &v1::ContainerConfig) -> v1::LinuxContainerResources {
-    config
-        .linux
-        .as_ref()
-        .and_then(|linux| linux.resources.clone())
-        .unwrap_or_default()
+    config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default()
 }
 
 /// The signal that stops the container: the kubelet's, else the image's, else SIGTERM.
 pub(crate) fn stop_signal(config: &v1::ContainerConfig, image: &ImageConfiguration) -> i32 {
-    let of_image = image
-        .config()
-        .as_ref()
-        .and_then(|config| config.stop_signal().as_deref());
-    signals::from_cri(config.stop_signal())
-        .or_else(|| of_image.and_then(signals::parse))
-        .unwrap_or(SIGTERM)
+    let of_image = image.config().as_ref().and_then(|config| config.stop_signal().as_deref());
+    signals::from_cri(config.stop_signal()).or_else(|| of_image.and_then(signals::parse)).unwrap_or(SIGTERM)
 }
 
 /// Makes the plan.
@@ -107,11 +94,8 @@ pub(crate) fn plan_spec(input: &Input<'_>) -> Result<Spec, CriError> {
         options.ipc() == v1::NamespaceMode::Node,
     )
     .map_err(wrap)?;
-    let root = RootBuilder::default()
-        .path("rootfs")
-        .readonly(context.readonly_rootfs)
-        .build()
-        .map_err(wrap)?;
+    let root =
+        RootBuilder::default().path("rootfs").readonly(context.readonly_rootfs).build().map_err(wrap)?;
     let mut spec = SpecBuilder::default()
         .version("1.2.0")
         .root(root)
@@ -131,25 +115,16 @@ fn check_supported(
     context: &v1::LinuxContainerSecurityContext,
 ) -> Result<(), CriError> {
     if !config.cdi_devices.is_empty() {
-        return Err(CriError::Unimplemented(
-            "CDI devices are not supported".to_owned(),
-        ));
+        return Err(CriError::Unimplemented("CDI devices are not supported".to_owned()));
     }
-    let userns = context
-        .namespace_options
-        .as_ref()
-        .and_then(|options| options.userns_options.as_ref());
+    let userns = context.namespace_options.as_ref().and_then(|options| options.userns_options.as_ref());
     if userns.is_some_and(|userns| userns.mode() == v1::NamespaceMode::Pod) {
-        return Err(CriError::Unimplemented(
-            "user namespaces are not supported".to_owned(),
-        ));
+        return Err(CriError::Unimplemented("user namespaces are not supported".to_owned()));
     }
     let apparmor = context.apparmor.as_ref();
     if apparmor.is_some_and(|profile| profile.profile_type() == v1::security_profile::ProfileType::Localhost)
     {
-        return Err(CriError::Unimplemented(
-            "AppArmor profiles are not supported".to_owned(),
-        ));
+        return Err(CriError::Unimplemented("AppArmor profiles are not supported".to_owned()));
     }
     Ok(())
 }
@@ -167,9 +142,7 @@ pub(crate) fn plan_arguments(
     image: &ImageConfiguration,
 ) -> Result<Vec<String>, CriError> {
     let image = image.config().as_ref();
-    let entrypoint = image
-        .and_then(|image| image.entrypoint().clone())
-        .unwrap_or_default();
+    let entrypoint = image.and_then(|image| image.entrypoint().clone()).unwrap_or_default();
     let command = image.and_then(|image| image.cmd().clone()).unwrap_or_default();
     let arguments: Vec<String> = match (config.command.is_empty(), config.args.is_empty()) {
         (false, _) => config.command.iter().chain(&config.args).cloned().collect(),
@@ -185,12 +158,7 @@ pub(crate) fn plan_arguments(
 }
 
 fn plan_environment(input: &Input<'_>) -> Vec<String> {
-    let image = input
-        .image
-        .config()
-        .as_ref()
-        .and_then(|image| image.env().clone())
-        .unwrap_or_default();
+    let image = input.image.config().as_ref().and_then(|image| image.env().clone()).unwrap_or_default();
     let mut environment: Vec<(String, String)> = Vec::new();
     let mut set = |key: &str, value: String| match environment.iter_mut().find(|(known, _)| known == key) {
         Some((_, old)) => *old = value,
@@ -207,15 +175,9 @@ fn plan_environment(input: &Input<'_>) -> Vec<String> {
         set(key, value.to_owned());
     }
     for variable in &input.config.envs {
-        set(
-            &variable.key,
-            String::from_utf8_lossy(&variable.value).into_owned(),
-        );
+        set(&variable.key, String::from_utf8_lossy(&variable.value).into_owned());
     }
-    environment
-        .into_iter()
-        .map(|(key, value)| format!("{key}={value}"))
-        .collect()
+    environment.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 
 fn plan_process(
@@ -224,15 +186,10 @@ fn plan_process(
     granted: &Granted,
 ) -> Result<Process, CriError> {
     let wrap = |error: OciSpecError| CriError::failed("failed to write the container's process", error);
-    let of_image = input
-        .image
-        .config()
-        .as_ref()
-        .and_then(|image| image.working_dir().clone())
-        .unwrap_or_default();
-    let directory = [input.config.working_dir.as_str(), of_image.as_str(), "/"]
-        .into_iter()
-        .find(|path| !path.is_empty());
+    let of_image =
+        input.image.config().as_ref().and_then(|image| image.working_dir().clone()).unwrap_or_default();
+    let directory =
+        [input.config.working_dir.as_str(), of_image.as_str(), "/"].into_iter().find(|path| !path.is_empty());
     let user = UserBuilder::default()
         .uid(input.user.uid)
         .gid(input.user.gid)
@@ -248,11 +205,7 @@ fn plan_process(
         .capabilities(capabilities::to_oci(granted)?);
     let wanted = wanted_resources(input.config);
     let adjust = i32::try_from(wanted.oom_score_adj.clamp(-1000, 1000)).unwrap_or(0);
-    process = process.oom_score_adj(
-        input
-            .oom_score_adj_floor
-            .map_or(adjust, |floor| adjust.max(floor)),
-    );
+    process = process.oom_score_adj(input.oom_score_adj_floor.map_or(adjust, |floor| adjust.max(floor)));
     let mut process = process.build().map_err(wrap)?;
     process.set_rlimits(None);
     // Absent, not false: false beside a seccomp filter is refused further down.
@@ -287,24 +240,14 @@ fn plan_linux(
     linux.set_seccomp(plan_seccomp(input, context, granted)?);
     let shares_mounts =
         |mount: &HostMount| mount.propagation == v1::MountPropagation::PropagationHostToContainer;
-    linux.set_rootfs_propagation(
-        input
-            .mounts
-            .iter()
-            .any(shares_mounts)
-            .then(|| "rslave".to_owned()),
-    );
+    linux.set_rootfs_propagation(input.mounts.iter().any(shares_mounts).then(|| "rslave".to_owned()));
     Ok(linux)
 }
 
 fn plan_device(device: &HostDevice) -> Result<LinuxDevice, OciSpecError> {
     LinuxDeviceBuilder::default()
         .path(PathBuf::from(&device.path))
-        .typ(if device.block {
-            LinuxDeviceType::B
-        } else {
-            LinuxDeviceType::C
-        })
+        .typ(if device.block { LinuxDeviceType::B } else { LinuxDeviceType::C })
         .major(device.major)
         .minor(device.minor)
         .file_mode(device.mode)
@@ -317,12 +260,7 @@ fn plan_namespaces(input: &Input<'_>, privileged: bool) -> Result<Vec<LinuxNames
     let of_pod = namespace_options(&input.sandbox.config);
     let own = container_namespaces(input.config);
     let new = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
-    let pod = |kind| {
-        LinuxNamespaceBuilder::default()
-            .typ(kind)
-            .path(POD_NAMESPACE)
-            .build()
-    };
+    let pod = |kind| LinuxNamespaceBuilder::default().typ(kind).path(POD_NAMESPACE).build();
     let mut namespaces = vec![new(LinuxNamespaceType::Mount)?];
     if of_pod.network() != v1::NamespaceMode::Node {
         namespaces.push(pod(LinuxNamespaceType::Network)?);
@@ -372,25 +310,11 @@ fn plan_seccomp(
 
 fn annotations(input: &Input<'_>) -> HashMap<String, String> {
     let metadata = input.sandbox.config.metadata.clone().unwrap_or_default();
-    let name = input
-        .config
-        .metadata
-        .as_ref()
-        .map(|metadata| metadata.name.clone())
-        .unwrap_or_default();
+    let name = input.config.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
     HashMap::from([
-        (
-            "io.kubernetes.cri.container-type".to_owned(),
-            "container".to_owned(),
-        ),
-        (
-            "io.kubernetes.cri.sandbox-id".to_owned(),
-            input.sandbox.id.clone(),
-        ),
-        (
-            "io.kubernetes.cri.sandbox-namespace".to_owned(),
-            metadata.namespace,
-        ),
+        ("io.kubernetes.cri.container-type".to_owned(), "container".to_owned()),
+        ("io.kubernetes.cri.sandbox-id".to_owned(), input.sandbox.id.clone()),
+        ("io.kubernetes.cri.sandbox-namespace".to_owned(), metadata.namespace),
         ("io.kubernetes.cri.sandbox-name".to_owned(), metadata.name),
         ("io.kubernetes.cri.container-name".to_owned(), name),
     ])
@@ -413,19 +337,10 @@ mod tests {
             let image = r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]},
                 "config":{"Entrypoint":["/entry"],"Cmd":["default"],"Env":["PATH=/image","A=image"],"WorkingDir":"/w"}}"#;
             let config = v1::ContainerConfig {
-                metadata: Some(v1::ContainerMetadata {
-                    name: "c".into(),
-                    attempt: 0,
-                }),
-                envs: vec![v1::KeyValue {
-                    key: "A".into(),
-                    value: b"pod=1".to_vec(),
-                }],
+                metadata: Some(v1::ContainerMetadata { name: "c".into(), attempt: 0 }),
+                envs: vec![v1::KeyValue { key: "A".into(), value: b"pod=1".to_vec() }],
                 linux: Some(v1::LinuxContainerConfig {
-                    resources: Some(v1::LinuxContainerResources {
-                        oom_score_adj: 999,
-                        ..Default::default()
-                    }),
+                    resources: Some(v1::LinuxContainerResources { oom_score_adj: 999, ..Default::default() }),
                     security_context: Some(context),
                 }),
                 ..Default::default()
@@ -443,11 +358,7 @@ mod tests {
                 config: &self.config,
                 sandbox: &self.sandbox,
                 image: &self.image,
-                user: &ContainerUser {
-                    uid: 33,
-                    gid: 34,
-                    groups: vec![34, 50],
-                },
+                user: &ContainerUser { uid: 33, gid: 34, groups: vec![34, 50] },
                 home: "/srv",
                 hostname: "web",
                 mounts: &[],
@@ -473,10 +384,7 @@ mod tests {
             let mut listed: Vec<_> = namespaces
                 .iter()
                 .map(|one| {
-                    (
-                        one.typ().to_string(),
-                        one.path().as_ref().map(|path| path.display().to_string()),
-                    )
+                    (one.typ().to_string(), one.path().as_ref().map(|path| path.display().to_string()))
                 })
                 .collect();
             listed.sort();
@@ -507,16 +415,9 @@ mod tests {
         let spec = case.plan().unwrap();
         let process = spec.process().as_ref().unwrap();
         assert_eq!(process.args().as_ref().unwrap(), &["/entry", "default"]);
+        assert_eq!(process.env().as_ref().unwrap(), &["PATH=/image", "HOSTNAME=web", "HOME=/srv", "A=pod=1"]);
         assert_eq!(
-            process.env().as_ref().unwrap(),
-            &["PATH=/image", "HOSTNAME=web", "HOME=/srv", "A=pod=1"]
-        );
-        assert_eq!(
-            (
-                process.cwd().as_path(),
-                process.user().uid(),
-                process.oom_score_adj()
-            ),
+            (process.cwd().as_path(), process.user().uid(), process.oom_score_adj()),
             (Path::new("/w"), 33, Some(999))
         );
         assert!(
@@ -525,10 +426,7 @@ mod tests {
         let linux = spec.linux().as_ref().unwrap();
         assert!(linux.seccomp().is_some());
         assert_eq!(linux.masked_paths().as_ref().unwrap(), &["/proc/kcore"]);
-        assert_eq!(
-            linux.cgroups_path().as_deref(),
-            Some(Path::new("/kubepods/pod1/c"))
-        );
+        assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/kubepods/pod1/c")));
         // What the OCI side reads is what was meant.
         let text = serde_json::to_string(&spec).unwrap();
         assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);
@@ -545,14 +443,7 @@ mod tests {
         assert!(linux.seccomp().is_none() && linux.masked_paths().as_ref().unwrap().is_empty());
         let process = spec.process().as_ref().unwrap();
         assert_eq!(
-            process
-                .capabilities()
-                .as_ref()
-                .unwrap()
-                .effective()
-                .as_ref()
-                .unwrap()
-                .len(),
+            process.capabilities().as_ref().unwrap().effective().as_ref().unwrap().len(),
             capabilities::BY_BIT.len()
         );
         assert_eq!(process.no_new_privileges(), Some(true));
@@ -563,30 +454,17 @@ mod tests {
         let pod = |kind: &str| (kind.to_owned(), Some("pod".to_owned()));
         let new = |kind: &str| (kind.to_owned(), None);
         let mut case = Case::new(context(|_| {}));
-        assert_eq!(
-            case.namespaces(),
-            [pod("ipc"), new("mnt"), pod("net"), new("pid"), pod("uts")]
-        );
+        assert_eq!(case.namespaces(), [pod("ipc"), new("mnt"), pod("net"), new("pid"), pod("uts")]);
         case.cgroups.unified = true;
         assert!(case.namespaces().contains(&new("cgroup")));
         let set_pid = |case: &mut Case, mode: v1::NamespaceMode| {
-            let context = case
-                .config
-                .linux
-                .as_mut()
-                .unwrap()
-                .security_context
-                .as_mut()
-                .unwrap();
+            let context = case.config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
             context.namespace_options.as_mut().unwrap().set_pid(mode);
         };
         set_pid(&mut case, v1::NamespaceMode::Pod);
         assert!(case.namespaces().contains(&pod("pid")));
         set_pid(&mut case, v1::NamespaceMode::Target);
-        assert!(
-            case.namespaces()
-                .contains(&("pid".to_owned(), Some("/proc/77/ns/pid".to_owned())))
-        );
+        assert!(case.namespaces().contains(&("pid".to_owned(), Some("/proc/77/ns/pid".to_owned()))));
         set_pid(&mut case, v1::NamespaceMode::Node);
         case.sandbox.config.linux = Some(v1::LinuxPodSandboxConfig {
             security_context: Some(v1::LinuxSandboxSecurityContext {
@@ -608,11 +486,8 @@ mod tests {
         let case = Case::new(context(|_| {}));
         let plan = |command: &[&str], args: &[&str]| {
             let strings = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
-            let config = v1::ContainerConfig {
-                command: strings(command),
-                args: strings(args),
-                ..Default::default()
-            };
+            let config =
+                v1::ContainerConfig { command: strings(command), args: strings(args), ..Default::default() };
             plan_arguments(&config, &case.image).unwrap()
         };
         assert_eq!(plan(&[], &[]), ["/entry", "default"]);

@@ -95,10 +95,7 @@ pub(crate) fn plan_resources(
             .iter()
             .map(|limit| {
                 let bytes = i64::try_from(limit.limit).unwrap_or(i64::MAX);
-                LinuxHugepageLimitBuilder::default()
-                    .page_size(limit.page_size.clone())
-                    .limit(bytes)
-                    .build()
+                LinuxHugepageLimitBuilder::default().page_size(limit.page_size.clone()).limit(bytes).build()
             })
             .collect();
         resources = resources.hugepage_limits(limits?);
@@ -112,9 +109,7 @@ pub(crate) fn plan_resources(
 
 fn device_policy(privileged: bool, devices: &[HostDevice]) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
     let rule = |allow: bool, access: &str| {
-        LinuxDeviceCgroupBuilder::default()
-            .allow(allow)
-            .access(access.to_owned())
+        LinuxDeviceCgroupBuilder::default().allow(allow).access(access.to_owned())
     };
     if privileged {
         return Ok(vec![rule(true, "rwm").typ(LinuxDeviceType::A).build()?]);
@@ -131,18 +126,8 @@ fn device_policy(privileged: bool, devices: &[HostDevice]) -> Result<Vec<LinuxDe
         });
     }
     for device in devices {
-        let kind = if device.block {
-            LinuxDeviceType::B
-        } else {
-            LinuxDeviceType::C
-        };
-        policy.push(
-            rule(true, &device.access)
-                .typ(kind)
-                .major(device.major)
-                .minor(device.minor)
-                .build()?,
-        );
+        let kind = if device.block { LinuxDeviceType::B } else { LinuxDeviceType::C };
+        policy.push(rule(true, &device.access).typ(kind).major(device.major).minor(device.minor).build()?);
     }
     Ok(policy)
 }
@@ -154,10 +139,7 @@ pub(crate) fn merge(current: &mut v1::LinuxContainerResources, change: &v1::Linu
         (&mut current.cpu_quota, change.cpu_quota),
         (&mut current.cpu_shares, change.cpu_shares),
         (&mut current.memory_limit_in_bytes, change.memory_limit_in_bytes),
-        (
-            &mut current.memory_swap_limit_in_bytes,
-            change.memory_swap_limit_in_bytes,
-        ),
+        (&mut current.memory_swap_limit_in_bytes, change.memory_swap_limit_in_bytes),
         (&mut current.oom_score_adj, change.oom_score_adj),
     ];
     for (field, value) in fields {
@@ -165,20 +147,14 @@ pub(crate) fn merge(current: &mut v1::LinuxContainerResources, change: &v1::Linu
             *field = value;
         }
     }
-    for (field, value) in [
-        (&mut current.cpuset_cpus, &change.cpuset_cpus),
-        (&mut current.cpuset_mems, &change.cpuset_mems),
-    ] {
+    for (field, value) in
+        [(&mut current.cpuset_cpus, &change.cpuset_cpus), (&mut current.cpuset_mems, &change.cpuset_mems)]
+    {
         if !value.is_empty() {
             field.clone_from(value);
         }
     }
-    current.unified.extend(
-        change
-            .unified
-            .iter()
-            .map(|(key, value)| (key.clone(), value.clone())),
-    );
+    current.unified.extend(change.unified.iter().map(|(key, value)| (key.clone(), value.clone())));
     if !change.hugepage_limits.is_empty() {
         current.hugepage_limits.clone_from(&change.hugepage_limits);
     }
@@ -203,11 +179,7 @@ pub(crate) fn plan_update(
 ) -> Vec<Write> {
     let mut writes = Vec::new();
     let mut write = |controller, file: &str, value: String| {
-        writes.push(Write {
-            controller,
-            file: file.to_owned(),
-            value,
-        });
+        writes.push(Write { controller, file: file.to_owned(), value });
     };
     if change.cpu_shares > 0 {
         if unified {
@@ -217,17 +189,9 @@ pub(crate) fn plan_update(
         }
     }
     if change.cpu_quota != 0 || change.cpu_period != 0 {
-        let period = if wanted.cpu_period > 0 {
-            wanted.cpu_period
-        } else {
-            100_000
-        };
+        let period = if wanted.cpu_period > 0 { wanted.cpu_period } else { 100_000 };
         if unified {
-            let quota = if wanted.cpu_quota > 0 {
-                wanted.cpu_quota.to_string()
-            } else {
-                "max".to_owned()
-            };
+            let quota = if wanted.cpu_quota > 0 { wanted.cpu_quota.to_string() } else { "max".to_owned() };
             write("cpu", "cpu.max", format!("{quota} {period}"));
         } else {
             write("cpu", "cpu.cfs_period_us", period.to_string());
@@ -244,10 +208,7 @@ pub(crate) fn plan_update(
             (false, _) => write("memory", "memory.limit_in_bytes", limit.to_string()),
         }
     }
-    for (file, value) in [
-        ("cpuset.mems", &change.cpuset_mems),
-        ("cpuset.cpus", &change.cpuset_cpus),
-    ] {
+    for (file, value) in [("cpuset.mems", &change.cpuset_mems), ("cpuset.cpus", &change.cpuset_cpus)] {
         if !value.is_empty() {
             write("cpuset", file, value.clone());
         }
@@ -276,11 +237,8 @@ mod tests {
             memory_limit_in_bytes: 1 << 20,
             ..Default::default()
         };
-        let mut wanted = v1::LinuxContainerResources {
-            cpu_period: 200_000,
-            cpu_shares: 512,
-            ..Default::default()
-        };
+        let mut wanted =
+            v1::LinuxContainerResources { cpu_period: 200_000, cpu_shares: 512, ..Default::default() };
         merge(&mut wanted, &change);
         assert_eq!((wanted.cpu_quota, wanted.cpu_shares), (50_000, 512));
         let files = |unified| -> Vec<String> {
@@ -292,11 +250,7 @@ mod tests {
         assert_eq!(files(true), ["cpu.max=50000 200000", "memory.max=1048576"]);
         assert_eq!(
             files(false),
-            [
-                "cpu.cfs_period_us=200000",
-                "cpu.cfs_quota_us=50000",
-                "memory.limit_in_bytes=1048576"
-            ]
+            ["cpu.cfs_period_us=200000", "cpu.cfs_quota_us=50000", "memory.limit_in_bytes=1048576"]
         );
         assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 39, 10_000));
     }
@@ -315,13 +269,8 @@ mod tests {
         };
         let plan = |privileged| {
             let wanted = v1::LinuxContainerResources::default();
-            plan_resources(
-                &wanted,
-                CgroupFeatures::default(),
-                privileged,
-                std::slice::from_ref(&device),
-            )
-            .unwrap()
+            plan_resources(&wanted, CgroupFeatures::default(), privileged, std::slice::from_ref(&device))
+                .unwrap()
         };
         let policy = plan(false).devices().clone().unwrap();
         assert!(!policy[0].allow() && policy.last().unwrap().major() == Some(10));

@@ -27,18 +27,10 @@ const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 /// Never for the tables above; the specification's builders just say so.
 pub(crate) fn runtime_default(capabilities: &BTreeSet<String>) -> Result<LinuxSeccomp, OciSpecError> {
     let administrator = capabilities.contains("CAP_SYS_ADMIN");
-    let mut syscalls = vec![
-        allow(ALLOWED)?,
-        conditional("socket", 0, AF_VSOCK, LinuxSeccompOperator::ScmpCmpNe, None)?,
-    ];
+    let mut syscalls =
+        vec![allow(ALLOWED)?, conditional("socket", 0, AF_VSOCK, LinuxSeccompOperator::ScmpCmpNe, None)?];
     for personality in PERSONALITIES {
-        syscalls.push(conditional(
-            "personality",
-            0,
-            personality,
-            LinuxSeccompOperator::ScmpCmpEq,
-            None,
-        )?);
+        syscalls.push(conditional("personality", 0, personality, LinuxSeccompOperator::ScmpCmpEq, None)?);
     }
     if cfg!(target_arch = "x86_64") {
         syscalls.push(allow(ALLOWED_ON_X86)?);
@@ -91,10 +83,7 @@ fn conditional(
     operator: LinuxSeccompOperator,
     value_two: Option<u64>,
 ) -> Result<LinuxSyscall, OciSpecError> {
-    let argument = LinuxSeccompArgBuilder::default()
-        .index(index)
-        .value(value)
-        .op(operator);
+    let argument = LinuxSeccompArgBuilder::default().index(index).value(value).op(operator);
     let argument: LinuxSeccompArg = match value_two {
         Some(value_two) => argument.value_two(value_two).build()?,
         None => argument.build()?,
@@ -127,30 +116,15 @@ mod tests {
             assert!(!none.iter().any(|known| known == name), "{name}");
             assert!(admin.iter().any(|known| known == name), "{name}");
         }
-        for name in [
-            "reboot",
-            "kexec_load",
-            "init_module",
-            "add_key",
-            "keyctl",
-            "userfaultfd",
-            "io_uring_setup",
-        ] {
+        for name in
+            ["reboot", "kexec_load", "init_module", "add_key", "keyctl", "userfaultfd", "io_uring_setup"]
+        {
             assert!(
                 !none.iter().any(|known| known == name) && !admin.iter().any(|known| known == name),
                 "{name}"
             );
         }
-        for name in [
-            "read",
-            "execve",
-            "futex",
-            "openat2",
-            "epoll_pwait2",
-            "rseq",
-            "ptrace",
-            "arch_prctl",
-        ] {
+        for name in ["read", "execve", "futex", "openat2", "epoll_pwait2", "rseq", "ptrace", "arch_prctl"] {
             assert!(none.iter().any(|known| known == name), "{name}");
         }
     }

@@ -370,14 +370,8 @@ pub(super) const ALLOWED: &[&str] = &[
 pub(super) const ALLOWED_ON_X86: &[&str] = &["arch_prctl", "modify_ldt"];
 
 /// Allowed on aarch64 and its 32-bit mode.
-pub(super) const ALLOWED_ON_ARM: &[&str] = &[
-    "arm_fadvise64_64",
-    "arm_sync_file_range",
-    "breakpoint",
-    "cacheflush",
-    "set_tls",
-    "sync_file_range2",
-];
+pub(super) const ALLOWED_ON_ARM: &[&str] =
+    &["arm_fadvise64_64", "arm_sync_file_range", "breakpoint", "cacheflush", "set_tls", "sync_file_range2"];
 
 /// Allowed to processes with a capability.
 pub(super) const BY_CAPABILITY: &[(&str, &[&str])] = &[
@@ -415,36 +409,13 @@ pub(super) const BY_CAPABILITY: &[(&str, &[&str])] = &[
     ),
     ("CAP_SYS_BOOT", &["reboot"]),
     ("CAP_SYS_CHROOT", &["chroot"]),
-    (
-        "CAP_SYS_MODULE",
-        &["delete_module", "finit_module", "init_module"],
-    ),
+    ("CAP_SYS_MODULE", &["delete_module", "finit_module", "init_module"]),
     ("CAP_SYS_PACCT", &["acct"]),
-    (
-        "CAP_SYS_PTRACE",
-        &[
-            "kcmp",
-            "pidfd_getfd",
-            "process_madvise",
-            "process_vm_readv",
-            "process_vm_writev",
-        ],
-    ),
+    ("CAP_SYS_PTRACE", &["kcmp", "pidfd_getfd", "process_madvise", "process_vm_readv", "process_vm_writev"]),
     ("CAP_SYS_RAWIO", &["ioperm", "iopl"]),
-    (
-        "CAP_SYS_TIME",
-        &["clock_settime", "clock_settime64", "settimeofday", "stime"],
-    ),
+    ("CAP_SYS_TIME", &["clock_settime", "clock_settime64", "settimeofday", "stime"]),
     ("CAP_SYS_TTY_CONFIG", &["vhangup"]),
-    (
-        "CAP_SYS_NICE",
-        &[
-            "get_mempolicy",
-            "mbind",
-            "set_mempolicy",
-            "set_mempolicy_home_node",
-        ],
-    ),
+    ("CAP_SYS_NICE", &["get_mempolicy", "mbind", "set_mempolicy", "set_mempolicy_home_node"]),
     ("CAP_SYSLOG", &["syslog"]),
     ("CAP_BPF", &["bpf"]),
     ("CAP_PERFMON", &["perf_event_open"]),

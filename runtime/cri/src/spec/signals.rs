@@ -52,9 +52,7 @@ pub(crate) fn from_cri(signal: Signal) -> Option<i32> {
         0 => None,
         CRI_XFSZ => Some(XFSZ),
         value if value >= CRI_RTMIN => Some(value - CRI_RTMIN + RTMIN),
-        value => NAMED
-            .get(usize::try_from(value - 1).ok()?)
-            .map(|(_, number)| *number),
+        value => NAMED.get(usize::try_from(value - 1).ok()?).map(|(_, number)| *number),
     }
 }
 
@@ -81,10 +79,9 @@ pub(crate) fn parse(text: &str) -> Option<i32> {
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     let real_time = |rest: &str, sign: char, base: i32| match rest.strip_prefix(sign) {
-        Some(offset) => offset
-            .parse::<i32>()
-            .ok()
-            .map(|offset| if sign == '+' { base + offset } else { base - offset }),
+        Some(offset) => {
+            offset.parse::<i32>().ok().map(|offset| if sign == '+' { base + offset } else { base - offset })
+        }
         None => rest.is_empty().then_some(base),
     };
     let number = if let Some(rest) = name.strip_prefix("RTMIN") {

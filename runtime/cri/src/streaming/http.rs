@@ -25,12 +25,8 @@ const SPDY: &str = "SPDY/3.1";
 const HEADER_SECONDS: u64 = 30;
 
 /// Protocols of remote commands over SPDY, best first.
-const COMMAND_SPDY: [&str; 4] = [
-    "v4.channel.k8s.io",
-    "v3.channel.k8s.io",
-    "v2.channel.k8s.io",
-    "channel.k8s.io",
-];
+const COMMAND_SPDY: [&str; 4] =
+    ["v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"];
 const FORWARD_SPDY: [&str; 1] = ["portforward.k8s.io"];
 
 type Answer = Response<Full<Bytes>>;
@@ -56,26 +52,16 @@ pub(super) async fn serve_connection(
 
 fn answer(runtime: Arc<Runtime>, request: Request<Incoming>, permit: Arc<OwnedSemaphorePermit>) -> Answer {
     let Some(wish) = runtime.streams.take(request.uri().path()) else {
-        return refuse(
-            StatusCode::NOT_FOUND,
-            "no such session: its URL was used or is too old",
-        );
+        return refuse(StatusCode::NOT_FOUND, "no such session: its URL was used or is too old");
     };
-    let upgrade = request
-        .headers()
-        .get(UPGRADE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default()
-        .to_owned();
+    let upgrade =
+        request.headers().get(UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     if upgrade.eq_ignore_ascii_case("websocket") {
         upgrade_websocket(runtime, wish, request, permit)
     } else if upgrade.eq_ignore_ascii_case(SPDY) {
         upgrade_spdy(runtime, wish, request, permit)
     } else {
-        refuse(
-            StatusCode::BAD_REQUEST,
-            "upgrade to websocket or SPDY/3.1 is required",
-        )
+        refuse(StatusCode::BAD_REQUEST, "upgrade to websocket or SPDY/3.1 is required")
     }
 }
 
@@ -100,12 +86,8 @@ fn listed(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
 fn switching(protocol: &'static str) -> Answer {
     let mut response = Response::new(Full::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    response
-        .headers_mut()
-        .insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    response
-        .headers_mut()
-        .insert(UPGRADE, HeaderValue::from_static(protocol));
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(protocol));
     response
 }
 
@@ -124,24 +106,15 @@ fn upgrade_websocket(
         Wish::PortForward { .. } => &port_forward::WEBSOCKET_PROTOCOLS,
     };
     // The client's order is its preference (RFC 6455 section 1.9).
-    let chosen = offered
-        .iter()
-        .find_map(|offer| known.iter().copied().find(|name| name == offer));
+    let chosen = offered.iter().find_map(|offer| known.iter().copied().find(|name| name == offer));
     if chosen.is_none() && !offered.is_empty() {
-        return refuse(
-            StatusCode::BAD_REQUEST,
-            "none of the offered subprotocols is spoken here",
-        );
+        return refuse(StatusCode::BAD_REQUEST, "none of the offered subprotocols is spoken here");
     }
     let mut response = switching("websocket");
     let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()));
-    response
-        .headers_mut()
-        .insert(SEC_WEBSOCKET_ACCEPT, accept.expect("base64 is a header value"));
+    response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, accept.expect("base64 is a header value"));
     if let Some(chosen) = chosen {
-        response
-            .headers_mut()
-            .insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(chosen));
+        response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(chosen));
     }
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -184,28 +157,19 @@ fn upgrade_spdy(
         // Clients older than the negotiation speak the last of each list.
         known.last().copied()
     } else {
-        known
-            .iter()
-            .copied()
-            .find(|name| offered.iter().any(|offer| offer == name))
+        known.iter().copied().find(|name| offered.iter().any(|offer| offer == name))
     };
     let Some(chosen) = chosen else {
-        let mut response = refuse(
-            StatusCode::FORBIDDEN,
-            "none of the offered stream protocols is spoken here",
-        );
+        let mut response =
+            refuse(StatusCode::FORBIDDEN, "none of the offered stream protocols is spoken here");
         for name in known {
-            response
-                .headers_mut()
-                .append(ACCEPTED_PROTOCOLS, HeaderValue::from_static(name));
+            response.headers_mut().append(ACCEPTED_PROTOCOLS, HeaderValue::from_static(name));
         }
         return response;
     };
     let mut response = switching(SPDY);
     if !offered.is_empty() {
-        response
-            .headers_mut()
-            .insert(STREAM_PROTOCOL, HeaderValue::from_static(chosen));
+        response.headers_mut().insert(STREAM_PROTOCOL, HeaderValue::from_static(chosen));
     }
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {

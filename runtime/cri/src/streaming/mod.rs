@@ -79,11 +79,7 @@ impl Wish {
         };
         check(&process)?;
         let container = runtime.running(&request.container_id)?;
-        Ok(Self::Exec {
-            sandbox_id: container.sandbox_id,
-            container_id: container.id,
-            process,
-        })
+        Ok(Self::Exec { sandbox_id: container.sandbox_id, container_id: container.id, process })
     }
 
     /// From Attach.
@@ -97,29 +93,19 @@ impl Wish {
         };
         check(&process)?;
         let container = runtime.running(&request.container_id)?;
-        Ok(Self::Attach {
-            sandbox_id: container.sandbox_id,
-            container_id: container.id,
-            process,
-        })
+        Ok(Self::Attach { sandbox_id: container.sandbox_id, container_id: container.id, process })
     }
 
     /// From PortForward.
     pub(crate) fn port_forward(runtime: &Runtime, request: v1::PortForwardRequest) -> Result<Self, CriError> {
         let sandbox = runtime.sandbox(&request.pod_sandbox_id)?;
         if !sandbox.is_ready() {
-            return Err(CriError::WrongState(format!(
-                "sandbox {} is not ready",
-                sandbox.id
-            )));
+            return Err(CriError::WrongState(format!("sandbox {} is not ready", sandbox.id)));
         }
         let ports: Result<Vec<u16>, _> = request.port.iter().map(|port| u16::try_from(*port)).collect();
         let ports =
             ports.map_err(|_| CriError::Invalid(format!("ports {:?} are out of range", request.port)))?;
-        Ok(Self::PortForward {
-            sandbox_id: sandbox.id,
-            ports,
-        })
+        Ok(Self::PortForward { sandbox_id: sandbox.id, ports })
     }
 
     /// First part of the URL's path.
@@ -138,9 +124,7 @@ fn check(process: &ExecProcess) -> Result<(), CriError> {
         return Err(CriError::Invalid("tty and stderr cannot both be true".to_owned()));
     }
     if !process.stdin && !process.stdout && !process.stderr {
-        return Err(CriError::Invalid(
-            "one of stdin, stdout, or stderr must be set".to_owned(),
-        ));
+        return Err(CriError::Invalid("one of stdin, stdout, or stderr must be set".to_owned()));
     }
     Ok(())
 }
@@ -156,13 +140,7 @@ impl Streams {
     pub(crate) async fn bind(address: SocketAddr) -> std::io::Result<(Self, TcpListener)> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        Ok((
-            Self {
-                address,
-                waiting: Mutex::default(),
-            },
-            listener,
-        ))
+        Ok((Self { address, waiting: Mutex::default() }, listener))
     }
 
     /// A URL for one session.
@@ -172,9 +150,7 @@ impl Streams {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.retain(|_, (given, _)| given.elapsed() < TOKEN_LIFE);
         if waiting.len() >= WAITING_LIMIT {
-            return Err(CriError::Unavailable(
-                "too many sessions wait for their client".to_owned(),
-            ));
+            return Err(CriError::Unavailable("too many sessions wait for their client".to_owned()));
         }
         waiting.insert(token, (Instant::now(), wish));
         Ok(url)
@@ -235,10 +211,7 @@ mod tests {
     #[tokio::test]
     async fn a_token_works_once_and_for_its_own_kind() {
         let (streams, _listener) = Streams::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let wish = Wish::PortForward {
-            sandbox_id: "s".into(),
-            ports: vec![80],
-        };
+        let wish = Wish::PortForward { sandbox_id: "s".into(), ports: vec![80] };
         let url = streams.url(wish).unwrap();
         let path = url.strip_prefix(&format!("http://{}", streams.address)).unwrap();
         assert!(path.starts_with("/portforward/"));

@@ -86,9 +86,7 @@ async fn forward(shim: ShimClient, data: Stream, error: Stream) {
     let port = data.headers.get("port").unwrap_or_default().to_owned();
     let result = match port.parse::<u16>() {
         Ok(number) if number != 0 => match connect(&shim, number).await {
-            Ok(pod) => copy(pod, data.incoming, &data.outgoing)
-                .await
-                .map_err(|error| error.to_string()),
+            Ok(pod) => copy(pod, data.incoming, &data.outgoing).await.map_err(|error| error.to_string()),
             Err(error) => Err(chain(&error)),
         },
         _ => Err("not a port number".to_owned()),
@@ -194,13 +192,7 @@ async fn over_channels(shim: &ShimClient, ports: Vec<u16>, socket: Socket) {
         let (input, incoming) = mpsc::channel::<Bytes>(CHANNEL_QUEUE);
         inputs.push(input);
         let data = u8::try_from(index * 2).unwrap_or(u8::MAX);
-        forwards.spawn(forward_channel(
-            shim.clone(),
-            port,
-            data,
-            incoming,
-            sender.clone(),
-        ));
+        forwards.spawn(forward_channel(shim.clone(), port, data, incoming, sender.clone()));
     }
     drop(sender);
     let writer = async {

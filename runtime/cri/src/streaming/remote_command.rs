@@ -49,25 +49,11 @@ pub(super) async fn bridge(
 ) {
     let started = Instant::now();
     let (outcome, container) = match wish {
-        Wish::Exec {
-            sandbox_id,
-            container_id,
-            process,
-        } => {
-            let request = Request::Exec {
-                id: container_id.clone(),
-                process: process.clone(),
-            };
-            (
-                session(runtime, sandbox_id, &request, input, output).await,
-                container_id,
-            )
+        Wish::Exec { sandbox_id, container_id, process } => {
+            let request = Request::Exec { id: container_id.clone(), process: process.clone() };
+            (session(runtime, sandbox_id, &request, input, output).await, container_id)
         }
-        Wish::Attach {
-            sandbox_id,
-            container_id,
-            process,
-        } => {
+        Wish::Attach { sandbox_id, container_id, process } => {
             let request = Request::Attach {
                 id: container_id.clone(),
                 stdin: process.stdin,
@@ -75,9 +61,8 @@ pub(super) async fn bridge(
                 stderr: process.stderr,
             };
             // The process' own exit code is the container's affair, not the client's.
-            let outcome = session(runtime, sandbox_id, &request, input, output)
-                .await
-                .map(|outcome| match outcome {
+            let outcome =
+                session(runtime, sandbox_id, &request, input, output).await.map(|outcome| match outcome {
                     Outcome::ExitCode(_) => Outcome::Success,
                     other => other,
                 });

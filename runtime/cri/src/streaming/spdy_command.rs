@@ -29,16 +29,10 @@ where
         return;
     };
     let mut connection = Connection::serve(transport);
-    let gathered = tokio::time::timeout(
-        STREAMS_DEADLINE,
-        Gathered::gather(&mut connection, process, protocol),
-    )
-    .await;
+    let gathered =
+        tokio::time::timeout(STREAMS_DEADLINE, Gathered::gather(&mut connection, process, protocol)).await;
     let Ok(Some(streams)) = gathered else {
-        tracing::debug!(
-            kind = wish.kind(),
-            "the client did not open the streams of its session"
-        );
+        tracing::debug!(kind = wish.kind(), "the client did not open the streams of its session");
         return connection.close(CLOSE_PATIENCE).await;
     };
     let (sender, input) = mpsc::channel(INPUT_LIMIT);
@@ -104,13 +98,7 @@ impl Gathered {
             };
             *place = Some(stream);
         }
-        Some(Self {
-            error: error?,
-            stdin,
-            stdout,
-            stderr,
-            resize,
-        })
+        Some(Self { error: error?, stdin, stdout, stderr, resize })
     }
 }
 
@@ -182,16 +170,9 @@ impl Output for SpdyOutput {
     }
 
     async fn end(&mut self, outcome: &Outcome) -> io::Result<()> {
-        let text = if self.status {
-            outcome.status()
-        } else {
-            outcome.text()
-        };
+        let text = if self.status { outcome.status() } else { outcome.text() };
         self.error.write(text.into()).await?;
-        for stream in [self.stdout.as_ref(), self.stderr.as_ref(), Some(&self.error)]
-            .into_iter()
-            .flatten()
-        {
+        for stream in [self.stdout.as_ref(), self.stderr.as_ref(), Some(&self.error)].into_iter().flatten() {
             stream.finish().await?;
         }
         Ok(())

@@ -16,11 +16,7 @@ pub(super) enum Outcome {
 impl Outcome {
     /// From an exec's exit code.
     pub(super) fn of_exit(code: i32) -> Self {
-        if code == 0 {
-            Self::Success
-        } else {
-            Self::ExitCode(code)
-        }
+        if code == 0 { Self::Success } else { Self::ExitCode(code) }
     }
 
     /// For the error channel of v4 and v5.

@@ -112,11 +112,7 @@ pub(super) async fn run(runtime: &Runtime, wish: Wish, protocol: &str, socket: S
     let (sink, stream) = socket.split();
     let mut output = WebSocketOutput { sink, dialect };
     // Clients of the older protocols take the first message as the sign that the session stands.
-    let first = if process.stdout {
-        channel::STDOUT
-    } else {
-        channel::EXIT
-    };
+    let first = if process.stdout { channel::STDOUT } else { channel::EXIT };
     if output.send(first, &[]).await.is_err() {
         return;
     }
@@ -126,17 +122,12 @@ pub(super) async fn run(runtime: &Runtime, wish: Wish, protocol: &str, socket: S
     bridge(runtime, &wish, input, &mut output).await;
     close(&mut output.sink).await;
     // The client answers the close; a moment later nothing of it matters any more.
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), reader)
-        .await
-        .map_err(|_| ());
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), reader).await.map_err(|_| ());
 }
 
 /// A close with a status: without one clients report an error (1005) instead of the session's end.
 pub(super) async fn close(sink: &mut SplitSink<Socket, Message>) {
-    let normal = CloseFrame {
-        code: CloseCode::Normal,
-        reason: Default::default(),
-    };
+    let normal = CloseFrame { code: CloseCode::Normal, reason: Default::default() };
     let _ = sink.send(Message::Close(Some(normal))).await;
     let _ = sink.close().await;
 }
@@ -169,10 +160,7 @@ struct WebSocketOutput {
 
 impl WebSocketOutput {
     async fn send(&mut self, channel: u8, data: &[u8]) -> io::Result<()> {
-        self.sink
-            .send(self.dialect.encode(channel, data))
-            .await
-            .map_err(to_io)
+        self.sink.send(self.dialect.encode(channel, data)).await.map_err(to_io)
     }
 }
 
@@ -194,11 +182,7 @@ impl Output for WebSocketOutput {
     }
 
     async fn end(&mut self, outcome: &Outcome) -> io::Result<()> {
-        let text = if self.dialect.status {
-            outcome.status()
-        } else {
-            outcome.text()
-        };
+        let text = if self.dialect.status { outcome.status() } else { outcome.text() };
         if text.is_empty() {
             return Ok(());
         }
@@ -218,36 +202,20 @@ mod tests {
             let dialect = Dialect::of(protocol);
             let message = dialect.encode(1, b"hi\xff");
             assert_eq!(message.is_text(), protocol.contains("base64"));
-            assert_eq!(
-                dialect.decode(message),
-                Some((1, Bytes::from_static(b"hi\xff"))),
-                "{protocol}"
-            );
+            assert_eq!(dialect.decode(message), Some((1, Bytes::from_static(b"hi\xff"))), "{protocol}");
             assert_eq!(dialect.decode(Message::Binary(Bytes::new())), None);
         }
-        assert_eq!(
-            Dialect::of("base64.channel.k8s.io").decode(Message::Text("0***".into())),
-            None
-        );
+        assert_eq!(Dialect::of("base64.channel.k8s.io").decode(Message::Text("0***".into())), None);
     }
 
     #[test]
     fn only_v5_closes_standard_input() {
         let (v5, v4) = (Dialect::of("v5.channel.k8s.io"), Dialect::of("v4.channel.k8s.io"));
         let close = Bytes::from_static(&[0]);
-        assert!(matches!(
-            input_of(v5, 255, close.clone()),
-            Some(Input::CloseStdin)
-        ));
+        assert!(matches!(input_of(v5, 255, close.clone()), Some(Input::CloseStdin)));
         assert!(input_of(v4, 255, close).is_none());
         let size = input_of(v4, 4, Bytes::from_static(br#"{"Width":80,"Height":24}"#));
-        assert!(matches!(
-            size,
-            Some(Input::Resize(TerminalSize {
-                width: 80,
-                height: 24
-            }))
-        ));
+        assert!(matches!(size, Some(Input::Resize(TerminalSize { width: 80, height: 24 }))));
         assert!(input_of(v4, 4, Bytes::from_static(b"{")).is_none());
         assert!(input_of(v4, 1, Bytes::from_static(b"x")).is_none());
     }

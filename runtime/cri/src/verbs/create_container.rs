@@ -30,19 +30,13 @@ impl Runtime {
         config: v1::ContainerConfig,
     ) -> Result<String, CriError> {
         let sandbox = self.sandbox(sandbox_id)?;
-        let Some(metadata) = config
-            .metadata
-            .clone()
-            .filter(|metadata| !metadata.name.is_empty())
-        else {
+        let Some(metadata) = config.metadata.clone().filter(|metadata| !metadata.name.is_empty()) else {
             return Err(CriError::Invalid("the container has no name".to_owned()));
         };
         let key = (sandbox.id.clone(), metadata.name.clone(), metadata.attempt);
         let runtime = self.clone();
         self.creations
-            .join(key, || async move {
-                runtime.create_named(sandbox, metadata, config).await
-            })
+            .join(key, || async move { runtime.create_named(sandbox, metadata, config).await })
             .await
     }
 
@@ -53,10 +47,7 @@ impl Runtime {
         config: v1::ContainerConfig,
     ) -> Result<String, CriError> {
         if !sandbox.is_ready() {
-            return Err(CriError::WrongState(format!(
-                "sandbox {} is not ready",
-                sandbox.id
-            )));
+            return Err(CriError::WrongState(format!("sandbox {} is not ready", sandbox.id)));
         }
         let existing = {
             let model = self.model();
@@ -101,19 +92,12 @@ impl Runtime {
         sandbox: &Sandbox,
         config: v1::ContainerConfig,
     ) -> Result<(Container, Rootfs), CriError> {
-        let wanted = config
-            .image
-            .as_ref()
-            .map(|image| image.image.clone())
-            .unwrap_or_default();
+        let wanted = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
         let image = self
             .images
             .find(&wanted)
             .map_err(|error| convert::image_error(&wanted, &error))?
-            .ok_or_else(|| CriError::NotFound {
-                kind: "image",
-                id: wanted.clone(),
-            })?;
+            .ok_or_else(|| CriError::NotFound { kind: "image", id: wanted.clone() })?;
         let directory = self.directory(&sandbox.id);
         let bundle = directory.bundle(id);
         let keep = |error| CriError::failed(format!("failed to write the bundle of container {id}"), error);
@@ -125,9 +109,8 @@ impl Runtime {
         let (container, spec) = self.plan(id, sandbox, config, &image, &rootfs.lower)?;
         files::write_json(&bundle.join("config.json"), &spec).map_err(keep)?;
         files::write_json(&directory.container_record(id), &container).map_err(keep)?;
-        if let Some(parent) = PathBuf::from(&container.log_path)
-            .parent()
-            .filter(|_| !container.log_path.is_empty())
+        if let Some(parent) =
+            PathBuf::from(&container.log_path).parent().filter(|_| !container.log_path.is_empty())
         {
             std::fs::create_dir_all(parent)
                 .map_err(|error| CriError::failed(format!("failed to create {}", parent.display()), error))?;
@@ -167,10 +150,7 @@ impl Runtime {
         let log_path = if config.log_path.is_empty() || sandbox.config.log_directory.is_empty() {
             String::new()
         } else {
-            PathBuf::from(&sandbox.config.log_directory)
-                .join(&config.log_path)
-                .to_string_lossy()
-                .into_owned()
+            PathBuf::from(&sandbox.config.log_directory).join(&config.log_path).to_string_lossy().into_owned()
         };
         let container = Container {
             version: RECORD_VERSION,
@@ -196,10 +176,8 @@ impl Runtime {
 
     /// The first process of the container whose PID namespace is to be joined, asked of its shim at plan time.
     fn target_pid(&self, context: &v1::LinuxContainerSecurityContext) -> Result<Option<u32>, CriError> {
-        let Some(options) = context
-            .namespace_options
-            .as_ref()
-            .filter(|options| options.pid() == v1::NamespaceMode::Target)
+        let Some(options) =
+            context.namespace_options.as_ref().filter(|options| options.pid() == v1::NamespaceMode::Target)
         else {
             return Ok(None);
         };
@@ -231,11 +209,7 @@ impl Runtime {
         let create = protocol::CreateContainer {
             id: container.id.clone(),
             bundle: self.directory(&sandbox.id).bundle(&container.id),
-            rootfs: protocol::RootfsMount {
-                lower: rootfs.lower,
-                upper: rootfs.upper,
-                work: rootfs.work,
-            },
+            rootfs: protocol::RootfsMount { lower: rootfs.lower, upper: rootfs.upper, work: rootfs.work },
             log_path: (!container.log_path.is_empty()).then(|| PathBuf::from(&container.log_path)),
             terminal: container.config.tty,
             stdin: container.config.stdin,
@@ -250,10 +224,7 @@ impl Runtime {
         let mut model = self.model();
         // A stop that ran meanwhile has ended the shim and would not see this container any more.
         if !model.sandboxes.get(&sandbox.id).is_some_and(Sandbox::is_ready) {
-            return Err(CriError::WrongState(format!(
-                "sandbox {} was stopped meanwhile",
-                sandbox.id
-            )));
+            return Err(CriError::WrongState(format!("sandbox {} was stopped meanwhile", sandbox.id)));
         }
         model.containers.insert(container.id.clone(), container);
         Ok(())

@@ -28,18 +28,9 @@ impl Runtime {
         }
         let container = self.running(id)?;
         let seconds = timeout.max(0).unsigned_abs().min(EXEC_LIMIT_SECONDS);
-        let process = ExecProcess {
-            args: command,
-            terminal: false,
-            stdin: false,
-            stdout: true,
-            stderr: true,
-        };
-        let request = Request::ExecSync {
-            id: container.id.clone(),
-            process,
-            timeout_millis: seconds * 1000,
-        };
+        let process =
+            ExecProcess { args: command, terminal: false, stdin: false, stdout: true, stderr: true };
+        let request = Request::ExecSync { id: container.id.clone(), process, timeout_millis: seconds * 1000 };
         let limit = if seconds == 0 { EXEC_LIMIT_SECONDS } else { seconds };
         let deadline = Duration::from_secs(limit) + EXEC_PATIENCE;
         let answer = self
@@ -47,13 +38,7 @@ impl Runtime {
             .call(&request, deadline)
             .await
             .map_err(|error| error.to_cri("failed to run the command", &container.id))?;
-        let Response::ExecSync {
-            stdout,
-            stderr,
-            exit,
-            timed_out,
-        } = answer
-        else {
+        let Response::ExecSync { stdout, stderr, exit, timed_out } = answer else {
             return Err(CriError::Failed {
                 act: "failed to run the command".to_owned(),
                 cause: "the pod's shim answered out of protocol".into(),
@@ -64,11 +49,7 @@ impl Runtime {
                 "failed to exec in container: timeout {seconds}s exceeded"
             )));
         }
-        Ok(v1::ExecSyncResponse {
-            stdout: decode(&stdout)?,
-            stderr: decode(&stderr)?,
-            exit_code: exit.code,
-        })
+        Ok(v1::ExecSyncResponse { stdout: decode(&stdout)?, stderr: decode(&stderr)?, exit_code: exit.code })
     }
 }
 

@@ -21,43 +21,26 @@ impl Runtime {
         };
         let runtime = self.clone();
         let key = container.id.clone();
-        self.removals
-            .join(
-                key,
-                || async move { runtime.remove_known_container(container).await },
-            )
-            .await
+        self.removals.join(key, || async move { runtime.remove_known_container(container).await }).await
     }
 
     async fn remove_known_container(self: Arc<Self>, container: Container) -> Result<(), CriError> {
         let id = container.id.clone();
         self.stop_container(&id, 0).await?;
-        let shim = self
-            .sandbox(&container.sandbox_id)
-            .ok()
-            .and_then(|sandbox| sandbox.shim);
+        let shim = self.sandbox(&container.sandbox_id).ok().and_then(|sandbox| sandbox.shim);
         if shim.is_some_and(process::is_alive) {
             let request = Request::Remove { id: id.clone() };
-            match self
-                .shim(&container.sandbox_id)
-                .call(&request, REMOVE_DEADLINE)
-                .await
-            {
+            match self.shim(&container.sandbox_id).call(&request, REMOVE_DEADLINE).await {
                 Ok(_) => {}
                 // It ended meanwhile, and its mounts with it.
                 Err(error) if error.is_broken() && !shim.is_some_and(process::is_alive) => {}
                 Err(error) => return Err(error.to_cri("failed to remove the container", &id)),
             }
         }
-        let (images, bundle, key) = (
-            self.images.clone(),
-            self.directory(&container.sandbox_id).bundle(&id),
-            id.clone(),
-        );
+        let (images, bundle, key) =
+            (self.images.clone(), self.directory(&container.sandbox_id).bundle(&id), id.clone());
         let removed = tokio::task::spawn_blocking(move || {
-            images
-                .remove_rootfs(&key)
-                .map_err(|error| convert::image_error(&key, &error))?;
+            images.remove_rootfs(&key).map_err(|error| convert::image_error(&key, &error))?;
             files::remove_tree(&bundle)
                 .map_err(|error| CriError::failed("failed to remove the bundle", error))
         });
@@ -66,11 +49,7 @@ impl Runtime {
             .unwrap_or_else(|error| Err(CriError::failed("failed to remove the container", error)))?;
         self.disk.forget(&id);
         self.model().containers.remove(&id);
-        self.announce(
-            &id,
-            &container.sandbox_id,
-            v1::ContainerEventType::ContainerDeletedEvent,
-        );
+        self.announce(&id, &container.sandbox_id, v1::ContainerEventType::ContainerDeletedEvent);
         Ok(())
     }
 }

@@ -17,19 +17,14 @@ impl Runtime {
         };
         let runtime = self.clone();
         let key = sandbox.id.clone();
-        self.removals
-            .join(key, || async move { runtime.remove_known_sandbox(sandbox).await })
-            .await
+        self.removals.join(key, || async move { runtime.remove_known_sandbox(sandbox).await }).await
     }
 
     async fn remove_known_sandbox(self: Arc<Self>, sandbox: Sandbox) -> Result<(), CriError> {
         let id = sandbox.id.clone();
         self.stop_pod_sandbox(&id).await?;
-        let containers: Vec<String> = self
-            .model()
-            .containers_of(&id)
-            .map(|container| container.id.clone())
-            .collect();
+        let containers: Vec<String> =
+            self.model().containers_of(&id).map(|container| container.id.clone()).collect();
         for container in containers {
             self.remove_container(&container).await?;
         }

@@ -22,19 +22,12 @@ impl Runtime {
         handler: &str,
     ) -> Result<String, CriError> {
         if !handler.is_empty() {
-            return Err(CriError::Invalid(format!(
-                "no runtime handler {handler:?} is configured"
-            )));
+            return Err(CriError::Invalid(format!("no runtime handler {handler:?} is configured")));
         }
         check(&config)?;
         let name = SandboxName::of(&config).expect("check requires the metadata");
         let runtime = self.clone();
-        self.runs
-            .join(
-                name.clone(),
-                || async move { runtime.run_named(name, config).await },
-            )
-            .await
+        self.runs.join(name.clone(), || async move { runtime.run_named(name, config).await }).await
     }
 
     async fn run_named(
@@ -42,10 +35,8 @@ impl Runtime {
         name: SandboxName,
         config: v1::PodSandboxConfig,
     ) -> Result<String, CriError> {
-        let existing = self
-            .model()
-            .sandbox_named(&name)
-            .map(|sandbox| (sandbox.id.clone(), sandbox.is_ready()));
+        let existing =
+            self.model().sandbox_named(&name).map(|sandbox| (sandbox.id.clone(), sandbox.is_ready()));
         match existing {
             Some((id, true)) => return Ok(id),
             Some((id, false)) => {
@@ -80,33 +71,19 @@ impl Runtime {
     }
 
     async fn make(&self, sandbox: &mut Sandbox, directory: &SandboxDir) -> Result<(), CriError> {
-        let network = if sandbox.host_network() {
-            None
-        } else {
-            Some(self.network()?)
-        };
+        let network = if sandbox.host_network() { None } else { Some(self.network()?) };
         let keep = |error| CriError::failed("failed to write the sandbox's state", error);
         files::make_private_dir(&directory.pod_file("bundles")).map_err(keep)?;
         files::write_json(&directory.record(), sandbox).map_err(keep)?;
         write_pod_files(sandbox, directory).map_err(keep)?;
-        let shim = self
-            .launcher
-            .launch(directory, &self.shim_config(sandbox, directory))
-            .await?;
+        let shim = self.launcher.launch(directory, &self.shim_config(sandbox, directory)).await?;
         sandbox.shim = Some(shim);
         files::write_json(&directory.record(), sandbox).map_err(keep)?;
         if let Some(network) = network {
             let attachment = plan_attachment(sandbox, shim.pid, network);
-            let attached = self
-                .cni
-                .attach(attachment, &directory.network())
-                .await
-                .map_err(|error| {
-                    CriError::failed(
-                        format!("failed to set up the network of sandbox {}", sandbox.id),
-                        error,
-                    )
-                })?;
+            let attached = self.cni.attach(attachment, &directory.network()).await.map_err(|error| {
+                CriError::failed(format!("failed to set up the network of sandbox {}", sandbox.id), error)
+            })?;
             sandbox.addresses = attached.addresses();
         }
         write_hosts(sandbox, directory).map_err(keep)?;
@@ -115,9 +92,7 @@ impl Runtime {
     }
 
     fn network(&self) -> Result<NetworkList, CriError> {
-        self.cni
-            .network()
-            .map_err(|error| CriError::Unavailable(format!("network is not ready: {error}")))
+        self.cni.network().map_err(|error| CriError::Unavailable(format!("network is not ready: {error}")))
     }
 
     fn shim_config(&self, sandbox: &Sandbox, directory: &SandboxDir) -> ShimConfig {
@@ -139,9 +114,7 @@ impl Runtime {
     pub(crate) async fn discard(&self, sandbox: &Sandbox) {
         let directory = self.directory(&sandbox.id);
         // A shim that was started but not recorded left its own note.
-        let shim = sandbox
-            .shim
-            .or_else(|| files::read_json(&directory.shim_identity()).ok());
+        let shim = sandbox.shim.or_else(|| files::read_json(&directory.shim_identity()).ok());
         let lives = shim.is_some_and(process::is_alive);
         if let Err(error) = self.cni.detach(&directory.network(), lives).await {
             tracing::warn!(sandbox = %sandbox.id, %error, "could not remove the pod's network");
@@ -163,13 +136,9 @@ fn check(config: &v1::PodSandboxConfig) -> Result<(), CriError> {
     if metadata.name.is_empty() || metadata.uid.is_empty() {
         return Err(CriError::Invalid("the sandbox has no name or no uid".to_owned()));
     }
-    if namespace_options(config)
-        .userns_options
-        .is_some_and(|userns| userns.mode() == v1::NamespaceMode::Pod)
+    if namespace_options(config).userns_options.is_some_and(|userns| userns.mode() == v1::NamespaceMode::Pod)
     {
-        return Err(CriError::Unimplemented(
-            "user namespaces are not supported".to_owned(),
-        ));
+        return Err(CriError::Unimplemented("user namespaces are not supported".to_owned()));
     }
     Ok(())
 }
@@ -231,11 +200,8 @@ fn write_hosts(sandbox: &Sandbox, directory: &SandboxDir) -> std::io::Result<()>
     let text = match sandbox.hostname() {
         None => std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
         Some(hostname) => {
-            let own: String = sandbox
-                .addresses
-                .iter()
-                .map(|address| format!("{address}\t{hostname}\n"))
-                .collect();
+            let own: String =
+                sandbox.addresses.iter().map(|address| format!("{address}\t{hostname}\n")).collect();
             format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}")
         }
     };
@@ -260,17 +226,7 @@ mod tests {
     #[test]
     fn a_nameless_sandbox_is_refused() {
         assert!(check(&v1::PodSandboxConfig::default()).is_err());
-        let metadata = v1::PodSandboxMetadata {
-            name: "a".into(),
-            uid: "u".into(),
-            ..Default::default()
-        };
-        assert!(
-            check(&v1::PodSandboxConfig {
-                metadata: Some(metadata),
-                ..Default::default()
-            })
-            .is_ok()
-        );
+        let metadata = v1::PodSandboxMetadata { name: "a".into(), uid: "u".into(), ..Default::default() };
+        assert!(check(&v1::PodSandboxConfig { metadata: Some(metadata), ..Default::default() }).is_ok());
     }
 }

@@ -21,11 +21,7 @@ impl Runtime {
     pub(crate) async fn start_container(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
         let container = self.container(id)?;
         let runtime = self.clone();
-        self.starts
-            .join(container.id.clone(), || async move {
-                runtime.start_known(container).await
-            })
-            .await
+        self.starts.join(container.id.clone(), || async move { runtime.start_known(container).await }).await
     }
 
     async fn start_known(self: Arc<Self>, container: Container) -> Result<(), CriError> {
@@ -36,10 +32,7 @@ impl Runtime {
             Phase::Running => return Err(CriError::WrongState(format!("container {id} runs already"))),
             Phase::Exited => return Err(CriError::WrongState(format!("container {id} has ended"))),
         }
-        match self
-            .shim(&container.sandbox_id)
-            .call(&Request::Start { id: id.clone() }, START_DEADLINE)
-            .await
+        match self.shim(&container.sandbox_id).call(&Request::Start { id: id.clone() }, START_DEADLINE).await
         {
             Ok(Response::Container(state)) => {
                 self.observe(&state);
@@ -67,11 +60,8 @@ impl Runtime {
             if container.phase == Phase::Created {
                 container.phase = Phase::Exited;
                 container.started_at = now;
-                container.exit = Some(ExitStatus {
-                    code: START_FAILURE_EXIT_CODE,
-                    finished_at: now,
-                    oom_killed: false,
-                });
+                container.exit =
+                    Some(ExitStatus { code: START_FAILURE_EXIT_CODE, finished_at: now, oom_killed: false });
                 container.failure = Some(failure.to_string());
                 ended = true;
             }

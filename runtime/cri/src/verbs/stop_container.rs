@@ -31,20 +31,10 @@ impl Runtime {
         }
         let grace = Duration::from_secs(grace_seconds.clamp(0, GRACE_LIMIT_SECONDS).unsigned_abs());
         let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        let request = Request::Stop {
-            id: container.id.clone(),
-            grace_millis,
-        };
-        match self
-            .shim(&container.sandbox_id)
-            .call(&request, grace + KILL_PATIENCE)
-            .await
-        {
+        let request = Request::Stop { id: container.id.clone(), grace_millis };
+        match self.shim(&container.sandbox_id).call(&request, grace + KILL_PATIENCE).await {
             Ok(_) => {}
-            Err(ShimError::Refused {
-                kind: orlop_shim::protocol::ErrorKind::NotFound,
-                ..
-            }) => {}
+            Err(ShimError::Refused { kind: orlop_shim::protocol::ErrorKind::NotFound, .. }) => {}
             Err(error) => {
                 tracing::warn!(container = %container.id, error = chain(&error), "the shim did not stop the container");
                 return self.escalate(&container).await;
@@ -64,21 +54,12 @@ impl Runtime {
             tracing::error!(container = %container.id, %error, "could not kill the container's cgroup");
         }
         let _ = self.refresh(&container.sandbox_id).await;
-        if self
-            .container(&container.id)
-            .is_ok_and(|container| container.phase != Phase::Running)
-        {
+        if self.container(&container.id).is_ok_and(|container| container.phase != Phase::Running) {
             return Ok(());
         }
         self.lose_shim(&container.sandbox_id).await;
-        if self
-            .container(&container.id)
-            .is_ok_and(|container| container.phase == Phase::Running)
-        {
-            return Err(CriError::Timeout(format!(
-                "container {} could not be stopped",
-                container.id
-            )));
+        if self.container(&container.id).is_ok_and(|container| container.phase == Phase::Running) {
+            return Err(CriError::Timeout(format!("container {} could not be stopped", container.id)));
         }
         Ok(())
     }

@@ -25,32 +25,22 @@ impl Runtime {
         };
         let runtime = self.clone();
         let key = sandbox.id.clone();
-        self.sandbox_stops
-            .join(key, || async move { runtime.stop_known_sandbox(sandbox).await })
-            .await
+        self.sandbox_stops.join(key, || async move { runtime.stop_known_sandbox(sandbox).await }).await
     }
 
     async fn stop_known_sandbox(self: Arc<Self>, sandbox: Sandbox) -> Result<(), CriError> {
         let id = sandbox.id.clone();
         let was_ready = sandbox.is_ready();
-        let containers: Vec<String> = self
-            .model()
-            .containers_of(&id)
-            .map(|container| container.id.clone())
-            .collect();
-        let stops = containers
-            .iter()
-            .map(|container| self.stop_container(container, 0));
+        let containers: Vec<String> =
+            self.model().containers_of(&id).map(|container| container.id.clone()).collect();
+        let stops = containers.iter().map(|container| self.stop_container(container, 0));
         for stopped in futures::future::join_all(stops).await {
             stopped?;
         }
         let lives = sandbox.shim.is_some_and(process::is_alive);
-        self.cni
-            .detach(&self.directory(&id).network(), lives)
-            .await
-            .map_err(|error| {
-                CriError::failed(format!("failed to remove the network of sandbox {id}"), error)
-            })?;
+        self.cni.detach(&self.directory(&id).network(), lives).await.map_err(|error| {
+            CriError::failed(format!("failed to remove the network of sandbox {id}"), error)
+        })?;
         // Before the shim ends: its watcher must not take this end for an accident.
         self.change_sandbox(&id, |sandbox| sandbox.stage = Stage::Stopped);
         if !self.end_shim(&sandbox, sandbox.shim).await {
@@ -72,24 +62,19 @@ impl Runtime {
             tracing::error!(sandbox = %sandbox.id, pid = identity.pid, "the shim survives SIGKILL");
             return false;
         }
-        let mut cgroups: Vec<String> = self
-            .model()
-            .containers_of(&sandbox.id)
-            .map(|container| container.cgroup.clone())
-            .collect();
+        let mut cgroups: Vec<String> =
+            self.model().containers_of(&sandbox.id).map(|container| container.cgroup.clone()).collect();
         cgroups.push(sandbox.shim_cgroup());
         let hierarchies = self.hierarchies.clone();
         let id = sandbox.id.clone();
         let removed = tokio::task::spawn_blocking(move || {
-            cgroups
-                .iter()
-                .all(|cgroup| match hierarchies.destroy(cgroup, CGROUP_PATIENCE) {
-                    Ok(()) => true,
-                    Err(error) => {
-                        tracing::error!(sandbox = %id, cgroup, %error, "could not remove the cgroup");
-                        false
-                    }
-                })
+            cgroups.iter().all(|cgroup| match hierarchies.destroy(cgroup, CGROUP_PATIENCE) {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::error!(sandbox = %id, cgroup, %error, "could not remove the cgroup");
+                    false
+                }
+            })
         });
         removed.await.unwrap_or(false)
     }

@@ -30,12 +30,9 @@ impl Runtime {
                 .iter()
                 .try_for_each(|write| hierarchies.write(&cgroup, write.controller, &write.file, &write.value))
         });
-        written
-            .await
-            .map_err(|error| CriError::failed("failed to change the limits", error))?
-            .map_err(|error| {
-                CriError::failed(format!("failed to change the limits of container {id}"), error)
-            })?;
+        written.await.map_err(|error| CriError::failed("failed to change the limits", error))?.map_err(
+            |error| CriError::failed(format!("failed to change the limits of container {id}"), error),
+        )?;
         self.change_container(&container.id, |container| container.resources = wanted);
         Ok(())
     }

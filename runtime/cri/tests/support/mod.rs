@@ -25,12 +25,7 @@ pub(crate) fn real_shim() -> Option<Vec<String>> {
 fn shim_command() -> Vec<String> {
     real_shim().unwrap_or_else(|| {
         let this = std::env::current_exe().unwrap();
-        let fake = this
-            .parent()
-            .unwrap()
-            .parent()
-            .unwrap()
-            .join("examples/fake_shim");
+        let fake = this.parent().unwrap().parent().unwrap().join("examples/fake_shim");
         assert!(fake.exists(), "{} is built with the tests", fake.display());
         vec![fake.to_string_lossy().into_owned()]
     })
@@ -48,10 +43,7 @@ impl Node {
         for name in ["net.d", "bin", "root", "state", "logs"] {
             std::fs::create_dir(directory.path().join(name)).unwrap();
         }
-        let node = Self {
-            directory,
-            daemon: None,
-        };
+        let node = Self { directory, daemon: None };
         node.write_plugin();
         node
     }
@@ -77,11 +69,7 @@ impl Node {
     }
 
     pub(crate) fn cni_calls(&self) -> Vec<String> {
-        std::fs::read_to_string(self.path("cni.log"))
-            .unwrap_or_default()
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        std::fs::read_to_string(self.path("cni.log")).unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
     pub(crate) fn config(&self) -> Config {
@@ -98,10 +86,7 @@ impl Node {
 
     /// Imports the image, as `orlop image import` would.
     pub(crate) fn import_image(&self) {
-        let config = orlop_images::Config {
-            root: self.path("root"),
-            ..orlop_images::Config::default()
-        };
+        let config = orlop_images::Config { root: self.path("root"), ..orlop_images::Config::default() };
         let store = orlop_images::ImageStore::open(config).unwrap();
         let archive = self.path("busybox.tar");
         std::fs::write(&archive, busybox_archive()).unwrap();
@@ -119,9 +104,7 @@ impl Node {
                 Ok(())
             })
         });
-        let Ok(frame) = receiver.await else {
-            panic!("{:#}", thread.join().unwrap().unwrap_err())
-        };
+        let Ok(frame) = receiver.await else { panic!("{:#}", thread.join().unwrap().unwrap_err()) };
         self.daemon = Some((frame, thread));
         Client::new(&self.path("cri.sock"))
     }
@@ -130,9 +113,7 @@ impl Node {
     pub(crate) async fn stop(&mut self) {
         if let Some((frame, thread)) = self.daemon.take() {
             frame.shutdown();
-            tokio::task::spawn_blocking(move || thread.join().unwrap().unwrap())
-                .await
-                .unwrap();
+            tokio::task::spawn_blocking(move || thread.join().unwrap().unwrap()).await.unwrap();
         }
     }
 
@@ -147,21 +128,14 @@ impl Node {
         let Ok(entries) = std::fs::read_dir(self.path(name)) else {
             return Vec::new();
         };
-        entries
-            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-            .collect()
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
         for sandbox in self.entries("state/sandboxes") {
-            if self
-                .path("state/sandboxes")
-                .join(&sandbox)
-                .join("shim.json")
-                .exists()
-            {
+            if self.path("state/sandboxes").join(&sandbox).join("shim.json").exists() {
                 let pid = nix::unistd::Pid::from_raw(self.shim_pid(&sandbox));
                 let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
             }
@@ -180,20 +154,12 @@ fn busybox_archive() -> Vec<u8> {
     for directory in ["bin/", "etc/", "tmp/", "proc/", "sys/", "dev/"] {
         append(&mut layer, directory, &[], 0o755, tar::EntryType::Directory);
     }
-    append(
-        &mut layer,
-        "bin/busybox",
-        &busybox,
-        0o755,
-        tar::EntryType::Regular,
-    );
+    append(&mut layer, "bin/busybox", &busybox, 0o755, tar::EntryType::Regular);
     for applet in ["sh", "sleep", "cat", "true", "id"] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
-        layer
-            .append_link(&mut header, format!("bin/{applet}"), "busybox")
-            .unwrap();
+        layer.append_link(&mut header, format!("bin/{applet}"), "busybox").unwrap();
     }
     append(
         &mut layer,
@@ -202,13 +168,7 @@ fn busybox_archive() -> Vec<u8> {
         0o644,
         tar::EntryType::Regular,
     );
-    append(
-        &mut layer,
-        "etc/group",
-        b"root:x:0:\nweb:x:34:\nmore:x:50:web\n",
-        0o644,
-        tar::EntryType::Regular,
-    );
+    append(&mut layer, "etc/group", b"root:x:0:\nweb:x:34:\nmore:x:50:web\n", 0o644, tar::EntryType::Regular);
     let layer = layer.into_inner().unwrap();
     let digest = hex::encode(sha2::Sha256::digest(&layer));
     let config = serde_json::json!({
@@ -224,20 +184,8 @@ fn busybox_archive() -> Vec<u8> {
             .to_string();
     let mut archive = tar::Builder::new(Vec::new());
     append(&mut archive, "layer.tar", &layer, 0o644, tar::EntryType::Regular);
-    append(
-        &mut archive,
-        &name,
-        config.as_bytes(),
-        0o644,
-        tar::EntryType::Regular,
-    );
-    append(
-        &mut archive,
-        "manifest.json",
-        manifest.as_bytes(),
-        0o644,
-        tar::EntryType::Regular,
-    );
+    append(&mut archive, &name, config.as_bytes(), 0o644, tar::EntryType::Regular);
+    append(&mut archive, "manifest.json", manifest.as_bytes(), 0o644, tar::EntryType::Regular);
     archive.into_inner().unwrap()
 }
 
@@ -259,23 +207,13 @@ pub(crate) struct Client {
 impl Client {
     fn new(socket: &Path) -> Self {
         let channel = orlop_cri::connect(socket.to_str().unwrap()).unwrap();
-        Self {
-            runtime: RuntimeServiceClient::new(channel.clone()),
-            images: ImageServiceClient::new(channel),
-        }
+        Self { runtime: RuntimeServiceClient::new(channel.clone()), images: ImageServiceClient::new(channel) }
     }
 
     pub(crate) async fn run_pod(&mut self, config: &v1::PodSandboxConfig) -> Result<String, tonic::Status> {
-        let request = v1::RunPodSandboxRequest {
-            config: Some(config.clone()),
-            runtime_handler: String::new(),
-        };
-        Ok(self
-            .runtime
-            .run_pod_sandbox(request)
-            .await?
-            .into_inner()
-            .pod_sandbox_id)
+        let request =
+            v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        Ok(self.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
     }
 
     pub(crate) async fn create(
@@ -288,76 +226,42 @@ impl Client {
             config: Some(config),
             sandbox_config: None,
         };
-        Ok(self
-            .runtime
-            .create_container(request)
-            .await?
-            .into_inner()
-            .container_id)
+        Ok(self.runtime.create_container(request).await?.into_inner().container_id)
     }
 
     pub(crate) async fn start(&mut self, container: &str) -> Result<(), tonic::Status> {
-        let request = v1::StartContainerRequest {
-            container_id: container.to_owned(),
-        };
+        let request = v1::StartContainerRequest { container_id: container.to_owned() };
         self.runtime.start_container(request).await.map(drop)
     }
 
     pub(crate) async fn stop(&mut self, container: &str, timeout: i64) -> Result<(), tonic::Status> {
-        let request = v1::StopContainerRequest {
-            container_id: container.to_owned(),
-            timeout,
-        };
+        let request = v1::StopContainerRequest { container_id: container.to_owned(), timeout };
         self.runtime.stop_container(request).await.map(drop)
     }
 
     pub(crate) async fn remove(&mut self, container: &str) -> Result<(), tonic::Status> {
-        let request = v1::RemoveContainerRequest {
-            container_id: container.to_owned(),
-        };
+        let request = v1::RemoveContainerRequest { container_id: container.to_owned() };
         self.runtime.remove_container(request).await.map(drop)
     }
 
     pub(crate) async fn stop_pod(&mut self, sandbox: &str) -> Result<(), tonic::Status> {
-        let request = v1::StopPodSandboxRequest {
-            pod_sandbox_id: sandbox.to_owned(),
-        };
+        let request = v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.to_owned() };
         self.runtime.stop_pod_sandbox(request).await.map(drop)
     }
 
     pub(crate) async fn remove_pod(&mut self, sandbox: &str) -> Result<(), tonic::Status> {
-        let request = v1::RemovePodSandboxRequest {
-            pod_sandbox_id: sandbox.to_owned(),
-        };
+        let request = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.to_owned() };
         self.runtime.remove_pod_sandbox(request).await.map(drop)
     }
 
     pub(crate) async fn status(&mut self, container: &str) -> v1::ContainerStatus {
-        let request = v1::ContainerStatusRequest {
-            container_id: container.to_owned(),
-            verbose: false,
-        };
-        self.runtime
-            .container_status(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .status
-            .unwrap()
+        let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
+        self.runtime.container_status(request).await.unwrap().into_inner().status.unwrap()
     }
 
     pub(crate) async fn pod_status(&mut self, sandbox: &str) -> v1::PodSandboxStatus {
-        let request = v1::PodSandboxStatusRequest {
-            pod_sandbox_id: sandbox.to_owned(),
-            verbose: false,
-        };
-        self.runtime
-            .pod_sandbox_status(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .status
-            .unwrap()
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: false };
+        self.runtime.pod_sandbox_status(request).await.unwrap().into_inner().status.unwrap()
     }
 
     pub(crate) async fn exec_sync(
@@ -366,11 +270,7 @@ impl Client {
         command: &[&str],
     ) -> Result<v1::ExecSyncResponse, tonic::Status> {
         let cmd = command.iter().map(|word| (*word).to_owned()).collect();
-        let request = v1::ExecSyncRequest {
-            container_id: container.to_owned(),
-            cmd,
-            timeout: 20,
-        };
+        let request = v1::ExecSyncRequest { container_id: container.to_owned(), cmd, timeout: 20 };
         Ok(self.runtime.exec_sync(request).await?.into_inner())
     }
 
@@ -420,14 +320,8 @@ pub(crate) fn pod(node: &Node, name: &str) -> v1::PodSandboxConfig {
 
 pub(crate) fn container(name: &str, command: &[&str]) -> v1::ContainerConfig {
     v1::ContainerConfig {
-        metadata: Some(v1::ContainerMetadata {
-            name: name.to_owned(),
-            attempt: 0,
-        }),
-        image: Some(v1::ImageSpec {
-            image: IMAGE.to_owned(),
-            ..Default::default()
-        }),
+        metadata: Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+        image: Some(v1::ImageSpec { image: IMAGE.to_owned(), ..Default::default() }),
         command: command.iter().map(|word| (*word).to_owned()).collect(),
         log_path: format!("{name}.log"),
         linux: Some(v1::LinuxContainerConfig {

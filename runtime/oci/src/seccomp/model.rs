@@ -90,10 +90,7 @@ pub struct Verdict {
 
 impl Verdict {
     fn always(answer: u32) -> Self {
-        Self {
-            rules: Vec::new(),
-            otherwise: answer,
-        }
+        Self { rules: Vec::new(), otherwise: answer }
     }
 }
 
@@ -151,10 +148,7 @@ fn table(arch: Arch, ranges: Vec<(u32, Verdict)>) -> Table {
             merged.push((start, verdict));
         }
     }
-    Table {
-        audit_arch: arch as u32,
-        ranges: merged,
-    }
+    Table { audit_arch: arch as u32, ranges: merged }
 }
 
 struct Answers<'p> {
@@ -173,15 +167,7 @@ impl<'p> Answers<'p> {
                 | LinuxSeccompAction::ScmpActLog
                 | LinuxSeccompAction::ScmpActTrace
         );
-        Ok(Self {
-            profile,
-            default,
-            unheard_of: if permissive {
-                default
-            } else {
-                RETURN_ERRNO | ENOSYS
-            },
-        })
+        Ok(Self { profile, default, unheard_of: if permissive { default } else { RETURN_ERRNO | ENOSYS } })
     }
 
     /// Ranges from `base` on, in order.
@@ -202,9 +188,7 @@ impl<'p> Answers<'p> {
                 if chosen == self.default {
                     continue;
                 }
-                let verdict = named
-                    .entry(number)
-                    .or_insert_with(|| Verdict::always(self.default));
+                let verdict = named.entry(number).or_insert_with(|| Verdict::always(self.default));
                 let rules = rules(entry, name, chosen)?;
                 if !rules.is_empty() {
                     verdict.rules.extend(rules);
@@ -250,14 +234,10 @@ fn rules(entry: &LinuxSyscall, name: &str, answer: u32) -> Result<Vec<Rule>, Sec
         return Ok(Vec::new());
     }
     let mut seen = [false; 6];
-    let repeated = conditions
-        .iter()
-        .any(|condition| std::mem::replace(&mut seen[usize::from(condition.index)], true));
+    let repeated =
+        conditions.iter().any(|condition| std::mem::replace(&mut seen[usize::from(condition.index)], true));
     Ok(if repeated {
-        let alone = |condition| Rule {
-            conditions: vec![condition],
-            answer,
-        };
+        let alone = |condition| Rule { conditions: vec![condition], answer };
         conditions.into_iter().map(alone).collect()
     } else {
         vec![Rule { conditions, answer }]
@@ -265,13 +245,9 @@ fn rules(entry: &LinuxSyscall, name: &str, answer: u32) -> Result<Vec<Rule>, Sec
 }
 
 fn condition(argument: &LinuxSeccompArg, syscall: &str) -> Result<Condition, SeccompError> {
-    let index = u8::try_from(argument.index())
-        .ok()
-        .filter(|index| *index < 6)
-        .ok_or_else(|| SeccompError::ArgumentIndex {
-            syscall: syscall.to_owned(),
-            index: argument.index(),
-        })?;
+    let index = u8::try_from(argument.index()).ok().filter(|index| *index < 6).ok_or_else(|| {
+        SeccompError::ArgumentIndex { syscall: syscall.to_owned(), index: argument.index() }
+    })?;
     let value = argument.value();
     let comparison = match argument.op() {
         LinuxSeccompOperator::ScmpCmpEq => Comparison::Equal(value),
@@ -280,10 +256,9 @@ fn condition(argument: &LinuxSeccompArg, syscall: &str) -> Result<Condition, Sec
         LinuxSeccompOperator::ScmpCmpLe => Comparison::LessOrEqual(value),
         LinuxSeccompOperator::ScmpCmpGt => Comparison::Greater(value),
         LinuxSeccompOperator::ScmpCmpGe => Comparison::GreaterOrEqual(value),
-        LinuxSeccompOperator::ScmpCmpMaskedEq => Comparison::Masked {
-            mask: value,
-            value: argument.value_two().unwrap_or(0),
-        },
+        LinuxSeccompOperator::ScmpCmpMaskedEq => {
+            Comparison::Masked { mask: value, value: argument.value_two().unwrap_or(0) }
+        }
     };
     Ok(Condition { index, comparison })
 }

@@ -25,12 +25,7 @@ const ARGUMENTS: u32 = 16;
 const LENGTH_LIMIT: usize = 4096;
 
 fn line(code: u16, operand: u32) -> Instruction {
-    Instruction {
-        code,
-        jump_true: 0,
-        jump_false: 0,
-        operand,
-    }
+    Instruction { code, jump_true: 0, jump_false: 0, operand }
 }
 
 /// The whole program.
@@ -80,12 +75,7 @@ fn search(ranges: &[(u32, Verdict)]) -> Vec<Instruction> {
             }]
         }
         Err(_) => vec![
-            Instruction {
-                code: JUMP_GREATER_OR_EQUAL,
-                jump_true: 0,
-                jump_false: 1,
-                operand: *start,
-            },
+            Instruction { code: JUMP_GREATER_OR_EQUAL, jump_true: 0, jump_false: 1, operand: *start },
             line(JUMP, length(&low)),
         ],
     };
@@ -148,18 +138,8 @@ fn rule(rule: &Rule) -> Vec<Instruction> {
 fn steps(condition: &Condition) -> Vec<Step> {
     use Target::{Fails, Holds, Next};
     let low_offset = ARGUMENTS + 8 * u32::from(condition.index);
-    let plain = |code, operand| Step {
-        code,
-        operand,
-        yes: Next,
-        no: Next,
-    };
-    let test = |code, operand, yes, no| Step {
-        code,
-        operand,
-        yes,
-        no,
-    };
+    let plain = |code, operand| Step { code, operand, yes: Next, no: Next };
+    let test = |code, operand, yes, no| Step { code, operand, yes, no };
     let load_high = || plain(LOAD_WORD, low_offset + 4);
     let load_low = || plain(LOAD_WORD, low_offset);
     let ordered = |value: u64, above: Target, below: Target, code: u16, yes: Target, no: Target| {

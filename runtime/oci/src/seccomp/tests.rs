@@ -26,12 +26,7 @@ fn run(code: &[Instruction], call: &Call) -> u32 {
         4 => call.arch,
         offset => {
             let argument = call.arguments[usize::try_from((offset - 16) / 8).unwrap()];
-            u32::try_from(if offset % 8 == 0 {
-                argument & 0xffff_ffff
-            } else {
-                argument >> 32
-            })
-            .unwrap()
+            u32::try_from(if offset % 8 == 0 { argument & 0xffff_ffff } else { argument >> 32 }).unwrap()
         }
     };
     let (mut at, mut accumulator) = (0_usize, 0_u32);
@@ -67,14 +62,7 @@ fn profile(json: &str) -> LinuxSeccomp {
 
 fn answer(profile: &LinuxSeccomp, arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
     let code = program::assemble(&tables(profile, Machine::X86_64).unwrap()).unwrap();
-    run(
-        &code,
-        &Call {
-            arch,
-            number,
-            arguments,
-        },
-    )
+    run(&code, &Call { arch, number, arguments })
 }
 
 #[test]
@@ -102,11 +90,7 @@ fn names_numbers_and_architectures() {
         (0xc000_00b7, 0, KILL),
     ];
     for (arch, number, expected) in table {
-        assert_eq!(
-            answer(&profile, arch, number, [0; 6]),
-            expected,
-            "{arch:#x} {number}"
-        );
+        assert_eq!(answer(&profile, arch, number, [0; 6]), expected, "{arch:#x} {number}");
     }
 }
 
@@ -117,11 +101,7 @@ fn x32_has_numbers_of_its_own() {
         "syscalls":[{"names":["read","execve"],"action":"SCMP_ACT_ALLOW"}]}"#,
     );
     assert_eq!(answer(&profile, X86_64, 0x4000_0000, [0; 6]), ALLOW);
-    assert_eq!(
-        answer(&profile, X86_64, 0x4000_0000 | 520, [0; 6]),
-        ALLOW,
-        "execve of x32"
-    );
+    assert_eq!(answer(&profile, X86_64, 0x4000_0000 | 520, [0; 6]), ALLOW, "execve of x32");
     assert_eq!(
         answer(&profile, X86_64, 0x4000_0000 | 59, [0; 6]),
         errno(1),
@@ -175,10 +155,7 @@ fn conditions_hold_together_or_apart() {
     );
     assert_eq!(answer(&masked, X86_64, 56, [0x11, 7, 0, 0, 0, 0]), ALLOW);
     assert_eq!(answer(&masked, X86_64, 56, [0x11, 8, 0, 0, 0, 0]), errno(1));
-    assert_eq!(
-        answer(&masked, X86_64, 56, [0x1000_0000, 7, 0, 0, 0, 0]),
-        errno(1)
-    );
+    assert_eq!(answer(&masked, X86_64, 56, [0x1000_0000, 7, 0, 0, 0, 0]), errno(1));
     let either = profile(
         r#"{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["personality"],"action":"SCMP_ACT_ALLOW",
         "args":[{"index":0,"value":0,"op":"SCMP_CMP_EQ"},{"index":0,"value":8,"op":"SCMP_CMP_EQ"}]}]}"#,
@@ -191,11 +168,8 @@ fn conditions_hold_together_or_apart() {
 #[test]
 fn large_profiles_agree_with_a_list() {
     // Every third call by number, so that ranges are many and sections longer than a byte's jump.
-    let names: Vec<&str> = super::numbers_x86_64::X86_64
-        .iter()
-        .filter(|e| e.1 % 3 == 0)
-        .map(|e| e.0)
-        .collect();
+    let names: Vec<&str> =
+        super::numbers_x86_64::X86_64.iter().filter(|e| e.1 % 3 == 0).map(|e| e.0).collect();
     let json = serde_json::json!({"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"],
         "syscalls": [{"names": names, "action": "SCMP_ACT_ALLOW"},
                      {"names": ["write"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}]}]});
@@ -209,11 +183,7 @@ fn large_profiles_agree_with_a_list() {
             469 => errno(38),
             _ => errno(1),
         };
-        let call = Call {
-            arch: X86_64,
-            number: *number,
-            arguments: [1, 0, 0, 0, 0, 0],
-        };
+        let call = Call { arch: X86_64, number: *number, arguments: [1, 0, 0, 0, 0, 0] };
         assert_eq!(run(&code, &call), expected, "{name}");
     }
 }
@@ -221,12 +191,7 @@ fn large_profiles_agree_with_a_list() {
 #[test]
 fn tables_are_sorted() {
     use super::{numbers_aarch64, numbers_x32, numbers_x86, numbers_x86_64};
-    for numbers in [
-        numbers_aarch64::AARCH64,
-        numbers_x32::X32,
-        numbers_x86::X86,
-        numbers_x86_64::X86_64,
-    ] {
+    for numbers in [numbers_aarch64::AARCH64, numbers_x32::X32, numbers_x86::X86, numbers_x86_64::X86_64] {
         assert!(numbers.is_sorted_by_key(|entry| entry.0));
     }
 }
@@ -241,8 +206,5 @@ fn refuses() {
         r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mount"],"action":"SCMP_ACT_LOG",
         "args":[{"index":6,"value":0,"op":"SCMP_CMP_EQ"}]}]}"#,
     );
-    assert!(matches!(
-        compile(&index).unwrap_err(),
-        SeccompError::ArgumentIndex { index: 6, .. }
-    ));
+    assert!(matches!(compile(&index).unwrap_err(), SeccompError::ArgumentIndex { index: 6, .. }));
 }

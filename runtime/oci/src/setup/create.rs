@@ -37,9 +37,7 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
     fs::create_dir_all(&bundle)
         .and_then(|()| fs::create_dir_all(&state))
         .context("failed to make the work directory")?;
-    derived
-        .save(bundle.join("config.json"))
-        .context("failed to write the derived configuration")?;
+    derived.save(bundle.join("config.json")).context("failed to write the derived configuration")?;
     let warning = set_oom_score_adjustment(process.oom_score_adj().or(request.sibling.then_some(0)))
         .context("failed to set oom_score_adj")?;
 
@@ -47,10 +45,7 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
         .with_root_path(&state)?
         .with_console_socket(request.console_socket.as_ref())
         .with_preserved_fds(request.preserve_fds)
-        .with_executor(LastMileExecutor {
-            mile: Arc::new(mile),
-            status,
-        })
+        .with_executor(LastMileExecutor { mile: Arc::new(mile), status })
         .validate_id()?;
     if let Some(stdin) = stdin {
         builder = builder.with_stdin(stdin);
@@ -77,11 +72,7 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
         );
         return Err(error);
     }
-    Ok(Answer {
-        pid: Some(pid),
-        error: None,
-        warnings: warning.into_iter().collect(),
-    })
+    Ok(Answer { pid: Some(pid), error: None, warnings: warning.into_iter().collect() })
 }
 
 fn rootfs(request: &CreateRequest, spec: &Spec) -> anyhow::Result<std::path::PathBuf> {
@@ -121,9 +112,7 @@ fn guard_devices(spec: &Spec, id: &str) -> anyhow::Result<()> {
     };
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let deny_all = [LinuxDeviceCgroup::default()];
-    let given = resources
-        .and_then(|resources| resources.devices().as_deref())
-        .unwrap_or(&deny_all);
+    let given = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or(&deny_all);
     let program = orlop_linux::bpf::load_device_program(&devices::compile(given))
         .context("failed to load the device policy")?;
     let group =

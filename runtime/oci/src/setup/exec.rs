@@ -58,12 +58,8 @@ pub fn exec(request: &ExecRequest) -> anyhow::Result<Answer> {
 
     let target =
         orlop_linux::process::open(request.target).context("the container's first process is gone")?;
-    let id = request
-        .config
-        .parent()
-        .and_then(|bundle| bundle.file_name())
-        .unwrap_or_default()
-        .to_string_lossy();
+    let id =
+        request.config.parent().and_then(|bundle| bundle.file_name()).unwrap_or_default().to_string_lossy();
     let cgroup = rules::cgroup_path(&spec, &id)?;
     let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
     hierarchies
@@ -85,18 +81,10 @@ pub fn exec(request: &ExecRequest) -> anyhow::Result<Answer> {
             .context("failed to become root of the container")?;
         nix::unistd::setresuid(root, root, root).context("failed to become root of the container")?;
     }
-    match orlop_linux::process::clone(
-        &single,
-        CloneOptions {
-            sibling: true,
-            ..CloneOptions::default()
-        },
-    )? {
-        Side::Parent(pid) => Ok(Answer {
-            pid: Some(pid),
-            error: None,
-            warnings: warning.into_iter().collect(),
-        }),
+    match orlop_linux::process::clone(&single, CloneOptions { sibling: true, ..CloneOptions::default() })? {
+        Side::Parent(pid) => {
+            Ok(Answer { pid: Some(pid), error: None, warnings: warning.into_iter().collect() })
+        }
         Side::Child => become_program(&streams, &process, &mile, request.terminal),
     }
 }
@@ -169,19 +157,12 @@ fn become_program(streams: &Streams, process: &Process, mile: &LastMile, with_te
 fn prepare_child(streams: &Streams, process: &Process, with_terminal: bool) -> anyhow::Result<()> {
     rustix::process::setsid().context("failed to start a session")?;
     if with_terminal {
-        let console = streams
-            .console
-            .as_ref()
-            .context("a terminal needs a console socket")?;
+        let console = streams.console.as_ref().context("a terminal needs a console socket")?;
         let slave = terminal::open(console.as_fd()).context("failed to set up the terminal")?;
         rustix::process::ioctl_tiocsctty(&slave).context("failed to take the terminal")?;
         redirect(Some(&slave), Some(&slave), Some(&slave))?;
     } else {
-        redirect(
-            streams.stdin.as_ref(),
-            streams.stdout.as_ref(),
-            streams.stderr.as_ref(),
-        )?;
+        redirect(streams.stdin.as_ref(), streams.stdout.as_ref(), streams.stderr.as_ref())?;
     }
     if let Some(profile) = process.apparmor_profile() {
         libcontainer::apparmor::apply_profile(profile).context("failed to apply the AppArmor profile")?;
@@ -202,10 +183,7 @@ fn redirect(
         (Err(_), ..) => bail!("the container has no /dev/null"),
     };
     let chosen = |stream: Option<&OwnedFd>| -> anyhow::Result<OwnedFd> {
-        let borrowed = stream
-            .map(AsFd::as_fd)
-            .or(null)
-            .context("no stream and no null device")?;
+        let borrowed = stream.map(AsFd::as_fd).or(null).context("no stream and no null device")?;
         Ok(borrowed.try_clone_to_owned()?)
     };
     rustix::stdio::dup2_stdin(chosen(stdin)?)?;

@@ -139,10 +139,8 @@ fn serve<R: DeserializeOwned>(
         }
     };
     let (channel, result) = work(request);
-    let answer = result.unwrap_or_else(|error| Answer {
-        error: Some(format!("{error:#}")),
-        ..Answer::default()
-    });
+    let answer =
+        result.unwrap_or_else(|error| Answer { error: Some(format!("{error:#}")), ..Answer::default() });
     let failed = answer.error.is_some();
     let written = channel.and_then(|channel| match channel {
         Some(channel) => serde_json::to_writer(File::from(channel), &answer).map_err(io::Error::from),
@@ -174,9 +172,7 @@ fn set_oom_score_adjustment(wanted: Option<i32>) -> io::Result<Option<String>> {
         Ok(()) => Ok(None),
         Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied) => {
             let kept = std::fs::read_to_string(FILE)?.trim().to_owned();
-            Ok(Some(format!(
-                "oom_score_adj {wanted} needs CAP_SYS_RESOURCE, {kept} is kept"
-            )))
+            Ok(Some(format!("oom_score_adj {wanted} needs CAP_SYS_RESOURCE, {kept} is kept")))
         }
         Err(error) => Err(error),
     }

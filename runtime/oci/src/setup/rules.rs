@@ -47,10 +47,7 @@ pub fn namespace_name(kind: LinuxNamespaceType) -> &'static str {
 
 /// The cgroup of a container.
 pub fn cgroup_path(spec: &Spec, id: &str) -> Result<PathBuf, DeriveError> {
-    let given = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.cgroups_path().clone());
+    let given = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
     match given {
         None => Ok(Path::new("/").join(id)),
         Some(path) if path.to_string_lossy().contains(':') => Err(DeriveError::CgroupsPath(path)),
@@ -73,17 +70,12 @@ pub fn derive(
 
     linux.set_cgroups_path(Some(cgroup_path(given, id)?));
     linux.set_seccomp(None);
-    let namespaces = linux
-        .namespaces()
-        .iter()
-        .flatten()
-        .map(|namespace| substitute(namespace, pod_namespaces));
+    let namespaces =
+        linux.namespaces().iter().flatten().map(|namespace| substitute(namespace, pod_namespaces));
     linux.set_namespaces(Some(namespaces.collect::<Result<Vec<_>, _>>()?));
     // Only the recursive forms are in use (CRI says rslave), only the short names are understood, and they are applied recursively.
-    let propagation = linux
-        .rootfs_propagation()
-        .as_ref()
-        .map(|name| name.strip_prefix('r').unwrap_or(name).to_owned());
+    let propagation =
+        linux.rootfs_propagation().as_ref().map(|name| name.strip_prefix('r').unwrap_or(name).to_owned());
     linux.set_rootfs_propagation(propagation);
 
     root.set_path(rootfs.to_path_buf());
@@ -100,9 +92,7 @@ fn substitute(
     let mut namespace = namespace.clone();
     if namespace.path().as_deref() == Some(Path::new(POD)) {
         let name = namespace_name(namespace.typ());
-        let path = pod
-            .get(name)
-            .ok_or_else(|| DeriveError::NoPodNamespace(name.to_owned()))?;
+        let path = pod.get(name).ok_or_else(|| DeriveError::NoPodNamespace(name.to_owned()))?;
         namespace.set_path(Some(path.clone()));
     }
     Ok(namespace)
@@ -150,16 +140,8 @@ mod tests {
         assert!(linux.seccomp().is_none());
         assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/kube/c1")));
         assert_eq!(linux.rootfs_propagation().as_deref(), Some("slave"));
-        let paths: Vec<_> = linux
-            .namespaces()
-            .iter()
-            .flatten()
-            .map(|n| n.path().clone())
-            .collect();
-        assert_eq!(
-            paths,
-            [None, Some("/proc/5/ns/net".into()), Some("/proc/9/ns/pid".into())]
-        );
+        let paths: Vec<_> = linux.namespaces().iter().flatten().map(|n| n.path().clone()).collect();
+        assert_eq!(paths, [None, Some("/proc/5/ns/net".into()), Some("/proc/9/ns/pid".into())]);
         assert_eq!(derived.root().as_ref().unwrap().path(), Path::new("/b/rootfs"));
         assert_eq!(derived.root().as_ref().unwrap().readonly(), Some(true));
     }
@@ -167,14 +149,8 @@ mod tests {
     #[test]
     fn refuses() {
         let no_pod = derive(&spec(CONFIG), "c1", Path::new("/r"), &BTreeMap::new());
-        assert_eq!(
-            no_pod.unwrap_err(),
-            DeriveError::NoPodNamespace("network".to_owned())
-        );
+        assert_eq!(no_pod.unwrap_err(), DeriveError::NoPodNamespace("network".to_owned()));
         let systemd = CONFIG.replace("kube/c1", "a.slice:b:c");
-        assert!(matches!(
-            cgroup_path(&spec(&systemd), "x"),
-            Err(DeriveError::CgroupsPath(_))
-        ));
+        assert!(matches!(cgroup_path(&spec(&systemd), "x"), Err(DeriveError::CgroupsPath(_))));
     }
 }

@@ -42,7 +42,5 @@ fn verify_master(master: BorrowedFd<'_>) -> io::Result<()> {
     if file_system.f_type as i64 == DEVPTS_MAGIC && is_ptmx {
         return Ok(());
     }
-    Err(io::Error::other(
-        "/dev/pts/ptmx of the container is not a terminal multiplexer",
-    ))
+    Err(io::Error::other("/dev/pts/ptmx of the container is not a terminal multiplexer"))
 }

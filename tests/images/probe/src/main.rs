@@ -51,26 +51,18 @@ fn answer(mut stream: TcpStream) -> anyhow::Result<()> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let body = match path {
         "/hostname" | "/" => format!("{}\n", rustix::system::uname().nodename().to_string_lossy()),
-        "/env" => std::env::vars()
-            .map(|(name, value)| format!("{name}={value}\n"))
-            .collect(),
+        "/env" => std::env::vars().map(|(name, value)| format!("{name}={value}\n")).collect(),
         "/echo" => format!("{query}\n"),
         "/exit" => std::process::exit(query.parse().unwrap_or(1)),
         "/allocate" => allocate(query)?,
         _ => "unknown path\n".to_owned(),
     };
-    write!(
-        stream,
-        "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )?;
+    write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
     Ok(())
 }
 
 fn allocate(mebibytes: &str) -> anyhow::Result<String> {
-    let count: usize = mebibytes
-        .parse()
-        .with_context(|| format!("{mebibytes:?} is no number"))?;
+    let count: usize = mebibytes.parse().with_context(|| format!("{mebibytes:?} is no number"))?;
     // Written to, so that the pages are real.
     let block = vec![1_u8; count << 20];
     let mut held = HELD.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -98,9 +98,12 @@ fn start_many(cluster: &Cluster) {
 /// Private and a fair share of shared memory of each daemon, in KiB (smaps_rollup, Pss).
 fn memory(cluster: &Cluster) -> BTreeMap<&'static str, f64> {
     let mut found = BTreeMap::new();
-    for (name, pattern) in
-        [("master", "master --config="), ("runtime", "runtime --config="), ("kubelet", "kubelet --config="), ("network", "network --config=")]
-    {
+    for (name, pattern) in [
+        ("master", "master --config="),
+        ("runtime", "runtime --config="),
+        ("kubelet", "kubelet --config="),
+        ("network", "network --config="),
+    ] {
         let pattern = format!("{pattern}{}", cluster.data().display());
         found.insert(name, processes(&pattern).iter().map(|pid| pss(pid)).sum());
     }
@@ -111,7 +114,11 @@ fn shim(cluster: &Cluster) -> String {
     let suffix = cluster.data().display().to_string();
     let shims = processes("shim --config");
     let total: f64 = shims.iter().map(|pid| pss(pid)).sum();
-    if shims.is_empty() { format!("none of {suffix}") } else { format!("{:.2} MB", total / 1024.0 / shims.len() as f64) }
+    if shims.is_empty() {
+        format!("none of {suffix}")
+    } else {
+        format!("{:.2} MB", total / 1024.0 / shims.len() as f64)
+    }
 }
 
 fn processes(pattern: &str) -> Vec<String> {

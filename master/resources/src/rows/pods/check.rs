@@ -68,10 +68,7 @@ fn one_of(spec: &Value, field: &str, path: &str, known: &[&str], errors: &mut Er
 
 fn check_names(spec: &Value, path: &str, errors: &mut Errors) {
     for (field, faults) in [
-        (
-            "serviceAccountName",
-            names::subdomain_faults as fn(&str) -> Vec<String>,
-        ),
+        ("serviceAccountName", names::subdomain_faults as fn(&str) -> Vec<String>),
         ("nodeName", names::subdomain_faults),
         ("hostname", names::label_faults),
         ("subdomain", names::label_faults),
@@ -87,11 +84,7 @@ fn check_names(spec: &Value, path: &str, errors: &mut Errors) {
         let address = text(alias, "/ip");
         if address.parse::<std::net::IpAddr>().is_err() {
             let why = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
-            errors.invalid(
-                format!("{path}.hostAliases[{index}].ip"),
-                Value::from(address),
-                why,
-            );
+            errors.invalid(format!("{path}.hostAliases[{index}].ip"), Value::from(address), why);
         }
     }
 }
@@ -104,15 +97,9 @@ fn check_host_ports(spec: &Value, path: &str, errors: &mut Errors) {
             let host = port.get("hostPort").and_then(Value::as_i64).unwrap_or(0);
             let key = (host, text(port, "/protocol"), text(port, "/hostIP"));
             if host != 0 && !seen.insert(key) {
-                let value = Value::from(format!(
-                    "{}/{}/{host}",
-                    text(port, "/protocol"),
-                    text(port, "/hostIP")
-                ));
-                errors.duplicate(
-                    format!("{path}.containers[{index}].ports[{number}].hostPort"),
-                    value,
-                );
+                let value =
+                    Value::from(format!("{}/{}/{host}", text(port, "/protocol"), text(port, "/hostIP")));
+                errors.duplicate(format!("{path}.containers[{index}].ports[{number}].hostPort"), value);
             }
         }
     }
@@ -155,10 +142,7 @@ pub(super) fn check_update(new: &Value, old: &Value, subresource: Option<&str>, 
     // Tolerations may be added, not taken away.
     let tolerations = |pod: &Value| list(pod, "/spec/tolerations").to_vec();
     let kept = tolerations(new);
-    if tolerations(old)
-        .iter()
-        .all(|toleration| kept.iter().any(|now| same_toleration(now, toleration)))
-    {
+    if tolerations(old).iter().all(|toleration| kept.iter().any(|now| same_toleration(now, toleration))) {
         for spec in [&mut before, &mut after] {
             if let Some(map) = spec.as_object_mut() {
                 map.shift_remove("tolerations");
@@ -172,10 +156,7 @@ pub(super) fn check_update(new: &Value, old: &Value, subresource: Option<&str>, 
     let gates = |pod: &Value| list(pod, "/spec/schedulingGates").to_vec();
     let allowed = gates(old);
     if gates(new).iter().any(|gate| !allowed.contains(gate)) {
-        errors.forbidden(
-            "spec.schedulingGates",
-            "only deletion is allowed, but found new scheduling gates",
-        );
+        errors.forbidden("spec.schedulingGates", "only deletion is allowed, but found new scheduling gates");
     }
     let deadline = |pod: &Value| pod.pointer("/spec/activeDeadlineSeconds").and_then(Value::as_i64);
     if let Some(limit) = deadline(old) {
@@ -198,21 +179,14 @@ pub(super) fn check_update(new: &Value, old: &Value, subresource: Option<&str>, 
 }
 
 fn same_toleration(a: &Value, b: &Value) -> bool {
-    ["/key", "/operator", "/value", "/effect"]
-        .iter()
-        .all(|pointer| text(a, pointer) == text(b, pointer))
+    ["/key", "/operator", "/value", "/effect"].iter().all(|pointer| text(a, pointer) == text(b, pointer))
 }
 
 /// The specification without what an update may change.
 fn mutable_cleared(pod: &Value) -> Value {
     let mut spec = pod.get("spec").cloned().unwrap_or_default();
     for kind in ["containers", "initContainers"] {
-        for container in spec
-            .get_mut(kind)
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-        {
+        for container in spec.get_mut(kind).and_then(Value::as_array_mut).into_iter().flatten() {
             if let Some(container) = container.as_object_mut() {
                 container.shift_remove("image");
             }

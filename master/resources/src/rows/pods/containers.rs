@@ -36,10 +36,9 @@ pub(super) fn check(container: &Value, path: &str, volumes: &BTreeSet<String>, e
             "must not have leading or trailing whitespace",
         );
     }
-    for (field, known) in [
-        ("imagePullPolicy", &PULL_POLICIES[..]),
-        ("terminationMessagePolicy", &TERMINATION_POLICIES[..]),
-    ] {
+    for (field, known) in
+        [("imagePullPolicy", &PULL_POLICIES[..]), ("terminationMessagePolicy", &TERMINATION_POLICIES[..])]
+    {
         let value = text(container, &format!("/{field}"));
         if !known.contains(&value.as_str()) {
             errors.not_supported(format!("{path}.{field}"), &value, known);
@@ -51,18 +50,12 @@ pub(super) fn check(container: &Value, path: &str, volumes: &BTreeSet<String>, e
     check_resources(container, path, errors);
     for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
         if let Some(found) = container.get(probe).filter(|found| found.is_object()) {
-            check_probe(
-                found,
-                &format!("{path}.{probe}"),
-                probe != "readinessProbe",
-                errors,
-            );
+            check_probe(found, &format!("{path}.{probe}"), probe != "readinessProbe", errors);
         }
     }
     for hook in ["postStart", "preStop"] {
-        if let Some(found) = container
-            .pointer(&format!("/lifecycle/{hook}"))
-            .filter(|found| found.is_object())
+        if let Some(found) =
+            container.pointer(&format!("/lifecycle/{hook}")).filter(|found| found.is_object())
         {
             check_handler(found, &format!("{path}.lifecycle.{hook}"), errors);
         }
@@ -122,17 +115,9 @@ fn check_environment(container: &Value, path: &str, errors: &mut Errors) {
                 "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
             );
         } else if !text(variable, "/value").is_empty() {
-            errors.invalid(
-                &path,
-                Value::from(""),
-                "may not be specified when `value` is not empty",
-            );
+            errors.invalid(&path, Value::from(""), "may not be specified when `value` is not empty");
         } else if count > 1 {
-            errors.invalid(
-                &path,
-                Value::from(""),
-                "may not have more than one field specified at a time",
-            );
+            errors.invalid(&path, Value::from(""), "may not have more than one field specified at a time");
         }
         for kind in ["configMapKeyRef", "secretKeyRef"] {
             if let Some(reference) = source.get(kind)
@@ -163,17 +148,9 @@ fn check_mounts(container: &Value, path: &str, volumes: &BTreeSet<String>, error
         for field in ["subPath", "subPathExpr"] {
             let below = text(mount, &format!("/{field}"));
             if below.starts_with('/') {
-                errors.invalid(
-                    format!("{path}.{field}"),
-                    Value::from(below),
-                    "must be a relative path",
-                );
+                errors.invalid(format!("{path}.{field}"), Value::from(below), "must be a relative path");
             } else if below.split('/').any(|part| part == "..") {
-                errors.invalid(
-                    format!("{path}.{field}"),
-                    Value::from(below),
-                    "must not contain '..'",
-                );
+                errors.invalid(format!("{path}.{field}"), Value::from(below), "must not contain '..'");
             }
         }
         if !text(mount, "/subPath").is_empty() && !text(mount, "/subPathExpr").is_empty() {
@@ -187,17 +164,9 @@ fn check_mounts(container: &Value, path: &str, volumes: &BTreeSet<String>, error
 }
 
 fn check_resources(container: &Value, path: &str, errors: &mut Errors) {
-    let amounts = |kind: &str| {
-        container
-            .pointer(&format!("/resources/{kind}"))
-            .and_then(Value::as_object)
-    };
+    let amounts = |kind: &str| container.pointer(&format!("/resources/{kind}")).and_then(Value::as_object);
     let parse = |value: &Value| {
-        value
-            .as_str()
-            .map_or_else(|| value.to_string(), str::to_owned)
-            .parse::<Quantity>()
-            .ok()
+        value.as_str().map_or_else(|| value.to_string(), str::to_owned).parse::<Quantity>().ok()
     };
     for kind in ["limits", "requests"] {
         for (name, value) in amounts(kind).into_iter().flatten() {
@@ -226,18 +195,10 @@ fn check_resources(container: &Value, path: &str, errors: &mut Errors) {
 
 fn check_probe(probe: &Value, path: &str, single_success: bool, errors: &mut Errors) {
     check_handler(probe, path, errors);
-    for field in [
-        "initialDelaySeconds",
-        "timeoutSeconds",
-        "periodSeconds",
-        "successThreshold",
-        "failureThreshold",
-    ] {
-        if let Some(number) = probe
-            .get(field)
-            .and_then(Value::as_i64)
-            .filter(|number| *number < 0)
-        {
+    for field in
+        ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]
+    {
+        if let Some(number) = probe.get(field).and_then(Value::as_i64).filter(|number| *number < 0) {
             errors.invalid(
                 format!("{path}.{field}"),
                 Value::from(number),
@@ -247,27 +208,18 @@ fn check_probe(probe: &Value, path: &str, single_success: bool, errors: &mut Err
     }
     let success = probe.get("successThreshold").and_then(Value::as_i64).unwrap_or(1);
     if single_success && success != 1 {
-        errors.invalid(
-            format!("{path}.successThreshold"),
-            Value::from(success),
-            "must be 1",
-        );
+        errors.invalid(format!("{path}.successThreshold"), Value::from(success), "must be 1");
     }
 }
 
 fn check_handler(handler: &Value, path: &str, errors: &mut Errors) {
-    let present: Vec<&str> = HANDLERS
-        .into_iter()
-        .filter(|kind| handler.get(kind).is_some_and(|found| !found.is_null()))
-        .collect();
+    let present: Vec<&str> =
+        HANDLERS.into_iter().filter(|kind| handler.get(kind).is_some_and(|found| !found.is_null())).collect();
     if present.is_empty() {
         errors.required(path, "must specify a handler type");
     }
     for extra in present.iter().skip(1) {
-        errors.forbidden(
-            format!("{path}.{extra}"),
-            "may not specify more than 1 handler type",
-        );
+        errors.forbidden(format!("{path}.{extra}"), "may not specify more than 1 handler type");
     }
     for kind in ["httpGet", "tcpSocket", "grpc"] {
         let Some(found) = handler.get(kind).filter(|found| found.is_object()) else {
@@ -275,9 +227,7 @@ fn check_handler(handler: &Value, path: &str, errors: &mut Errors) {
         };
         let port = found.get("port").unwrap_or(&Value::Null);
         let valid = match port {
-            Value::Number(number) => number
-                .as_i64()
-                .is_some_and(|number| (1..=65_535).contains(&number)),
+            Value::Number(number) => number.as_i64().is_some_and(|number| (1..=65_535).contains(&number)),
             Value::String(name) => names::port_name_faults(name).is_empty(),
             _ => false,
         };

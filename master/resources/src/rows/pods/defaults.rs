@@ -47,11 +47,7 @@ fn default_requests(container: &mut Fields) {
     let Some(resources) = object(container, "resources") else {
         return;
     };
-    let limits = resources
-        .get("limits")
-        .and_then(Value::as_object)
-        .cloned()
-        .unwrap_or_default();
+    let limits = resources.get("limits").and_then(Value::as_object).cloned().unwrap_or_default();
     if limits.is_empty() {
         return;
     }
@@ -65,10 +61,7 @@ fn default_requests(container: &mut Fields) {
 /// The deprecated `serviceAccount` always equals `serviceAccountName`.
 fn default_account(spec: &mut Fields) {
     let name = |spec: &Fields, key: &str| {
-        spec.get(key)
-            .and_then(Value::as_str)
-            .filter(|name| !name.is_empty())
-            .map(str::to_owned)
+        spec.get(key).and_then(Value::as_str).filter(|name| !name.is_empty()).map(str::to_owned)
     };
     if let Some(account) = name(spec, "serviceAccountName").or_else(|| name(spec, "serviceAccount")) {
         spec.insert("serviceAccountName".to_owned(), Value::from(account.clone()));
@@ -78,11 +71,7 @@ fn default_account(spec: &mut Fields) {
 
 fn default_container(container: &mut Fields) {
     let image = container.get("image").and_then(Value::as_str).unwrap_or_default();
-    let policy = if is_latest(image) {
-        "Always"
-    } else {
-        "IfNotPresent"
-    };
+    let policy = if is_latest(image) { "Always" } else { "IfNotPresent" };
     fill_text(container, "imagePullPolicy", policy);
     fill_text(container, "terminationMessagePath", "/dev/termination-log");
     fill_text(container, "terminationMessagePolicy", "File");
@@ -120,12 +109,9 @@ fn is_latest(image: &str) -> bool {
 }
 
 fn default_probe(probe: &mut Fields) {
-    for (key, number) in [
-        ("timeoutSeconds", 1),
-        ("periodSeconds", 10),
-        ("successThreshold", 1),
-        ("failureThreshold", 3),
-    ] {
+    for (key, number) in
+        [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
+    {
         if probe.get(key).is_none_or(|value| value.is_null() || *value == 0) {
             probe.insert(key.to_owned(), Value::from(number));
         }
@@ -159,10 +145,7 @@ fn default_volume(volume: &mut Fields) {
     }
     if let Some(projected) = volume.get_mut("projected").and_then(Value::as_object_mut) {
         for source in objects(projected, "sources") {
-            if let Some(token) = source
-                .get_mut("serviceAccountToken")
-                .and_then(Value::as_object_mut)
-            {
+            if let Some(token) = source.get_mut("serviceAccountToken").and_then(Value::as_object_mut) {
                 fill(token, "expirationSeconds", 3600);
             }
             if let Some(downward) = source.get_mut("downwardAPI").and_then(Value::as_object_mut) {

@@ -16,13 +16,7 @@ pub(crate) use check::check_spec;
 pub(crate) use defaults::default_spec;
 
 const fn sub(name: &'static str, kind: &'static str, verbs: &'static [&'static str]) -> Subresource {
-    Subresource {
-        name,
-        group: "",
-        version: "v1",
-        kind,
-        verbs,
-    }
+    Subresource { name, group: "", version: "v1", kind, verbs }
 }
 
 pub(crate) const ROW: Resource = Resource {
@@ -61,47 +55,23 @@ pub(crate) const ROW: Resource = Resource {
     create: |pod| {
         if let Some(map) = pod.as_object_mut() {
             let class = quality_class(map.get("spec").unwrap_or(&Value::Null));
-            map.insert(
-                "status".to_owned(),
-                json!({"phase": "Pending", "qosClass": class}),
-            );
+            map.insert("status".to_owned(), json!({"phase": "Pending", "qosClass": class}));
         }
     },
     check: |pod, errors| check_spec(pod.get("spec").unwrap_or(&Value::Null), "spec", errors),
     check_update: check::check_update,
     fields: &[
-        Field {
-            label: "spec.nodeName",
-            value: |pod| text(pod, "/spec/nodeName"),
-        },
-        Field {
-            label: "spec.restartPolicy",
-            value: |pod| text(pod, "/spec/restartPolicy"),
-        },
-        Field {
-            label: "spec.schedulerName",
-            value: |pod| text(pod, "/spec/schedulerName"),
-        },
-        Field {
-            label: "spec.serviceAccountName",
-            value: |pod| text(pod, "/spec/serviceAccountName"),
-        },
+        Field { label: "spec.nodeName", value: |pod| text(pod, "/spec/nodeName") },
+        Field { label: "spec.restartPolicy", value: |pod| text(pod, "/spec/restartPolicy") },
+        Field { label: "spec.schedulerName", value: |pod| text(pod, "/spec/schedulerName") },
+        Field { label: "spec.serviceAccountName", value: |pod| text(pod, "/spec/serviceAccountName") },
         Field {
             label: "spec.hostNetwork",
             value: |pod| (text(pod, "/spec/hostNetwork") == "true").to_string(),
         },
-        Field {
-            label: "status.phase",
-            value: |pod| text(pod, "/status/phase"),
-        },
-        Field {
-            label: "status.podIP",
-            value: |pod| text(pod, "/status/podIP"),
-        },
-        Field {
-            label: "status.nominatedNodeName",
-            value: |pod| text(pod, "/status/nominatedNodeName"),
-        },
+        Field { label: "status.phase", value: |pod| text(pod, "/status/phase") },
+        Field { label: "status.podIP", value: |pod| text(pod, "/status/podIP") },
+        Field { label: "status.nominatedNodeName", value: |pod| text(pod, "/status/nominatedNodeName") },
     ],
     columns: &[
         NAME,
@@ -120,18 +90,14 @@ pub(crate) const ROW: Resource = Resource {
 
 /// The quality-of-service class of a pod (upstream `pkg/apis/core/v1/helper/qos`): by cpu and memory of its containers.
 pub(crate) fn quality_class(spec: &Value) -> &'static str {
-    let containers = super::shape::list(spec, "/containers")
-        .iter()
-        .chain(super::shape::list(spec, "/initContainers"));
+    let containers =
+        super::shape::list(spec, "/containers").iter().chain(super::shape::list(spec, "/initContainers"));
     let (mut any, mut guaranteed) = (false, true);
     for container in containers {
         for resource in ["cpu", "memory"] {
             let amount = |kind: &str| {
                 let value = text(container, &format!("/resources/{kind}/{resource}"));
-                value
-                    .parse::<orlop_types::Quantity>()
-                    .ok()
-                    .filter(|quantity| *quantity != zero())
+                value.parse::<orlop_types::Quantity>().ok().filter(|quantity| *quantity != zero())
             };
             let (limit, request) = (amount("limits"), amount("requests"));
             any |= limit.is_some() || request.is_some();

@@ -15,10 +15,8 @@ pub(super) fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
         }
         (count, _) => count.to_string(),
     };
-    let address = list(pod, "/status/podIPs")
-        .first()
-        .map(|entry| text(entry, "/ip"))
-        .filter(|ip| !ip.is_empty());
+    let address =
+        list(pod, "/status/podIPs").first().map(|entry| text(entry, "/ip")).filter(|ip| !ip.is_empty());
     let address = address.map_or_else(|| text_or(pod, "/status/podIP", "<none>"), Value::from);
     vec![
         Value::from(text(pod, "/metadata/name")),
@@ -39,11 +37,7 @@ fn gates(pod: &Value) -> Value {
         return Value::from("<none>");
     }
     let holds = |gate: &Value| is_true(pod, &text(gate, "/conditionType"));
-    Value::from(format!(
-        "{}/{}",
-        gates.iter().filter(|gate| holds(gate)).count(),
-        gates.len()
-    ))
+    Value::from(format!("{}/{}", gates.iter().filter(|gate| holds(gate)).count(), gates.len()))
 }
 
 fn is_true(pod: &Value, condition: &str) -> bool {
@@ -71,15 +65,8 @@ impl Summary {
 fn summarize(pod: &Value) -> Summary {
     let phase = text(pod, "/status/phase");
     let reason = text(pod, "/status/reason");
-    let mut summary = Summary {
-        total: list(pod, "/spec/containers").len(),
-        ..Summary::default()
-    };
-    summary.reason = if reason.is_empty() {
-        phase.clone()
-    } else {
-        reason.clone()
-    };
+    let mut summary = Summary { total: list(pod, "/spec/containers").len(), ..Summary::default() };
+    summary.reason = if reason.is_empty() { phase.clone() } else { reason.clone() };
     let mut conditions = list(pod, "/status/conditions").iter();
     if conditions.any(|condition| {
         text(condition, "/type") == "PodScheduled" && text(condition, "/reason") == "SchedulingGated"
@@ -90,10 +77,7 @@ fn summarize(pod: &Value) -> Summary {
     if !initializing || is_true(pod, "Initialized") {
         app_reason(pod, &mut summary);
     }
-    if pod
-        .pointer("/metadata/deletionTimestamp")
-        .is_some_and(|time| !time.is_null())
-    {
+    if pod.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null()) {
         if reason == "NodeLost" {
             summary.reason = "Unknown".to_owned();
         } else if phase != "Failed" && phase != "Succeeded" {
@@ -107,14 +91,9 @@ fn summarize(pod: &Value) -> Summary {
 fn init_reason(pod: &Value, summary: &mut Summary) -> bool {
     let specs = list(pod, "/spec/initContainers");
     let sidecar = |name: &str| {
-        specs
-            .iter()
-            .any(|spec| text(spec, "/name") == name && text(spec, "/restartPolicy") == "Always")
+        specs.iter().any(|spec| text(spec, "/name") == name && text(spec, "/restartPolicy") == "Always")
     };
-    summary.total += specs
-        .iter()
-        .filter(|spec| text(spec, "/restartPolicy") == "Always")
-        .count();
+    summary.total += specs.iter().filter(|spec| text(spec, "/restartPolicy") == "Always").count();
     for (index, status) in list(pod, "/status/initContainerStatuses").iter().enumerate() {
         summary.count_restarts(status);
         let is_sidecar = sidecar(&text(status, "/name"));
@@ -169,10 +148,6 @@ fn app_reason(pod: &Value, summary: &mut Summary) {
         }
     }
     if summary.reason == "Completed" && running {
-        summary.reason = if is_true(pod, "Ready") {
-            "Running".to_owned()
-        } else {
-            "NotReady".to_owned()
-        };
+        summary.reason = if is_true(pod, "Ready") { "Running".to_owned() } else { "NotReady".to_owned() };
     }
 }

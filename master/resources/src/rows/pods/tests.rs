@@ -28,20 +28,13 @@ fn defaults_are_filled_in_once() {
     row().default(&mut made);
     assert_eq!(made, once);
     row().prepare_create(&mut made);
-    assert_eq!(
-        made["status"],
-        json!({"phase": "Pending", "qosClass": "Burstable"})
-    );
+    assert_eq!(made["status"], json!({"phase": "Pending", "qosClass": "Burstable"}));
 }
 
 #[test]
 fn faults_have_upstream_texts() {
     let faults = |spec: Value| -> Vec<String> {
-        row()
-            .validate(&pod(spec), None, None)
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        row().validate(&pod(spec), None, None).iter().map(ToString::to_string).collect()
     };
     let table = [
         (json!({"containers": []}), "spec.containers: Required value"),
@@ -49,10 +42,7 @@ fn faults_have_upstream_texts() {
             json!({"containers": [{"name": "A", "image": "i"}]}),
             "spec.containers[0].name: Invalid value: \"A\": a lowercase RFC 1123 label must consist of",
         ),
-        (
-            json!({"containers": [{"name": "a"}]}),
-            "spec.containers[0].image: Required value",
-        ),
+        (json!({"containers": [{"name": "a"}]}), "spec.containers[0].image: Required value"),
         (
             json!({"containers": [{"name": "a", "image": "i"}, {"name": "a", "image": "i"}]}),
             "spec.containers[1].name: Duplicate value: \"a\"",
@@ -76,10 +66,7 @@ fn faults_have_upstream_texts() {
     ];
     for (spec, wanted) in table {
         let found = faults(spec.clone());
-        assert!(
-            found.iter().any(|fault| fault.contains(wanted)),
-            "{wanted} not in {found:?}"
-        );
+        assert!(found.iter().any(|fault| fault.contains(wanted)), "{wanted} not in {found:?}");
     }
     assert!(faults(json!({"containers": [{"name": "a", "image": "i"}]})).is_empty());
 }

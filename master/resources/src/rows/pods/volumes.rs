@@ -30,10 +30,7 @@ pub(super) fn check_volumes(volumes: &[Value], path: &str, errors: &mut Errors) 
             .flatten()
             .filter(|(key, value)| *key != "name" && !value.is_null());
         for (kind, _) in sources.skip(1) {
-            errors.forbidden(
-                format!("{path}.{kind}"),
-                "may not specify more than 1 volume type",
-            );
+            errors.forbidden(format!("{path}.{kind}"), "may not specify more than 1 volume type");
         }
         check_source(volume, &path, errors);
     }
@@ -46,11 +43,7 @@ fn check_source(volume: &Value, path: &str, errors: &mut Errors) {
         ("hostPath", "/hostPath/path", "path"),
         ("secret", "/secret/secretName", "secretName"),
         ("configMap", "/configMap/name", "name"),
-        (
-            "persistentVolumeClaim",
-            "/persistentVolumeClaim/claimName",
-            "claimName",
-        ),
+        ("persistentVolumeClaim", "/persistentVolumeClaim/claimName", "claimName"),
     ] {
         if is_there(kind) && text(volume, pointer).is_empty() {
             errors.required(format!("{path}.{kind}.{field}"), "");
@@ -58,16 +51,10 @@ fn check_source(volume: &Value, path: &str, errors: &mut Errors) {
     }
     let host = text(volume, "/hostPath/path");
     if host.split('/').any(|part| part == "..") {
-        errors.invalid(
-            format!("{path}.hostPath.path"),
-            Value::from(host),
-            "must not contain '..'",
-        );
+        errors.invalid(format!("{path}.hostPath.path"), Value::from(host), "must not contain '..'");
     }
     for kind in ["secret", "configMap", "downwardAPI", "projected"] {
-        let mode = volume
-            .pointer(&format!("/{kind}/defaultMode"))
-            .and_then(Value::as_i64);
+        let mode = volume.pointer(&format!("/{kind}/defaultMode")).and_then(Value::as_i64);
         if let Some(mode) = mode.filter(|mode| !(0..=0o777).contains(mode)) {
             let why = "must be a number between 0 and 0777 (octal), both inclusive";
             errors.invalid(format!("{path}.{kind}.defaultMode"), Value::from(mode), why);

@@ -48,40 +48,23 @@ impl StreamWriter {
     pub(crate) async fn write(&self, mut data: Bytes) -> io::Result<()> {
         while !data.is_empty() {
             let part = data.split_to(data.len().min(DATA_LIMIT_BYTES));
-            self.send(Frame::Data {
-                stream: self.id,
-                fin: false,
-                data: part,
-            })
-            .await?;
+            self.send(Frame::Data { stream: self.id, fin: false, data: part }).await?;
         }
         Ok(())
     }
 
     /// Ends our half.
     pub(crate) async fn finish(&self) -> io::Result<()> {
-        self.send(Frame::Data {
-            stream: self.id,
-            fin: true,
-            data: Bytes::new(),
-        })
-        .await
+        self.send(Frame::Data { stream: self.id, fin: true, data: Bytes::new() }).await
     }
 
     /// Refuses the stream.
     pub(crate) async fn reset(&self) -> io::Result<()> {
-        self.send(Frame::RstStream {
-            stream: self.id,
-            status: reset::REFUSED_STREAM,
-        })
-        .await
+        self.send(Frame::RstStream { stream: self.id, status: reset::REFUSED_STREAM }).await
     }
 
     async fn send(&self, frame: Frame) -> io::Result<()> {
-        self.frames
-            .send(Out::Frame(frame))
-            .await
-            .map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.frames.send(Out::Frame(frame)).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
@@ -116,27 +99,15 @@ impl Connection {
                 tracing::debug!(%error, "a SPDY connection broke");
             }
         });
-        Self {
-            streams,
-            frames,
-            reader,
-            writer,
-        }
+        Self { streams, frames, reader, writer }
     }
 
     /// Says goodbye, lets everything queued go out, and waits a little for the peer to close: closing first would cut off
     /// what it has not read yet.
     pub(crate) async fn close(self, patience: Duration) {
-        let Self {
-            streams,
-            frames,
-            mut reader,
-            writer,
-        } = self;
+        let Self { streams, frames, mut reader, writer } = self;
         drop(streams);
-        let _ = frames
-            .send(Out::Frame(Frame::GoAway { last: 0, status: 0 }))
-            .await;
+        let _ = frames.send(Out::Frame(Frame::GoAway { last: 0, status: 0 })).await;
         drop(frames);
         if tokio::time::timeout(patience, &mut reader).await.is_err() {
             reader.abort();
@@ -205,39 +176,21 @@ impl Reader {
 
     /// The block still has to pass the decompressor, whose state goes on.
     fn skip_headers(&mut self, block: &[u8]) -> io::Result<()> {
-        self.inflater
-            .read(block)
-            .map(drop)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        self.inflater.read(block).map(drop).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
     async fn open_stream(&mut self, id: u32, fin: bool, headers: Headers) -> io::Result<()> {
         // Stream numbers of a client are odd and grow (section 2.3.2).
         if id.is_multiple_of(2) || id <= self.last || self.open.len() >= STREAM_LIMIT {
-            return self
-                .send(Frame::RstStream {
-                    stream: id,
-                    status: reset::REFUSED_STREAM,
-                })
-                .await;
+            return self.send(Frame::RstStream { stream: id, status: reset::REFUSED_STREAM }).await;
         }
         self.last = id;
         let (sender, incoming) = mpsc::channel(QUEUE_LIMIT);
         if !fin {
             self.open.insert(id, sender);
         }
-        self.frames
-            .send(Out::Reply(id))
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
-        let stream = Stream {
-            headers,
-            incoming,
-            outgoing: StreamWriter {
-                id,
-                frames: self.frames.clone(),
-            },
-        };
+        self.frames.send(Out::Reply(id)).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        let stream = Stream { headers, incoming, outgoing: StreamWriter { id, frames: self.frames.clone() } };
         // Nobody accepts any more: the connection is being closed and the peer will notice.
         let _ = self.accepted.send(stream).await;
         Ok(())
@@ -247,26 +200,14 @@ impl Reader {
         let Some(sender) = self.open.get(&stream) else {
             // Bytes that cross our end of the stream are normal; they are dropped.
             if stream > self.last {
-                self.send(Frame::RstStream {
-                    stream,
-                    status: reset::INVALID_STREAM,
-                })
-                .await?;
+                self.send(Frame::RstStream { stream, status: reset::INVALID_STREAM }).await?;
             }
             return Ok(());
         };
         let length = u32::try_from(data.len()).unwrap_or(0);
         if length > 0 && sender.send(data).await.is_ok() {
-            self.send(Frame::WindowUpdate {
-                stream,
-                delta: length,
-            })
-            .await?;
-            self.send(Frame::WindowUpdate {
-                stream: 0,
-                delta: length,
-            })
-            .await?;
+            self.send(Frame::WindowUpdate { stream, delta: length }).await?;
+            self.send(Frame::WindowUpdate { stream: 0, delta: length }).await?;
         }
         if fin {
             self.open.remove(&stream);
@@ -275,10 +216,7 @@ impl Reader {
     }
 
     async fn send(&self, frame: Frame) -> io::Result<()> {
-        self.frames
-            .send(Out::Frame(frame))
-            .await
-            .map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.frames.send(Out::Frame(frame)).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
@@ -293,21 +231,10 @@ async fn write_frames(mut transport: impl AsyncWrite + Unpin, mut frames: mpsc::
                 Out::Frame(frame) => frame::encode(&frame, &mut buffer),
                 Out::Reply(stream) => {
                     let block = deflater.write(&Headers::default());
-                    frame::encode(
-                        &Frame::SynReply {
-                            stream,
-                            fin: false,
-                            block,
-                        },
-                        &mut buffer,
-                    );
+                    frame::encode(&Frame::SynReply { stream, fin: false, block }, &mut buffer);
                 }
             }
-            next = if buffer.len() < frame::FRAME_LIMIT_BYTES {
-                frames.try_recv().ok()
-            } else {
-                None
-            };
+            next = if buffer.len() < frame::FRAME_LIMIT_BYTES { frames.try_recv().ok() } else { None };
         }
         let written = async {
             transport.write_all(&buffer).await?;
@@ -351,15 +278,8 @@ mod tests {
         }
 
         async fn open(&mut self, stream: u32, kind: &str) {
-            let block = self
-                .deflater
-                .write(&Headers(vec![("streamtype".into(), kind.into())]));
-            self.send(Frame::SynStream {
-                stream,
-                fin: false,
-                block,
-            })
-            .await;
+            let block = self.deflater.write(&Headers(vec![("streamtype".into(), kind.into())]));
+            self.send(Frame::SynStream { stream, fin: false, block }).await;
         }
 
         /// The next frame that is not flow control.
@@ -369,11 +289,7 @@ mod tests {
                     Some(Frame::WindowUpdate { .. }) => {}
                     Some(Frame::SynReply { stream, fin, block }) => {
                         self.inflater.read(&block).unwrap();
-                        return Some(Frame::SynReply {
-                            stream,
-                            fin,
-                            block: Bytes::new(),
-                        });
+                        return Some(Frame::SynReply { stream, fin, block: Bytes::new() });
                     }
                     Some(frame) => return Some(frame),
                     None => {
@@ -392,31 +308,14 @@ mod tests {
         peer.open(1, "stdin").await;
         let mut stream = connection.streams.recv().await.unwrap();
         assert_eq!(stream.headers.get("streamtype"), Some("stdin"));
-        assert_eq!(
-            peer.next().await,
-            Some(Frame::SynReply {
-                stream: 1,
-                fin: false,
-                block: Bytes::new()
-            })
-        );
-        peer.send(Frame::Data {
-            stream: 1,
-            fin: true,
-            data: Bytes::from_static(b"hello"),
-        })
-        .await;
+        assert_eq!(peer.next().await, Some(Frame::SynReply { stream: 1, fin: false, block: Bytes::new() }));
+        peer.send(Frame::Data { stream: 1, fin: true, data: Bytes::from_static(b"hello") }).await;
         assert_eq!(stream.incoming.recv().await.as_deref(), Some(&b"hello"[..]));
         assert_eq!(stream.incoming.recv().await, None);
         stream.outgoing.write(Bytes::from_static(b"back")).await.unwrap();
         stream.outgoing.finish().await.unwrap();
-        let data = |fin, data: &'static [u8]| {
-            Some(Frame::Data {
-                stream: 1,
-                fin,
-                data: Bytes::from_static(data),
-            })
-        };
+        let data =
+            |fin, data: &'static [u8]| Some(Frame::Data { stream: 1, fin, data: Bytes::from_static(data) });
         assert_eq!(peer.next().await, data(false, b"back"));
         assert_eq!(peer.next().await, data(true, b""));
         peer.send(Frame::Ping(3)).await;
@@ -433,32 +332,10 @@ mod tests {
     async fn wrong_numbers_are_reset_and_garbage_ends_the_connection() {
         let (mut peer, mut connection) = Peer::new();
         peer.open(2, "x").await;
-        assert_eq!(
-            peer.next().await,
-            Some(Frame::RstStream {
-                stream: 2,
-                status: reset::REFUSED_STREAM
-            })
-        );
-        peer.send(Frame::Data {
-            stream: 9,
-            fin: false,
-            data: Bytes::from_static(b"?"),
-        })
-        .await;
-        assert_eq!(
-            peer.next().await,
-            Some(Frame::RstStream {
-                stream: 9,
-                status: reset::INVALID_STREAM
-            })
-        );
-        peer.send(Frame::SynStream {
-            stream: 3,
-            fin: false,
-            block: Bytes::from_static(b"garbage"),
-        })
-        .await;
+        assert_eq!(peer.next().await, Some(Frame::RstStream { stream: 2, status: reset::REFUSED_STREAM }));
+        peer.send(Frame::Data { stream: 9, fin: false, data: Bytes::from_static(b"?") }).await;
+        assert_eq!(peer.next().await, Some(Frame::RstStream { stream: 9, status: reset::INVALID_STREAM }));
+        peer.send(Frame::SynStream { stream: 3, fin: false, block: Bytes::from_static(b"garbage") }).await;
         assert!(connection.streams.recv().await.is_none());
     }
 }

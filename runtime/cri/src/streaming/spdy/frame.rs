@@ -131,11 +131,7 @@ pub(crate) fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError>
     let flags = (second >> 24) as u8;
     let fin = flags & FLAG_FIN != 0;
     if first & CONTROL == 0 {
-        return Ok(Some(Frame::Data {
-            stream: first & STREAM_MASK,
-            fin,
-            data: body,
-        }));
+        return Ok(Some(Frame::Data { stream: first & STREAM_MASK, fin, data: body }));
     }
     control((first & 0xffff) as u16, fin, body).map(Some)
 }
@@ -155,36 +151,17 @@ fn control(kind: u16, fin: bool, mut body: Bytes) -> Result<Frame, FrameError> {
             let stream = body.get_u32() & STREAM_MASK;
             // Associated stream, priority and credential slot mean nothing here.
             body.advance(6);
-            Frame::SynStream {
-                stream,
-                fin,
-                block: body,
-            }
+            Frame::SynStream { stream, fin, block: body }
         }
-        SYN_REPLY => Frame::SynReply {
-            stream: body.get_u32() & STREAM_MASK,
-            fin,
-            block: body,
-        },
-        RST_STREAM => Frame::RstStream {
-            stream: body.get_u32() & STREAM_MASK,
-            status: body.get_u32(),
-        },
+        SYN_REPLY => Frame::SynReply { stream: body.get_u32() & STREAM_MASK, fin, block: body },
+        RST_STREAM => Frame::RstStream { stream: body.get_u32() & STREAM_MASK, status: body.get_u32() },
         SETTINGS => Frame::Settings,
         PING => Frame::Ping(body.get_u32()),
-        GOAWAY => Frame::GoAway {
-            last: body.get_u32() & STREAM_MASK,
-            status: body.get_u32(),
-        },
-        HEADERS => Frame::Headers {
-            stream: body.get_u32() & STREAM_MASK,
-            fin,
-            block: body,
-        },
-        WINDOW_UPDATE => Frame::WindowUpdate {
-            stream: body.get_u32() & STREAM_MASK,
-            delta: body.get_u32() & STREAM_MASK,
-        },
+        GOAWAY => Frame::GoAway { last: body.get_u32() & STREAM_MASK, status: body.get_u32() },
+        HEADERS => Frame::Headers { stream: body.get_u32() & STREAM_MASK, fin, block: body },
+        WINDOW_UPDATE => {
+            Frame::WindowUpdate { stream: body.get_u32() & STREAM_MASK, delta: body.get_u32() & STREAM_MASK }
+        }
         other => Frame::Unknown(other),
     })
 }
@@ -214,18 +191,11 @@ pub(crate) fn encode(frame: &Frame, buffer: &mut BytesMut) {
             buffer.put_u32(*stream);
             buffer.put_slice(block);
         }
-        Frame::RstStream {
-            stream: first,
-            status: second,
-        } => put_pair(buffer, RST_STREAM, *first, *second),
-        Frame::GoAway {
-            last: first,
-            status: second,
-        } => put_pair(buffer, GOAWAY, *first, *second),
-        Frame::WindowUpdate {
-            stream: first,
-            delta: second,
-        } => put_pair(buffer, WINDOW_UPDATE, *first, *second),
+        Frame::RstStream { stream: first, status: second } => put_pair(buffer, RST_STREAM, *first, *second),
+        Frame::GoAway { last: first, status: second } => put_pair(buffer, GOAWAY, *first, *second),
+        Frame::WindowUpdate { stream: first, delta: second } => {
+            put_pair(buffer, WINDOW_UPDATE, *first, *second)
+        }
         Frame::Ping(id) => {
             put_control(buffer, PING, 0, 4);
             buffer.put_u32(*id);
@@ -268,50 +238,29 @@ mod tests {
         let table: [(&[u8], Frame); 8] = [
             (
                 b"\x00\x00\x00\x05\x01\x00\x00\x02hi",
-                Frame::Data {
-                    stream: 5,
-                    fin: true,
-                    data: Bytes::from_static(b"hi"),
-                },
+                Frame::Data { stream: 5, fin: true, data: Bytes::from_static(b"hi") },
             ),
             (
                 b"\x80\x03\x00\x01\x00\x00\x00\x0c\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00zz",
-                Frame::SynStream {
-                    stream: 1,
-                    fin: false,
-                    block: block.clone(),
-                },
+                Frame::SynStream { stream: 1, fin: false, block: block.clone() },
             ),
             (
                 b"\x80\x03\x00\x02\x01\x00\x00\x06\x00\x00\x00\x03zz",
-                Frame::SynReply {
-                    stream: 3,
-                    fin: true,
-                    block,
-                },
+                Frame::SynReply { stream: 3, fin: true, block },
             ),
             (
                 b"\x80\x03\x00\x03\x00\x00\x00\x08\x00\x00\x00\x01\x00\x00\x00\x05",
                 Frame::RstStream { stream: 1, status: 5 },
             ),
-            (
-                b"\x80\x03\x00\x04\x00\x00\x00\x04\x00\x00\x00\x00",
-                Frame::Settings,
-            ),
-            (
-                b"\x80\x03\x00\x06\x00\x00\x00\x04\x00\x00\x00\x07",
-                Frame::Ping(7),
-            ),
+            (b"\x80\x03\x00\x04\x00\x00\x00\x04\x00\x00\x00\x00", Frame::Settings),
+            (b"\x80\x03\x00\x06\x00\x00\x00\x04\x00\x00\x00\x07", Frame::Ping(7)),
             (
                 b"\x80\x03\x00\x07\x00\x00\x00\x08\x00\x00\x00\x09\x00\x00\x00\x00",
                 Frame::GoAway { last: 9, status: 0 },
             ),
             (
                 b"\x80\x03\x00\x09\x00\x00\x00\x08\x00\x00\x00\x01\x00\x01\x00\x00",
-                Frame::WindowUpdate {
-                    stream: 1,
-                    delta: 65536,
-                },
+                Frame::WindowUpdate { stream: 1, delta: 65536 },
             ),
         ];
         for (bytes, frame) in table {
@@ -326,30 +275,15 @@ mod tests {
                 assert_eq!(buffer.len(), cut);
             }
         }
-        assert_eq!(
-            one(b"\x80\x03\x00\x63\x00\x00\x00\x00"),
-            Ok(Some(Frame::Unknown(99)))
-        );
+        assert_eq!(one(b"\x80\x03\x00\x63\x00\x00\x00\x00"), Ok(Some(Frame::Unknown(99))));
     }
 
     #[test]
     fn hostile_bytes_are_errors() {
-        assert_eq!(
-            one(b"\x80\x02\x00\x01\x00\x00\x00\x00"),
-            Err(FrameError::Version(2))
-        );
-        assert_eq!(
-            one(b"\x80\x03\x00\x01\x00\x00\x00\x00"),
-            Err(FrameError::TooShort(1))
-        );
-        assert_eq!(
-            one(b"\x00\x00\x00\x01\x00\xff\xff\xff"),
-            Err(FrameError::TooLong(0x00ff_ffff))
-        );
-        assert_eq!(
-            one(b"GET / HTTP/1.1\r\n\r\n"),
-            Err(FrameError::TooLong(0x0020_4854))
-        );
+        assert_eq!(one(b"\x80\x02\x00\x01\x00\x00\x00\x00"), Err(FrameError::Version(2)));
+        assert_eq!(one(b"\x80\x03\x00\x01\x00\x00\x00\x00"), Err(FrameError::TooShort(1)));
+        assert_eq!(one(b"\x00\x00\x00\x01\x00\xff\xff\xff"), Err(FrameError::TooLong(0x00ff_ffff)));
+        assert_eq!(one(b"GET / HTTP/1.1\r\n\r\n"), Err(FrameError::TooLong(0x0020_4854)));
         // A fixed walk over byte strings: no panic, whatever comes.
         let mut seed = 0x2545_f491_4f6c_dd1du64;
         for _ in 0..20_000 {

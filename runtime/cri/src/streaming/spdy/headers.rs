@@ -113,10 +113,7 @@ pub(crate) struct Headers(pub Vec<(String, String)>);
 impl Headers {
     /// The first value of a name (lower case).
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
 
@@ -142,9 +139,7 @@ impl Inflater {
                 Ok(status) => status,
                 Err(error) if error.needs_dictionary().is_some() => {
                     rest = self.remaining(rest, taken);
-                    self.0
-                        .set_dictionary(&DICTIONARY)
-                        .map_err(|_| HeadersError::Inflate)?;
+                    self.0.set_dictionary(&DICTIONARY).map_err(|_| HeadersError::Inflate)?;
                     continue;
                 }
                 Err(_) => return Err(HeadersError::Inflate),
@@ -173,9 +168,7 @@ impl Deflater {
     /// A new connection's.
     pub(crate) fn new() -> Self {
         let mut compress = Compress::new(Compression::default(), true);
-        compress
-            .set_dictionary(&DICTIONARY)
-            .expect("a fresh zlib stream takes a dictionary");
+        compress.set_dictionary(&DICTIONARY).expect("a fresh zlib stream takes a dictionary");
         Self(compress)
     }
 
@@ -237,12 +230,7 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&str, &str)]) -> Headers {
-        Headers(
-            pairs
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-                .collect(),
-        )
+        Headers(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
     }
 
     /// Made with another zlib implementation from the same dictionary: two blocks of one connection.
@@ -262,15 +250,9 @@ mod tests {
     #[test]
     fn blocks_of_another_implementation_are_read() {
         let mut inflater = Inflater::new();
-        assert_eq!(
-            inflater.read(&hex::decode(FIRST).unwrap()).unwrap(),
-            headers(&[("streamtype", "error")])
-        );
+        assert_eq!(inflater.read(&hex::decode(FIRST).unwrap()).unwrap(), headers(&[("streamtype", "error")]));
         let second = inflater.read(&hex::decode(SECOND).unwrap()).unwrap();
-        assert_eq!(
-            second,
-            headers(&[("streamtype", "data"), ("port", "80"), ("requestid", "0")])
-        );
+        assert_eq!(second, headers(&[("streamtype", "data"), ("port", "80"), ("requestid", "0")]));
         assert_eq!(second.get("port"), Some("80"));
     }
 
@@ -278,12 +260,7 @@ mod tests {
     fn our_blocks_are_read_back() {
         let (mut deflater, mut inflater) = (Deflater::new(), Inflater::new());
         let long = "x".repeat(5000);
-        for pairs in [
-            &[][..],
-            &[("a", "b")],
-            &[("streamtype", "stdin"), ("n", long.as_str())],
-            &[],
-        ] {
+        for pairs in [&[][..], &[("a", "b")], &[("streamtype", "stdin"), ("n", long.as_str())], &[]] {
             let block = deflater.write(&headers(pairs));
             assert_eq!(inflater.read(&block).unwrap(), headers(pairs));
         }
