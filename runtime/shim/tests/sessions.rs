@@ -216,7 +216,9 @@ fn ports_are_forwarded_into_the_pod() {
     let pod = Pod::start();
     // One server on IPv4, one on IPv6, both on the pod's loopback alone.
     let network = orlop_linux::netns::open(format!("/proc/{}/ns/net", pod.shim_pid).as_ref()).unwrap();
-    let bind = |address: &'static str| orlop_linux::netns::run(&network, move || std::net::TcpListener::bind(address)).unwrap().unwrap();
+    let bind = |address: &'static str| {
+        orlop_linux::netns::run(&network, move || std::net::TcpListener::bind(address)).unwrap().unwrap()
+    };
     let (four, six) = (bind("127.0.0.1:80"), bind("[::1]:81"));
     let servers = std::thread::spawn(move || {
         let (mut client, _) = four.accept().unwrap();
@@ -245,7 +247,9 @@ fn ports_are_forwarded_into_the_pod() {
         assert_eq!(heard, hears);
     }
     servers.join().unwrap();
-    assert!(matches!(pod.call(&Request::PortForward { port: 4 }), Err(ClientError::Refused { message, .. }) if message.contains("port 4")));
+    assert!(
+        matches!(pod.call(&Request::PortForward { port: 4 }), Err(ClientError::Refused { message, .. }) if message.contains("port 4"))
+    );
     pod.end();
 }
 
