@@ -230,7 +230,7 @@ pub enum Manifest {
     /// One platform.
     Image(Box<ImageManifest>),
     /// Several.
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
 }
 
 #[derive(Deserialize)]

@@ -89,7 +89,8 @@ impl Catalog {
         self.paths.images().join(".generation")
     }
 
-    fn generation(&self) -> Option<String> {
+    /// None while a change is under way, or after one was cut.
+    pub(crate) fn generation(&self) -> Option<String> {
         read_json(&self.generation_path()).ok().flatten()
     }
 

@@ -85,10 +85,13 @@ impl Paths {
         }
     }
 
-    /// Removes what was discarded, also by processes that are gone. Two at once do not disturb each other.
+    /// Removes what was discarded, also by processes that are gone. Nobody needs it any more, so what cannot be removed now (perhaps
+    /// because another process removes it, too) does not fail anything and is tried again the next time.
     pub(crate) fn empty_trash(&self) -> Result<(), ImageError> {
         for path in children(&self.trash())? {
-            remove_path(&path)?;
+            if let Err(error) = remove_path(&path) {
+                tracing::debug!(%error, "trash stays for now");
+            }
         }
         Ok(())
     }

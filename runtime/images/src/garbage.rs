@@ -24,7 +24,11 @@ pub(crate) fn collect(
 ) -> Result<Collected, ImageError> {
     let mut collected = Collected::default();
     {
-        let _lock = paths.lock_exclusive()?;
+        let lock = paths.lock_exclusive()?;
+        // A change that was cut left readers without a cache.
+        if catalog.generation().is_none() {
+            catalog.change(&lock, || Ok(()))?;
+        }
         let protected = lease::protected(paths)?;
         let names = catalog.read_names()?;
         let mut needed_layers: HashSet<Digest> = protected.layers.clone();

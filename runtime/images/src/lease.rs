@@ -39,24 +39,15 @@ pub(crate) struct Protected {
 
 impl Lease {
     pub(crate) fn new(paths: &Paths) -> Result<Self, ImageError> {
-        loop {
-            let session = unique_name();
-            let early = paths.leases().join(format!(".{session}"));
-            let path = paths.leases().join(&session);
-            let file = File::create(&early).map_err(|source| ImageError::io("create", &early, source))?;
-            // Locked before it has its name: a file under `leases/` without a lock is dead for sure.
-            retry_flock(&file, FlockOperation::LockExclusive)
-                .map_err(|source| ImageError::io("lock", &early, source))?;
-            match std::fs::rename(&early, &path) {
-                Ok(()) => {
-                    let state = Mutex::new(State { file, kept: HashSet::new() });
-                    return Ok(Self { paths: paths.clone(), path, session, state });
-                }
-                // A collection took the file for a dead one in the moment before it was locked.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(ImageError::io("create", &path, source)),
-            }
-        }
+        // A collection must see the lease before it sees what the operation makes, or not at all.
+        let _lock = paths.lock_shared()?;
+        let session = unique_name();
+        let path = paths.leases().join(&session);
+        let file = File::create_new(&path).map_err(|source| ImageError::io("create", &path, source))?;
+        retry_flock(&file, FlockOperation::LockExclusive)
+            .map_err(|source| ImageError::io("lock", &path, source))?;
+        let state = Mutex::new(State { file, kept: HashSet::new() });
+        Ok(Self { paths: paths.clone(), path, session, state })
     }
 
     /// The name under which unfinished files are made.
@@ -108,7 +99,7 @@ pub(crate) fn protected(paths: &Paths) -> Result<Protected, ImageError> {
             continue;
         }
         let Some(session) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        protected.sessions.insert(session.trim_start_matches('.').to_owned());
+        protected.sessions.insert(session.to_owned());
         // A lease that ended between the two looks protects nothing any more.
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         for line in text.lines() {

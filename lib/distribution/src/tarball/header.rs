@@ -2,6 +2,9 @@
 
 pub(super) const BLOCK: usize = 512;
 
+/// Offset and length of the runs of data in a sparse file.
+pub(super) type Runs = Vec<(u64, u64)>;
+
 pub(super) struct HeaderBlock<'a>(pub(super) &'a [u8; BLOCK]);
 
 impl HeaderBlock<'_> {
@@ -70,18 +73,18 @@ impl HeaderBlock<'_> {
     }
 
     /// The four sparse segments of an old GNU header, whether more blocks follow, and the file's real size.
-    pub(super) fn gnu_sparse(&self) -> Option<(Vec<(u64, u64)>, bool, u64)> {
+    pub(super) fn gnu_sparse(&self) -> Option<(Runs, bool, u64)> {
         let segments = segments(&self.0[386..482])?;
         Some((segments, self.0[482] != 0, number(&self.0[483..495])?))
     }
 }
 
 /// Segments of an extension block of an old GNU sparse header, and whether another block follows.
-pub(super) fn extended_sparse(block: &[u8; BLOCK]) -> Option<(Vec<(u64, u64)>, bool)> {
+pub(super) fn extended_sparse(block: &[u8; BLOCK]) -> Option<(Runs, bool)> {
     Some((segments(&block[0..504])?, block[504] != 0))
 }
 
-fn segments(bytes: &[u8]) -> Option<Vec<(u64, u64)>> {
+fn segments(bytes: &[u8]) -> Option<Runs> {
     let mut found = Vec::new();
     for pair in bytes.chunks_exact(24) {
         if pair[0] == 0 {
