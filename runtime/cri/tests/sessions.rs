@@ -27,12 +27,16 @@ struct Lab {
 }
 
 async fn lab() -> Lab {
+    lab_running(&SHELL).await
+}
+
+async fn lab_running(command: &[&str]) -> Lab {
     let mut node = Node::new();
     node.write_network();
     node.import_image();
     let mut client = node.start().await;
     let sandbox = client.run_pod(&pod(&node, "web")).await.unwrap();
-    let container = client.create(&sandbox, container("c", &SHELL)).await.unwrap();
+    let container = client.create(&sandbox, container("c", command)).await.unwrap();
     client.start(&container).await.unwrap();
     Lab { client, container, sandbox, _node: node }
 }
@@ -263,19 +267,10 @@ async fn kubectl_exec_over_websocket_and_spdy() {
 
 #[tokio::test]
 async fn kubectl_port_forward_over_websocket_and_spdy() {
-    let lab = lab().await;
+    // The server is in the pod: with a real shim nobody else can reach it.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let lab = lab_running(&["/bin/busybox", "nc", "-ll", "-p", &port, "-e", "/bin/busybox", "cat"]).await;
     let api = serve_api(&lab).await;
-    let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = echo.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = echo.accept().await.unwrap();
-            tokio::spawn(async move {
-                let (mut read, mut write) = stream.split();
-                let _ = tokio::io::copy(&mut read, &mut write).await;
-            });
-        }
-    });
     for websockets in [true, false] {
         let Some(mut command) = kubectl(api, websockets, &["port-forward", "web", &format!(":{port}")])
         else {

@@ -144,6 +144,45 @@ impl Drop for Node {
             frame.shutdown();
             let _ = thread.join();
         }
+        destroy_cgroup(&cgroup_parent(self));
+    }
+}
+
+/// One per node: tests may share a process.
+fn cgroup_parent(node: &Node) -> String {
+    let name = node.directory.path().file_name().unwrap().to_string_lossy().into_owned();
+    format!("orlop-test-{}", name.trim_matches('.'))
+}
+
+/// Kills and removes what a failed test left of real containers.
+fn destroy_cgroup(name: &str) {
+    let Ok(hierarchies) = std::fs::read_dir("/sys/fs/cgroup") else { return };
+    let mut roots: Vec<PathBuf> = hierarchies.flatten().map(|entry| entry.path()).collect();
+    roots.push(PathBuf::from("/sys/fs/cgroup"));
+    for root in roots {
+        let parent = root.join(name);
+        for _ in 0..100 {
+            let children: Vec<PathBuf> = std::fs::read_dir(&parent)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path())
+                .collect();
+            for child in children.iter().filter(|path| path.is_dir()) {
+                let pids = std::fs::read_to_string(child.join("cgroup.procs")).unwrap_or_default();
+                for pid in pids.lines().filter_map(|line| line.parse().ok()) {
+                    let _ = nix::sys::signal::kill(
+                        nix::unistd::Pid::from_raw(pid),
+                        nix::sys::signal::Signal::SIGKILL,
+                    );
+                }
+                let _ = std::fs::remove_dir(child);
+            }
+            if !parent.exists() || std::fs::remove_dir(&parent).is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
@@ -304,7 +343,7 @@ pub(crate) fn pod(node: &Node, name: &str) -> v1::PodSandboxConfig {
         log_directory: node.path("logs").to_string_lossy().into_owned(),
         labels: HashMap::from([("app".to_owned(), name.to_owned())]),
         linux: Some(v1::LinuxPodSandboxConfig {
-            cgroup_parent: format!("/orlop-test-{}", std::process::id()),
+            cgroup_parent: format!("/{}", cgroup_parent(node)),
             security_context: Some(v1::LinuxSandboxSecurityContext {
                 namespace_options: Some(v1::NamespaceOption {
                     pid: v1::NamespaceMode::Container as i32,
