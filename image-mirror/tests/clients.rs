@@ -1,5 +1,7 @@
 //! The registry on loopback, used by skopeo and curl.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;

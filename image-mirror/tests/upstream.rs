@@ -1,5 +1,7 @@
 //! What is not here is fetched from Debian's docker-registry, once, and is there when that registry is gone.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

@@ -41,6 +41,14 @@ pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(owned)
 }
 
+/// Closes what a careless parent left open above standard error. For the first line of a program that will live long.
+pub fn close_inherited() -> io::Result<()> {
+    // SAFETY: called before this program has opened anything (its documentation says so), so no owner loses a descriptor. rustix
+    // and nix have no close_range(2).
+    let answer = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, 0_u32) };
+    crate::check(answer).map(drop)
+}
+
 /// Marks every descriptor from `first` on close-on-exec (close_range(2), Linux 5.11).
 pub fn close_from_on_exec(first: u32) -> io::Result<()> {
     // SAFETY: CLOSE_RANGE_CLOEXEC closes nothing now; no memory is passed. rustix and nix have no close_range(2).

@@ -214,9 +214,8 @@ fn name_records(image: &ArchiveImage) -> Vec<NameRecord> {
     };
     let mut names: Vec<String> = Vec::new();
     for name in &image.names {
-        match name.tag() {
-            Some(tag) => names.extend(name.with_tag(tag).ok().map(|name| name.to_string())),
-            None => {}
+        if let Some(tag) = name.tag() {
+            names.extend(name.with_tag(tag).ok().map(|name| name.to_string()));
         }
         names.push(name.with_digest(image.target.clone()).to_string());
     }

@@ -109,6 +109,10 @@ impl Shim {
             }
             self.announce(&id);
         }
+        // The program may have been quicker than the answer about it.
+        if self.processes.get(&key).is_some_and(|running| running.status.is_none()) {
+            self.status_ended(key);
+        }
         let early = self.unclaimed.iter().find(|ended| ended.0 == pid).copied();
         if let Some((_, code, at)) = early {
             self.process_ended(key, code, at);

@@ -44,6 +44,7 @@ pub(crate) fn main(config: &Path) -> i32 {
 
 /// The parent waits until the child serves, or says why it cannot.
 fn fork(config: &Path) -> anyhow::Result<i32> {
+    orlop_linux::fd::close_inherited().context("failed to close inherited descriptors")?;
     let text = fs::read(config).with_context(|| format!("failed to read {}", config.display()))?;
     let config: ShimConfig =
         serde_json::from_slice(&text).with_context(|| format!("failed to read {}", config.display()))?;

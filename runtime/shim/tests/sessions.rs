@@ -129,9 +129,9 @@ fn exec_with_a_terminal() {
     needs_root!();
     let pod = Pod::start();
     pod.run("c1", &["sleep", "1000"]);
-    let mut client = exec(&pod, ExecProcess { terminal: true, stdin: true, ..process(&["sh"]) });
+    let mut client = exec(&pod, ExecProcess { terminal: true, stdin: true, ..process(&["sh", "-c", "read x; tty; stty size; exit $x"]) });
     client.send(channel::RESIZE, br#"{"Width":111,"Height":33}"#).unwrap();
-    client.send(channel::STDIN, b"tty; stty size; exit 4\n").unwrap();
+    client.send(channel::STDIN, b"4\n").unwrap();
     let (stdout, _, code) = drain(&mut client);
     assert!(stdout.contains("/dev/pts/0\r\n") && stdout.contains("33 111\r\n"), "{stdout:?}");
     assert_eq!(code, 4);

@@ -95,7 +95,10 @@ impl Node {
 
     /// Starts the daemon and waits until it answers.
     pub(crate) async fn start(&mut self) -> Client {
-        let config = self.config();
+        self.start_with(self.config()).await
+    }
+
+    pub(crate) async fn start_with(&mut self, config: Config) -> Client {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let thread = std::thread::spawn(move || {
             orlop_daemon::run(Settings::new("runtime"), |frame| async move {
@@ -122,6 +125,14 @@ impl Node {
         let path = self.path("state/sandboxes").join(sandbox).join("shim.json");
         let identity: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         i32::try_from(identity["pid"].as_i64().unwrap()).unwrap()
+    }
+
+    /// Cgroups of pods and containers, in any hierarchy.
+    pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
+        let hierarchies = std::fs::read_dir("/sys/fs/cgroup").unwrap();
+        let parents = hierarchies.map(|entry| entry.unwrap().path().join(cgroup_parent(self)));
+        let entries = parents.filter_map(|parent| std::fs::read_dir(parent).ok()).flatten();
+        entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
     }
 
     pub(crate) fn entries(&self, name: &str) -> Vec<String> {

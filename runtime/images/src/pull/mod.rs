@@ -37,12 +37,13 @@ const DEPTH_LIMIT: usize = 4;
 
 type Outcome = Result<ImageRecord, Arc<ImageError>>;
 type Flight = Shared<BoxFuture<'static, Outcome>>;
+type WeakFlight = WeakShared<BoxFuture<'static, Outcome>>;
 
 /// What pulls share.
 pub(crate) struct Puller {
     client: RegistryClient,
     downloads: Semaphore,
-    flights: Mutex<HashMap<(String, Option<Credential>), WeakShared<BoxFuture<'static, Outcome>>>>,
+    flights: Mutex<HashMap<(String, Option<Credential>), WeakFlight>>,
     /// One per layer that is being fetched.
     locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
 }
