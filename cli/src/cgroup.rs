@@ -34,7 +34,7 @@ fn below(root: &Path, cgroup: &str) -> PathBuf {
 }
 
 /// Moves this process (and so its future children) into `cgroup`.
-pub fn enter(cgroup: &str) -> anyhow::Result<()> {
+pub(crate) fn enter(cgroup: &str) -> anyhow::Result<()> {
     for root in hierarchies().context("failed to list the cgroup hierarchies")? {
         let directory = below(&root, cgroup);
         let entered = std::fs::create_dir_all(&directory).and_then(|()| {
@@ -65,7 +65,7 @@ fn inherit_cpuset(root: &Path, directory: &Path) -> io::Result<()> {
 }
 
 /// Kills every process at or below `cgroup` and removes it from all hierarchies. A cgroup that is gone is fine.
-pub fn destroy(cgroup: &str) -> anyhow::Result<()> {
+pub(crate) fn destroy(cgroup: &str) -> anyhow::Result<()> {
     let roots = hierarchies().context("failed to list the cgroup hierarchies")?;
     let deadline = Instant::now() + KILL_DEADLINE;
     loop {

@@ -18,7 +18,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Arguments of `orlop down`.
 #[derive(Debug, Args)]
-pub struct DownArgs {
+pub(crate) struct DownArgs {
     /// The cluster's data directory.
     #[arg(long, default_value = DEFAULT_DATA_DIR)]
     data_dir: PathBuf,
@@ -30,7 +30,7 @@ pub struct DownArgs {
 /// Removes the cluster of a data directory: processes, cgroups, network, mounts, files.
 ///
 /// Every step is tried; all that failed is reported.
-pub fn run(args: &DownArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &DownArgs) -> anyhow::Result<()> {
     crate::require_root("orlop down")?;
     orlop_daemon::init_tracing();
     let layout = Layout::existing(&args.data_dir)?;
@@ -90,7 +90,7 @@ fn remove_network(layout: &Layout, spec: Option<&ClusterSpec>, names: &[String])
             return lab::remove(layout, names).await;
         }
         let Some(spec) = spec else { return Ok(()) };
-        crate::network::cleanup(spec).await
+        crate::network::cleanup(layout, spec).await
     })
 }
 

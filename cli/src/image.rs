@@ -11,7 +11,7 @@ use crate::up::layout::{DEFAULT_DATA_DIR, Layout};
 
 /// Arguments of `orlop image`.
 #[derive(Debug, Args)]
-pub struct ImageArgs {
+pub(crate) struct ImageArgs {
     /// The cluster's data directory; every node in it is meant.
     #[arg(long, global = true, default_value = DEFAULT_DATA_DIR)]
     data_dir: PathBuf,
@@ -23,7 +23,7 @@ pub struct ImageArgs {
 }
 
 /// Runs the command on the image store of every node that is meant.
-pub fn run(args: &ImageArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &ImageArgs) -> anyhow::Result<()> {
     crate::require_root("orlop image")?;
     orlop_daemon::init_tracing();
     let layout = Layout::existing(&args.data_dir)?;

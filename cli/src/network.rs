@@ -8,20 +8,21 @@ use orlop_daemon::config::Validate;
 use orlop_kube::network::NetworkWatches;
 use serde::{Deserialize, Serialize};
 
+use crate::up::layout::Layout;
 use crate::up::spec::ClusterSpec;
 
 /// `network.yaml`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub struct NetworkConfig {
+pub(crate) struct NetworkConfig {
     /// Client configuration of the network identity.
-    pub kubeconfig: PathBuf,
+    pub(crate) kubeconfig: PathBuf,
     /// Bridge, VXLAN, masquerade, CNI configuration.
-    pub overlay: orlop_cni::OverlayConfig,
+    pub(crate) overlay: orlop_cni::OverlayConfig,
     /// Services on nftables.
-    pub proxy: orlop_proxy::Config,
+    pub(crate) proxy: orlop_proxy::Config,
     /// Cluster DNS.
-    pub dns: orlop_dns::Config,
+    pub(crate) dns: orlop_dns::Config,
 }
 
 impl Validate for NetworkConfig {
@@ -41,7 +42,7 @@ impl Validate for NetworkConfig {
 }
 
 /// Wires the three parts.
-pub async fn start(frame: &Frame, config: NetworkConfig) -> anyhow::Result<()> {
+pub(crate) async fn start(frame: &Frame, config: NetworkConfig) -> anyhow::Result<()> {
     let client = orlop_kube::client_from_kubeconfig(&config.kubeconfig).await?;
     let watches = NetworkWatches::start(frame, &client);
     for address in &config.dns.listen {
@@ -54,10 +55,14 @@ pub async fn start(frame: &Frame, config: NetworkConfig) -> anyhow::Result<()> {
 }
 
 /// Removes what the network process of a node without a namespace of its own left on the machine.
-pub async fn cleanup(spec: &ClusterSpec) -> anyhow::Result<()> {
+pub(crate) async fn cleanup(layout: &Layout, spec: &ClusterSpec) -> anyhow::Result<()> {
+    let node = spec.nodes.first().context("the cluster has no node")?;
+    let directory = layout.node(&node.name);
     let overlay = orlop_cni::OverlayConfig {
         cluster_cidr: spec.pod_cidr.into(),
         service_cidr: spec.service_cidr.into(),
+        cni_conf_dir: directory.join("cni/net.d"),
+        ipam_dir: directory.join("cni/ipam"),
         ..orlop_cni::OverlayConfig::default()
     };
     orlop_cni::cleanup(&overlay).context("failed to remove the overlay")?;

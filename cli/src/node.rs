@@ -13,27 +13,27 @@ use crate::up::lab;
 
 /// Arguments of every daemon.
 #[derive(Clone, Debug, Args)]
-pub struct DaemonArgs {
+pub(crate) struct DaemonArgs {
     /// The daemon's configuration file.
     #[arg(long)]
-    pub config: PathBuf,
+    pub(crate) config: PathBuf,
     /// The process that supervises this one; it ends when that one does.
     #[arg(long, hide = true)]
-    pub supervisor: Option<i32>,
+    pub(crate) supervisor: Option<i32>,
 }
 
 /// `node.yaml`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub struct NodeConfig {
+pub(crate) struct NodeConfig {
     /// A network namespace of `/run/netns` to live in; the machine's own without one.
-    pub network_namespace: Option<String>,
+    pub(crate) network_namespace: Option<String>,
     /// A hostname of its own; the machine's without one.
-    pub hostname: Option<String>,
+    pub(crate) hostname: Option<String>,
     /// Directory with `runtime.yaml`, `kubelet.yaml` and `network.yaml`.
-    pub directory: PathBuf,
+    pub(crate) directory: PathBuf,
     /// Directory for the daemons' logs.
-    pub log_directory: PathBuf,
+    pub(crate) log_directory: PathBuf,
 }
 
 impl Validate for NodeConfig {
@@ -49,7 +49,7 @@ impl Validate for NodeConfig {
 }
 
 /// Runs a node until it is told to stop.
-pub fn run(args: &DaemonArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &DaemonArgs) -> anyhow::Result<()> {
     supervise::follow_supervisor(args.supervisor)?;
     let config: NodeConfig = config::load(&args.config)?;
     enter(&config)?;

@@ -27,17 +27,17 @@ const LOG_CHECK: Duration = Duration::from_secs(30);
 
 /// One child process.
 #[derive(Clone, Debug)]
-pub struct Process {
+pub(crate) struct Process {
     /// For logs: `master`, `node-1`, `kubelet`.
-    pub name: String,
+    pub(crate) name: String,
     /// Arguments of this same binary.
-    pub arguments: Vec<String>,
+    pub(crate) arguments: Vec<String>,
     /// Where its standard error goes.
-    pub log: PathBuf,
+    pub(crate) log: PathBuf,
 }
 
 /// Keeps `process` running until the drain, then stops it.
-pub async fn keep(process: Process, drain: Drain) -> anyhow::Result<()> {
+pub(crate) async fn keep(process: Process, drain: Drain) -> anyhow::Result<()> {
     let mut backoff = Backoff::new(RESTART_FIRST, RESTART_CAP);
     while !drain.is_draining() {
         let started = Instant::now();
@@ -126,7 +126,7 @@ fn rotate(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// The supervisor is gone already.
-pub fn follow_supervisor(pid: Option<i32>) -> anyhow::Result<()> {
+pub(crate) fn follow_supervisor(pid: Option<i32>) -> anyhow::Result<()> {
     let Some(pid) = pid else { return Ok(()) };
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
     let parent = rustix::process::getppid().map_or(0, rustix::process::Pid::as_raw_pid);

@@ -232,6 +232,48 @@ fn every_way_into_a_service() {
     who_is_seen_and_who_is_refused(&lab);
 }
 
+/// Connections of a host to a server of its own that is a Service's endpoint: the API server's, to everything on its machine.
+#[test]
+fn the_first_rules_break_no_connection_that_is_there() {
+    let lab = Lab::new(0);
+    let open = || {
+        let listener = TcpListener::bind((NODE, 0)).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (listener.local_addr().unwrap().port(), client, listener.accept().unwrap().0)
+    };
+    let (port, mut client, mut server) = inside(&lab.node, open).unwrap();
+    lab.service(web());
+    let endpoint = Endpoint {
+        addresses: vec![NODE.parse().unwrap()],
+        ready: true,
+        serving: true,
+        terminating: false,
+        hostname: None,
+        node: Some("node".into()),
+    };
+    let slice = EndpointSlice {
+        service: "web".into(),
+        endpoints: vec![endpoint],
+        ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port }],
+    };
+    lab.watches.slices.set(key("web-1"), Some(slice));
+    let _daemon = lab.daemon();
+    until("first rules", || shell(&lab.node, "nft list tables").contains("orlop-proxy"));
+    until("the endpoint", || {
+        shell(&lab.node, "nft list map ip orlop-proxy services").contains("10.96.0.7")
+    });
+    for stream in [&client, &server] {
+        stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    }
+    // The server speaks first: the kernel takes its packet for the begin of a connection.
+    let mut buffer = [0; 4];
+    server.write_all(b"ping").unwrap();
+    client.read_exact(&mut buffer).unwrap();
+    client.write_all(b"pong").unwrap();
+    server.read_exact(&mut buffer).unwrap();
+    assert_eq!(&buffer, b"pong");
+}
+
 fn who_is_seen_and_who_is_refused(lab: &Lab) {
     let seen = call(&lab.client, "192.168.50.1:30080").unwrap();
     assert!(seen.ends_with(" 10.244.0.1"), "a client from outside is masqueraded: {seen}");

@@ -22,7 +22,7 @@ const DNS_PORT: u16 = 53;
 const NODE_PREFIX: u8 = 24;
 
 /// Writes `master.yaml`.
-pub fn write_master(
+pub(crate) fn write_master(
     layout: &Layout,
     spec: &ClusterSpec,
     authority: &Authority,
@@ -56,7 +56,7 @@ pub fn write_master(
 }
 
 /// Writes the files of one node, and the directory with its CNI plugin.
-pub fn write_node(
+pub(crate) fn write_node(
     layout: &Layout,
     spec: &ClusterSpec,
     node: &NodeSpec,
@@ -143,6 +143,7 @@ fn network(layout: &Layout, spec: &ClusterSpec, node: &NodeSpec) -> anyhow::Resu
         dns: orlop_dns::Config {
             listen: vec![SocketAddr::new(spec.cluster_dns.into(), DNS_PORT)],
             domain: spec.cluster_domain.clone(),
+            reverse_cidrs: vec![spec.pod_cidr.into(), spec.service_cidr.into()],
             ..orlop_dns::Config::default()
         },
     })

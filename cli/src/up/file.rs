@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context as _;
 
 /// Writes a file by way of a temporary neighbour; `mode` holds from its first byte.
-pub fn write_atomic(path: &Path, content: &[u8], mode: u32) -> anyhow::Result<()> {
+pub(crate) fn write_atomic(path: &Path, content: &[u8], mode: u32) -> anyhow::Result<()> {
     let parent = path.parent().context("a file needs a directory")?;
     std::fs::create_dir_all(parent).with_context(|| format!("failed to create {}", parent.display()))?;
     let name = path.file_name().context("a file needs a name")?.to_string_lossy();

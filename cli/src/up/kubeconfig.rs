@@ -10,7 +10,7 @@ use super::file::write_atomic;
 use super::pki::{Authority, CertificateFiles};
 
 /// Writes a kubeconfig for `user` that talks to `server`, for example `https://10.0.0.1:6443`.
-pub fn write(
+pub(crate) fn write(
     path: &Path,
     authority: &Authority,
     server: &str,

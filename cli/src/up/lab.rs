@@ -24,12 +24,12 @@ use super::spec::{ClusterSpec, LabSpec, nth};
 const NETNS_DIRECTORY: &str = "/run/netns";
 
 /// The file that pins a named network namespace.
-pub fn netns_path(name: &str) -> PathBuf {
+pub(crate) fn netns_path(name: &str) -> PathBuf {
     Path::new(NETNS_DIRECTORY).join(name)
 }
 
 /// Makes what is missing of the lab: bridge, namespaces, links. Needs a tokio runtime.
-pub async fn ensure(layout: &Layout, spec: &ClusterSpec, lab: &LabSpec) -> anyhow::Result<()> {
+pub(crate) async fn ensure(layout: &Layout, spec: &ClusterSpec, lab: &LabSpec) -> anyhow::Result<()> {
     let (connection, handle, _) = new_connection().context("failed to open a route socket")?;
     let driver = tokio::spawn(connection);
     let result = ensure_with(&handle, layout, spec, lab).await;
@@ -182,7 +182,7 @@ where
 }
 
 /// Enters a named namespace with the whole process, which must be single-threaded.
-pub fn enter(name: &str) -> anyhow::Result<()> {
+pub(crate) fn enter(name: &str) -> anyhow::Result<()> {
     let path = netns_path(name);
     let file =
         open_namespace(&path)?.with_context(|| format!("{} is no network namespace", path.display()))?;
@@ -200,7 +200,7 @@ async fn link_index(handle: &Handle, name: &str) -> anyhow::Result<Option<u32>> 
 }
 
 /// Removes the bridge, the links and the namespaces of a layout. What is gone is fine.
-pub async fn remove(layout: &Layout, nodes: &[String]) -> anyhow::Result<()> {
+pub(crate) async fn remove(layout: &Layout, nodes: &[String]) -> anyhow::Result<()> {
     let (connection, handle, _) = new_connection().context("failed to open a route socket")?;
     let driver = tokio::spawn(connection);
     let links = (1..=u32::try_from(nodes.len())?).map(|index| layout.link(index));

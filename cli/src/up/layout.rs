@@ -6,24 +6,24 @@ use std::path::{Path, PathBuf};
 use orlop_types::Digest;
 
 /// The data directory when none is given.
-pub const DEFAULT_DATA_DIR: &str = "/var/lib/orlop";
+pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/orlop";
 
 /// Paths and names derived from one data directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub(crate) struct Layout {
     data: PathBuf,
     suffix: String,
 }
 
 impl Layout {
     /// The layout of a data directory, which is made if missing so that it has a canonical path.
-    pub fn create(data: &Path) -> io::Result<Self> {
+    pub(crate) fn create(data: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(data)?;
         Ok(Self::of(std::fs::canonicalize(data)?))
     }
 
     /// The layout of an existing or already removed data directory.
-    pub fn existing(data: &Path) -> io::Result<Self> {
+    pub(crate) fn existing(data: &Path) -> io::Result<Self> {
         match std::fs::canonicalize(data) {
             Ok(path) => Ok(Self::of(path)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(data).map(Self::of),
@@ -42,71 +42,71 @@ impl Layout {
     }
 
     /// `DATA`.
-    pub fn data(&self) -> &Path {
+    pub(crate) fn data(&self) -> &Path {
         &self.data
     }
 
     /// `RUN`, on tmpfs.
-    pub fn run(&self) -> PathBuf {
+    pub(crate) fn run(&self) -> PathBuf {
         PathBuf::from(format!("/run/orlop{}", self.suffix))
     }
 
     /// The cgroup that holds every process of the cluster, relative to each hierarchy's root.
-    pub fn cgroup(&self) -> String {
+    pub(crate) fn cgroup(&self) -> String {
         format!("/orlop{}", self.suffix)
     }
 
     /// The name of a node's network namespace in `/run/netns`, when it has one of its own.
-    pub fn netns(&self, node: &str) -> String {
+    pub(crate) fn netns(&self, node: &str) -> String {
         format!("orlop{}-{node}", self.suffix)
     }
 
     /// The bridge that joins nodes with namespaces of their own. At most 15 bytes (IFNAMSIZ).
-    pub fn bridge(&self) -> String {
+    pub(crate) fn bridge(&self) -> String {
         format!("orlop{}", if self.suffix.is_empty() { "0" } else { &self.suffix })
     }
 
     /// The host side of a node's link to the bridge. At most 15 bytes.
-    pub fn link(&self, index: u32) -> String {
+    pub(crate) fn link(&self, index: u32) -> String {
         let cluster = self.suffix.trim_start_matches('-');
         format!("ol{}n{index}", &cluster[..cluster.len().min(8)])
     }
 
-    pub fn cluster_file(&self) -> PathBuf {
+    pub(crate) fn cluster_file(&self) -> PathBuf {
         self.data.join("cluster.json")
     }
 
-    pub fn pki(&self) -> PathBuf {
+    pub(crate) fn pki(&self) -> PathBuf {
         self.data.join("pki")
     }
 
-    pub fn admin_kubeconfig(&self) -> PathBuf {
+    pub(crate) fn admin_kubeconfig(&self) -> PathBuf {
         self.data.join("admin.kubeconfig")
     }
 
-    pub fn logs(&self) -> PathBuf {
+    pub(crate) fn logs(&self) -> PathBuf {
         self.data.join("log")
     }
 
-    pub fn master_dir(&self) -> PathBuf {
+    pub(crate) fn master_dir(&self) -> PathBuf {
         self.data.join("master")
     }
 
-    pub fn node(&self, name: &str) -> PathBuf {
+    pub(crate) fn node(&self, name: &str) -> PathBuf {
         self.data.join("nodes").join(name)
     }
 
-    pub fn node_run(&self, name: &str) -> PathBuf {
+    pub(crate) fn node_run(&self, name: &str) -> PathBuf {
         self.run().join(name)
     }
 
     /// The root of a node's images and snapshots.
-    pub fn runtime_root(&self, name: &str) -> PathBuf {
+    pub(crate) fn runtime_root(&self, name: &str) -> PathBuf {
         self.node(name).join("runtime")
     }
 
     /// The names of the nodes that have a directory, sorted.
-    pub fn node_names(&self) -> io::Result<Vec<String>> {
+    pub(crate) fn node_names(&self) -> io::Result<Vec<String>> {
         let entries = match std::fs::read_dir(self.data.join("nodes")) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

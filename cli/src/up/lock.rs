@@ -10,7 +10,7 @@ use super::layout::Layout;
 
 /// Held for the life of `orlop up`; the kernel lets go of it when the process dies.
 #[derive(Debug)]
-pub struct Lock {
+pub(crate) struct Lock {
     _file: File,
 }
 
@@ -20,7 +20,7 @@ fn path(layout: &Layout) -> PathBuf {
 
 impl Lock {
     /// Takes the lock, or names the process that has it.
-    pub fn take(layout: &Layout) -> anyhow::Result<Self> {
+    pub(crate) fn take(layout: &Layout) -> anyhow::Result<Self> {
         let path = path(layout);
         let mut file = OpenOptions::new()
             .read(true)
@@ -46,7 +46,7 @@ impl Lock {
     }
 
     /// The process that holds the lock now, if one does.
-    pub fn holder(layout: &Layout) -> Option<i32> {
+    pub(crate) fn holder(layout: &Layout) -> Option<i32> {
         let mut file = File::open(path(layout)).ok()?;
         if file.try_lock_shared().is_ok() {
             return None;

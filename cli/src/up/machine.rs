@@ -14,7 +14,7 @@ use rtnetlink::{RouteMessageBuilder, new_connection};
 use super::spec::Machine;
 
 /// Reads the machine. Needs a tokio runtime.
-pub async fn read() -> anyhow::Result<Machine> {
+pub(crate) async fn read() -> anyhow::Result<Machine> {
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let (connection, handle, _) = new_connection().context("failed to open a route socket")?;
     let driver = tokio::spawn(connection);

@@ -9,15 +9,15 @@
 //! node's runtime. Pods outlive `up`; `orlop down` removes them.
 
 mod configs;
-pub mod file;
+pub(crate) mod file;
 mod kubeconfig;
-pub mod lab;
-pub mod layout;
-pub mod lock;
+pub(crate) mod lab;
+pub(crate) mod layout;
+pub(crate) mod lock;
 mod machine;
 mod pki;
 mod prepare;
-pub mod spec;
+pub(crate) mod spec;
 mod wait;
 
 use std::net::IpAddr;
@@ -39,7 +39,7 @@ use spec::{ClusterSpec, Wish};
 
 /// Arguments of `orlop up`.
 #[derive(Clone, Debug, Args)]
-pub struct UpArgs {
+pub(crate) struct UpArgs {
     /// Where the cluster keeps everything; a second `up` on it resumes.
     #[arg(long, default_value = DEFAULT_DATA_DIR)]
     data_dir: PathBuf,
@@ -91,7 +91,7 @@ impl UpArgs {
 }
 
 /// Runs the cluster in the foreground, or with `--detach` until it is Ready.
-pub fn run(args: &UpArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
     crate::require_root("orlop up")?;
     let started = Instant::now();
     let layout = Layout::create(&args.data_dir)

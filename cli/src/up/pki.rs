@@ -21,23 +21,23 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A certificate and its key on disk.
 #[derive(Clone, Debug)]
-pub struct CertificateFiles {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
+pub(crate) struct CertificateFiles {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 /// What a leaf says.
 #[derive(Clone, Debug, Default)]
-pub struct Leaf<'a> {
-    pub common_name: &'a str,
-    pub organization: Option<&'a str>,
-    pub dns_names: &'a [String],
-    pub addresses: &'a [IpAddr],
-    pub server: bool,
+pub(crate) struct Leaf<'a> {
+    pub(crate) common_name: &'a str,
+    pub(crate) organization: Option<&'a str>,
+    pub(crate) dns_names: &'a [String],
+    pub(crate) addresses: &'a [IpAddr],
+    pub(crate) server: bool,
 }
 
 /// The cluster's CA, loaded.
-pub struct Authority {
+pub(crate) struct Authority {
     directory: PathBuf,
     certificate_pem: String,
     issuer: Issuer<'static, KeyPair>,
@@ -45,7 +45,7 @@ pub struct Authority {
 
 impl Authority {
     /// Loads the CA of `directory`, or makes it.
-    pub fn open(directory: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn open(directory: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(directory)?;
         let files = files(directory, "ca");
         if !files.certificate.exists() || !files.key.exists() {
@@ -60,17 +60,17 @@ impl Authority {
     }
 
     /// Path of the CA certificate.
-    pub fn certificate(&self) -> PathBuf {
+    pub(crate) fn certificate(&self) -> PathBuf {
         files(&self.directory, "ca").certificate
     }
 
     /// The CA certificate as PEM.
-    pub fn certificate_pem(&self) -> &str {
+    pub(crate) fn certificate_pem(&self) -> &str {
         &self.certificate_pem
     }
 
     /// The leaf `name`, as it is on disk when it still fits, else made anew.
-    pub fn leaf(&self, name: &str, leaf: &Leaf<'_>) -> anyhow::Result<CertificateFiles> {
+    pub(crate) fn leaf(&self, name: &str, leaf: &Leaf<'_>) -> anyhow::Result<CertificateFiles> {
         let files = files(&self.directory, name);
         if !is_current(&files, leaf) {
             self.issue(&files, leaf).with_context(|| format!("failed to issue certificate {name}"))?;
@@ -97,7 +97,7 @@ impl Authority {
 }
 
 /// The key that signs service-account tokens (ECDSA P-256, PKCS#8 PEM), made if missing.
-pub fn service_account_key(directory: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn service_account_key(directory: &Path) -> anyhow::Result<PathBuf> {
     let path = directory.join("sa.key");
     if !path.exists() {
         write_atomic(&path, KeyPair::generate()?.serialize_pem().as_bytes(), 0o600)?;

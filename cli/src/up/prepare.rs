@@ -10,14 +10,14 @@ use super::spec::{ClusterSpec, NodeSpec, Wish, nth};
 use super::{configs, kubeconfig, lab, machine};
 
 /// Certificates of the master, by path.
-pub struct MasterFiles {
-    pub serving: CertificateFiles,
-    pub kubelet_client: CertificateFiles,
-    pub service_account_key: std::path::PathBuf,
+pub(crate) struct MasterFiles {
+    pub(crate) serving: CertificateFiles,
+    pub(crate) kubelet_client: CertificateFiles,
+    pub(crate) service_account_key: std::path::PathBuf,
 }
 
 /// Makes or resumes the cluster of a data directory.
-pub fn cluster(layout: &Layout, wish: &Wish) -> anyhow::Result<ClusterSpec> {
+pub(crate) fn cluster(layout: &Layout, wish: &Wish) -> anyhow::Result<ClusterSpec> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let spec = match ClusterSpec::load(&layout.cluster_file())? {
         Some(spec) => spec.resume(wish)?,

@@ -14,55 +14,55 @@ const VERSION: u32 = 1;
 /// The cluster as it is remembered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ClusterSpec {
-    pub version: u32,
-    pub pod_cidr: Ipv4Net,
-    pub service_cidr: Ipv4Net,
-    pub cluster_dns: Ipv4Addr,
-    pub cluster_domain: String,
+pub(crate) struct ClusterSpec {
+    pub(crate) version: u32,
+    pub(crate) pod_cidr: Ipv4Net,
+    pub(crate) service_cidr: Ipv4Net,
+    pub(crate) cluster_dns: Ipv4Addr,
+    pub(crate) cluster_domain: String,
     /// HTTPS port of the API server.
-    pub api_port: u16,
+    pub(crate) api_port: u16,
     /// Plain HTTP port on loopback; 0 is off.
-    pub insecure_port: u16,
+    pub(crate) insecure_port: u16,
     /// Where nodes reach the API server.
-    pub advertise_address: IpAddr,
-    pub nodes: Vec<NodeSpec>,
+    pub(crate) advertise_address: IpAddr,
+    pub(crate) nodes: Vec<NodeSpec>,
     /// Set when the nodes live in network namespaces of their own.
-    pub lab: Option<LabSpec>,
+    pub(crate) lab: Option<LabSpec>,
 }
 
 /// One node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct NodeSpec {
-    pub name: String,
-    pub address: IpAddr,
+pub(crate) struct NodeSpec {
+    pub(crate) name: String,
+    pub(crate) address: IpAddr,
 }
 
 /// The network that joins nodes on one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct LabSpec {
+pub(crate) struct LabSpec {
     /// The bridge has the first address, node `i` the `10 + i`th.
-    pub network: Ipv4Net,
+    pub(crate) network: Ipv4Net,
 }
 
 /// What the user asked for on the command line; `None` is the default or what is remembered.
 #[derive(Clone, Debug, Default)]
-pub struct Wish {
-    pub pod_cidr: Option<Ipv4Net>,
-    pub service_cidr: Option<Ipv4Net>,
-    pub api_port: Option<u16>,
-    pub insecure_port: Option<u16>,
-    pub node_ip: Option<IpAddr>,
-    pub node_name: Option<String>,
-    pub nodes: Option<u32>,
-    pub node_network: Option<Ipv4Net>,
+pub(crate) struct Wish {
+    pub(crate) pod_cidr: Option<Ipv4Net>,
+    pub(crate) service_cidr: Option<Ipv4Net>,
+    pub(crate) api_port: Option<u16>,
+    pub(crate) insecure_port: Option<u16>,
+    pub(crate) node_ip: Option<IpAddr>,
+    pub(crate) node_name: Option<String>,
+    pub(crate) nodes: Option<u32>,
+    pub(crate) node_network: Option<Ipv4Net>,
 }
 
 impl ClusterSpec {
     /// The remembered cluster, if there is one.
-    pub fn load(path: &Path) -> anyhow::Result<Option<Self>> {
+    pub(crate) fn load(path: &Path) -> anyhow::Result<Option<Self>> {
         let text = match std::fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -78,12 +78,12 @@ impl ClusterSpec {
     }
 
     /// Remembers the cluster.
-    pub fn save(&self, path: &Path) -> anyhow::Result<()> {
+    pub(crate) fn save(&self, path: &Path) -> anyhow::Result<()> {
         write_atomic(path, &serde_json::to_vec_pretty(self)?, 0o644)
     }
 
     /// A new cluster from wishes and what the machine has.
-    pub fn create(wish: &Wish, machine: &Machine) -> anyhow::Result<Self> {
+    pub(crate) fn create(wish: &Wish, machine: &Machine) -> anyhow::Result<Self> {
         let parse = |text: &str| text.parse().expect("the built-in ranges are valid");
         let pod_cidr = wish.pod_cidr.unwrap_or_else(|| parse("10.244.0.0/16"));
         let service_cidr = wish.service_cidr.unwrap_or_else(|| parse("10.96.0.0/16"));
@@ -122,7 +122,7 @@ impl ClusterSpec {
     }
 
     /// The remembered cluster with the wishes that may change later; others must agree with what is remembered.
-    pub fn resume(mut self, wish: &Wish) -> anyhow::Result<Self> {
+    pub(crate) fn resume(mut self, wish: &Wish) -> anyhow::Result<Self> {
         let fixed = |name: &str, wished: Option<String>, known: String| match wished {
             Some(wished) if wished != known => {
                 bail!(
@@ -176,12 +176,12 @@ impl ClusterSpec {
 
 /// What of the machine matters for a new cluster.
 #[derive(Clone, Debug, Default)]
-pub struct Machine {
-    pub hostname: String,
+pub(crate) struct Machine {
+    pub(crate) hostname: String,
     /// The address that other machines would use.
-    pub address: Option<IpAddr>,
+    pub(crate) address: Option<IpAddr>,
     /// Destinations of its routes, without the default route.
-    pub routes: Vec<Ipv4Net>,
+    pub(crate) routes: Vec<Ipv4Net>,
 }
 
 fn overlaps(a: Ipv4Net, b: Ipv4Net) -> bool {
@@ -189,7 +189,7 @@ fn overlaps(a: Ipv4Net, b: Ipv4Net) -> bool {
 }
 
 /// The `index`th address of a range.
-pub fn nth(range: Ipv4Net, index: u32) -> Option<Ipv4Addr> {
+pub(crate) fn nth(range: Ipv4Net, index: u32) -> Option<Ipv4Addr> {
     let address = Ipv4Addr::from(u32::from(range.network()).checked_add(index)?);
     (range.contains(&address) && address != range.broadcast()).then_some(address)
 }

@@ -18,7 +18,11 @@ const POLL: Duration = Duration::from_millis(50);
 const LOG_TAIL_LINES: usize = 15;
 
 /// Resolves once every node of the cluster is Ready.
-pub async fn until_ready(layout: &Layout, spec: &ClusterSpec, deadline: Duration) -> anyhow::Result<()> {
+pub(crate) async fn until_ready(
+    layout: &Layout,
+    spec: &ClusterSpec,
+    deadline: Duration,
+) -> anyhow::Result<()> {
     let client = orlop_kube::client_from_kubeconfig(&layout.admin_kubeconfig()).await?;
     let nodes: Api<Node> = Api::all(client);
     let end = Instant::now() + deadline;
@@ -60,7 +64,7 @@ fn missing(spec: &ClusterSpec, nodes: &[Node]) -> Option<String> {
 }
 
 /// As [`until_ready`], and fails as soon as the background process ends.
-pub async fn until_ready_or_ended(
+pub(crate) async fn until_ready_or_ended(
     layout: &Layout,
     spec: &ClusterSpec,
     deadline: Duration,
@@ -83,7 +87,7 @@ async fn ended(child: &mut Child, log: &Path) -> anyhow::Result<()> {
 }
 
 /// Waits until the background process has prepared the cluster.
-pub async fn for_spec(layout: &Layout, child: &mut Child, log: &Path) -> anyhow::Result<ClusterSpec> {
+pub(crate) async fn for_spec(layout: &Layout, child: &mut Child, log: &Path) -> anyhow::Result<ClusterSpec> {
     loop {
         if let Some(status) = child.try_wait().context("failed to watch the background process")? {
             bail!("orlop up ended ({status}); the end of {}:\n{}", log.display(), tail(log));
@@ -106,7 +110,7 @@ fn tail(log: &Path) -> String {
 }
 
 /// Tells the user what is there and what to type next.
-pub fn announce(layout: &Layout, spec: &ClusterSpec, started: Instant) -> anyhow::Result<()> {
+pub(crate) fn announce(layout: &Layout, spec: &ClusterSpec, started: Instant) -> anyhow::Result<()> {
     let nodes = match spec.nodes.len() {
         1 => "1 node is".to_owned(),
         count => format!("{count} nodes are"),

@@ -131,12 +131,11 @@ pub(crate) async fn report(kubelet: Arc<Kubelet>) -> anyhow::Result<()> {
     let guard = kubelet.frame.ready().guard("node-registered");
     let mut health = kubelet.health.clone();
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    let mut sent: Option<core::NodeStatus> = None;
-    let mut sent_at = Timestamp::MIN;
+    let mut sent = Sent::default();
     let mut was_ready = None;
     loop {
         health.borrow_and_update();
-        let pause = match report_once(&kubelet, &mut sent, &mut sent_at).await {
+        let pause = match report_once(&kubelet, &mut sent).await {
             Ok(()) => {
                 guard.set();
                 backoff.reset();
@@ -145,7 +144,6 @@ pub(crate) async fn report(kubelet: Arc<Kubelet>) -> anyhow::Result<()> {
             }
             Err(error) => {
                 tracing::warn!(error = %format!("{error:#}"), "could not report the node");
-                sent = None;
                 backoff.pause()
             }
         };
@@ -169,44 +167,62 @@ fn announce(kubelet: &Kubelet, was_ready: &mut Option<bool>) {
     *was_ready = Some(ready);
 }
 
-async fn report_once(
-    kubelet: &Kubelet,
-    sent: &mut Option<core::NodeStatus>,
-    sent_at: &mut Timestamp,
-) -> anyhow::Result<()> {
+/// What the API server was told last.
+#[derive(Default)]
+struct Sent {
+    /// Whether this kubelet's node was there once: one that is deleted later stays away until the kubelet starts again.
+    registered: bool,
+    last: Option<Report>,
+}
+
+struct Report {
+    at: Timestamp,
+    status: serde_json::Value,
+    /// How the API server stored it.
+    stored: serde_json::Value,
+}
+
+async fn report_once(kubelet: &Kubelet, sent: &mut Sent) -> anyhow::Result<()> {
     let config = &kubelet.config;
     let nodes = Api::<core::Node>::all(kubelet.client.clone());
     let now = Timestamp::now();
     let health = kubelet.health.borrow().clone();
     let measured = measure(kubelet).await;
-    if sent.is_none() {
-        let known = match nodes.get_opt(&config.node_name).await? {
-            Some(node) => node,
-            None if !config.register_node => {
-                anyhow::bail!("node {:?} does not exist and registerNode is off", config.node_name)
-            }
-            None => {
-                let status = model::status(config, &kubelet.machine, &health, &measured, None, now);
-                nodes.create(&PostParams::default(), &model::node(config, status)).await?
-            }
-        };
+    let known = match nodes.get_opt(&config.node_name).await? {
+        Some(node) => node,
+        None if sent.registered => {
+            anyhow::bail!("node {:?} was deleted: restart the kubelet to register it again", config.node_name)
+        }
+        None if !config.register_node => {
+            anyhow::bail!("node {:?} does not exist and registerNode is off", config.node_name)
+        }
+        None => {
+            let status = model::status(config, &kubelet.machine, &health, &measured, None, now);
+            nodes.create(&PostParams::default(), &model::node(config, status)).await?
+        }
+    };
+    if !sent.registered {
         own_labels(kubelet, &nodes, &known).await?;
         kubelet.set_node(known.clone());
-        *sent = known.status;
-        *sent_at = Timestamp::MIN;
+        sent.registered = true;
     }
-    let status = model::status(config, &kubelet.machine, &health, &measured, sent.as_ref(), now);
-    let due = now.duration_since(*sent_at)
-        >= jiff::SignedDuration::try_from(config.node_status_report_frequency.0)?;
-    if due || sent.as_ref().is_none_or(|sent| without_heartbeat(sent) != without_heartbeat(&status)) {
-        // Addresses and conditions are joined by type, all else is replaced: what others wrote there stays.
-        let patch = serde_json::json!({ "status": &status });
-        let node =
-            nodes.patch_status(&config.node_name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
-        kubelet.set_node(node);
-        *sent = Some(status);
-        *sent_at = now;
+    let status = model::status(config, &kubelet.machine, &health, &measured, known.status.as_ref(), now);
+    let (wanted, stored) = (without_heartbeat(&status), without_heartbeat(&known.status.unwrap_or_default()));
+    if let Some(last) = &sent.last {
+        let age = now.duration_since(last.at);
+        let due = age >= jiff::SignedDuration::try_from(config.node_status_report_frequency.0)?;
+        // Somebody else may have changed what is stored: the node lifecycle controller, while this node could not be reached.
+        if !due && last.status == wanted && last.stored == stored {
+            return Ok(());
+        }
     }
+    // Addresses and conditions are joined by type, all else is replaced: what others wrote there stays.
+    let patch = serde_json::json!({ "status": &status });
+    let node =
+        nodes.patch_status(&config.node_name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+    let stored = without_heartbeat(node.status.as_ref().unwrap_or(&status));
+    kubelet.set_node(node);
+    sent.last = Some(Report { at: now, status: wanted, stored });
     Ok(())
 }
 

@@ -48,6 +48,7 @@ impl Lab {
             authentication: Authentication { anonymous: Enabled { enabled: true }, ..Default::default() },
             authorization: Authorization { mode: AuthorizationMode::AlwaysAllow },
             max_pods: 200,
+            node_status_update_frequency: orlop_kubelet::GoDuration(Duration::from_millis(500)),
             ..Config::default()
         }
     }
@@ -130,6 +131,10 @@ fn the_node_registers_and_becomes_ready() {
         assert!(since.elapsed() < Duration::from_secs(2));
         assert_eq!(node["status"]["nodeInfo"]["containerRuntimeVersion"], "fake://1");
         eventually("lease", || api.get("leases", "kube-node-lease", "n1")).await;
+        // While the node could not be reached, the node lifecycle controller wrote this.
+        let unknown = json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}});
+        api.patch("nodes", "", "n1", &unknown);
+        eventually("Ready again", ready("True")).await;
     });
 }
 

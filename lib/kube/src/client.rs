@@ -1,7 +1,20 @@
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::ConfigExt as _;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use tower::{BoxError, ServiceBuilder};
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Idle this long, a connection is asked whether its peer is there: as client-go pings over HTTP/2.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(20);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
+/// What was sent must be acknowledged within this time.
+const UNANSWERED_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -39,5 +52,25 @@ pub async fn client_from_kubeconfig(path: &Path) -> Result<Client, ClientError> 
 pub fn client_from_config(config: Config) -> Result<Client, ClientError> {
     // The process may hold several rustls users; the first one to ask installs the one provider there is.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::try_from(config).map_err(ClientError::Client)
+    let connector = config.rustls_https_connector_with_connector(connector()).map_err(ClientError::Client)?;
+    let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer().map_err(ClientError::Client)?)
+        .map_err(BoxError::from)
+        .service(http);
+    Ok(Client::new(service, config.default_namespace))
+}
+
+/// A peer that vanished (a cut link, a machine without power) answers nothing, and a watch only waits: the kernel has to ask.
+fn connector() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT_LIMIT));
+    connector.set_keepalive(Some(KEEPALIVE_IDLE));
+    connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+    connector.set_tcp_user_timeout(Some(UNANSWERED_LIMIT));
+    connector
 }

@@ -224,8 +224,9 @@ fn services(settings: &Settings) -> Vec<Rule> {
 fn postrouting(version: IpVersion) -> Vec<Rule> {
     let pair = vec![Selector::SourceAddress(version), Selector::DestinationAddress(version)];
     vec![
-        // An endpoint that reached itself through its Service must not see its own address as the client.
-        Rule::from([in_set(pair, "hairpin"), Statement::Masquerade]),
+        // An endpoint that reached itself through its Service must not see its own address as the client. Only what was translated: a
+        // connection of a host to itself that is older than these rules would lose its port.
+        Rule::from([Statement::ConnectionTranslated, in_set(pair, "hairpin"), Statement::Masquerade]),
         Rule::from([
             Statement::MarkHas { bits: MASQUERADE_MARK, negated: true },
             Statement::Verdict(Verdict::Return),

@@ -129,7 +129,14 @@ fn exec_with_a_terminal() {
     needs_root!();
     let pod = Pod::start();
     pod.run("c1", &["sleep", "1000"]);
-    let mut client = exec(&pod, ExecProcess { terminal: true, stdin: true, ..process(&["sh", "-c", "read x; tty; stty size; exit $x"]) });
+    let mut client = exec(
+        &pod,
+        ExecProcess {
+            terminal: true,
+            stdin: true,
+            ..process(&["sh", "-c", "read x; tty; stty size; exit $x"])
+        },
+    );
     client.send(channel::RESIZE, br#"{"Width":111,"Height":33}"#).unwrap();
     client.send(channel::STDIN, b"4\n").unwrap();
     let (stdout, _, code) = drain(&mut client);

@@ -5,7 +5,6 @@ use std::process::Command;
 use orlop_tests::{Cluster, eventually, run, try_run};
 
 #[test]
-#[ignore = "starts whole clusters: ./test --lab"]
 fn bad_input_is_refused_by_name() {
     let cluster = Cluster::start(&[]);
     malformed_objects(&cluster);
@@ -121,7 +120,6 @@ fn bad_archives(cluster: &Cluster) {
 
 /// The store's file system is a small one of its own: an ext4 image on a loop device would need a module, tmpfs does not.
 #[test]
-#[ignore = "starts whole clusters: ./test --lab"]
 fn a_full_disk_refuses_writes_and_loses_nothing() {
     let cluster = Cluster::prepare(&[]);
     let store = cluster.data().join("master");

@@ -82,7 +82,6 @@ fn settled(cluster: &Cluster, before: &str) {
 }
 
 #[test]
-#[ignore = "starts whole clusters: ./test --lab"]
 fn no_request_fails_and_nothing_is_doubled_or_lost() {
     let cluster = Cluster::start(&[]);
     cluster.kubectl(&["create", "-f", cluster.example("nginx-rc.yaml").to_str().unwrap()]);

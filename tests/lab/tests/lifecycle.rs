@@ -32,7 +32,6 @@ fn stop_up(cluster: &Cluster) {
 }
 
 #[test]
-#[ignore = "starts whole clusters: ./test --lab"]
 fn a_second_up_adopts_the_pods() {
     let cluster = Cluster::start(&[]);
     cluster.create(SLEEPER);
@@ -51,7 +50,6 @@ fn a_second_up_adopts_the_pods() {
 }
 
 #[test]
-#[ignore = "starts whole clusters: ./test --lab"]
 fn down_removes_everything_even_after_kill_9_and_twice() {
     let cluster = Cluster::start(&[]);
     cluster.create(SLEEPER);
@@ -80,7 +78,6 @@ fn kill_everything(cluster: &Cluster) {
 }
 
 #[test]
-#[ignore = "starts whole clusters: ./test --lab"]
 fn ranges_that_overlap_a_route_are_refused() {
     let cluster = Cluster::prepare(&[]);
     let output = try_run(cluster.orlop("up").args(["--detach", "--pod-cidr=192.0.2.0/24"]), "");

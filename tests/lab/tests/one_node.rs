@@ -23,7 +23,6 @@ spec:
 ";
 
 #[test]
-#[ignore = "starts whole clusters: ./test --lab"]
 fn a_replication_controller_a_service_and_dns() {
     let cluster = Cluster::start(&[]);
     cluster.kubectl(&["create", "-f", cluster.example("nginx-rc.yaml").to_str().unwrap()]);
@@ -234,7 +233,9 @@ fn streams_work(cluster: &Cluster) {
         .spawn()
         .expect("kubectl port-forward");
     let mut first = String::new();
-    BufReader::new(child.stdout.take().expect("stdout")).read_line(&mut first).expect("a line");
+    // Kept to the end: kubectl goes on writing, and a closed pipe would kill it.
+    let mut said = BufReader::new(child.stdout.take().expect("stdout"));
+    said.read_line(&mut first).expect("a line");
     assert!(first.contains("Forwarding from"), "{first}");
     let answer = eventually("the forwarded port answers", 10, || {
         let output =
@@ -244,6 +245,7 @@ fn streams_work(cluster: &Cluster) {
     assert_eq!(answer.trim(), pod);
     child.kill().expect("kubectl port-forward is running");
     child.wait().expect("kubectl port-forward ended");
+    drop(said);
 }
 
 /// `kubectl exec -it` under a terminal of its own (script(1)).

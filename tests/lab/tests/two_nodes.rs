@@ -56,7 +56,6 @@ fn link_of_node_2(cluster: &Cluster) -> String {
 }
 
 #[test]
-#[ignore = "starts whole clusters: ./test --lab"]
 fn pods_and_services_span_nodes_and_a_cut_link_heals() {
     let cluster = Cluster::start(&["--nodes=2"]);
     for node in ["node-1", "node-2"] {
