@@ -259,9 +259,7 @@ fn the_first_rules_break_no_connection_that_is_there() {
     lab.watches.slices.set(key("web-1"), Some(slice));
     let _daemon = lab.daemon();
     until("first rules", || shell(&lab.node, "nft list tables").contains("orlop-proxy"));
-    until("the endpoint", || {
-        shell(&lab.node, "nft list map ip orlop-proxy services").contains("10.96.0.7")
-    });
+    until("the endpoint", || shell(&lab.node, "nft list map ip orlop-proxy services").contains("10.96.0.7"));
     for stream in [&client, &server] {
         stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     }

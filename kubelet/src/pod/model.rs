@@ -295,6 +295,16 @@ pub(crate) struct Memory {
     pub(crate) probes: ProbeView,
 }
 
+/// What the pod's status says of a container, if it is this very one that it speaks of.
+pub(crate) fn reported<'a>(pod: &'a core::Pod, container: &Container) -> Option<&'a core::ContainerStatus> {
+    let status = pod.status.as_ref()?;
+    let lists = [&status.container_statuses, &status.init_container_statuses];
+    lists.into_iter().flatten().flatten().find(|status| {
+        let id = status.container_id.as_deref().and_then(|id| id.split_once("://")).map(|(_, id)| id);
+        status.name == container.name && id == Some(container.id.as_str())
+    })
+}
+
 /// A snapshot of probe results, by container id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ProbeView {

@@ -324,6 +324,7 @@ impl Worker {
             self.publish(false, now);
         }
         self.probes.sync(&pod, &self.observed);
+        self.memory.probes = self.probes.view();
         let round = plan::plan(&pod, &self.observed, &self.memory, now);
         self.report_crashes(&pod, &round.waiting);
         self.waiting = round.waiting;

@@ -126,6 +126,7 @@ impl Probes {
         if self.tasks.contains_key(&key) {
             return;
         }
+        self.carry_over(pod, container, kind);
         let probe = Probe {
             kubelet: self.kubelet.clone(),
             wake: self.wake.clone(),
@@ -139,6 +140,20 @@ impl Probes {
         // Bounded by three per container of the node; ended by this map.
         let task = tokio::spawn(probe.run());
         self.tasks.insert(key, task.abort_handle());
+    }
+
+    /// What the pod's status says of this very container, told by a kubelet before this one, holds until the probe says otherwise: a
+    /// restart of the kubelet takes no endpoint out of a Service.
+    fn carry_over(&self, pod: &core::Pod, container: &Container, kind: Kind) {
+        let Some(status) = model::reported(pod, container) else {
+            return;
+        };
+        let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        match kind {
+            Kind::Readiness if status.ready => drop(view.ready.insert(container.id.clone())),
+            Kind::Startup if status.started == Some(true) => drop(view.started.insert(container.id.clone())),
+            Kind::Readiness | Kind::Startup | Kind::Liveness => {}
+        }
     }
 
     /// Ends all probes.

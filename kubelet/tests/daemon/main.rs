@@ -312,7 +312,10 @@ fn jobs_end_and_stay_until_deleted() {
 fn a_restart_adopts_what_runs_and_ends_what_vanished() {
     let lab = Lab::new();
     lab.run(|api, _, _| async move {
-        api.create("pods", pod("stays", simple()));
+        let mut probed = simple();
+        probed["containers"][0]["readinessProbe"] =
+            json!({"exec": {"command": ["ready"]}, "periodSeconds": 1, "failureThreshold": 3});
+        api.create("pods", pod("stays", probed));
         api.create("pods", pod("goes", simple()));
         ready(&api, "stays").await;
         ready(&api, "goes").await;
@@ -320,13 +323,16 @@ fn a_restart_adopts_what_runs_and_ends_what_vanished() {
     let before = lab.cri.running("a");
     assert_eq!(before.len(), 2);
     lab.api.remove("pods", "default", "goes");
+    lab.cri.with(|state| state.failing.insert("ready".into()));
     lab.run(move |api, cri, _| async move {
         eventually("orphan ended", || (cri.with(|state| state.sandboxes.len()) == 1).then_some(())).await;
         let after = cri.running("a");
         assert_eq!(after.len(), 1);
         assert!(before.contains(&after[0]));
         assert_eq!(status(&api, "stays")["containerStatuses"][0]["restartCount"], 0);
+        // What the last kubelet said holds until the probe has failed as often as it must.
         assert!(is_ready(&status(&api, "stays")));
+        eventually("not ready", || Some(()).filter(|()| !is_ready(&status(&api, "stays")))).await;
     });
 }
 

@@ -1,11 +1,10 @@
 //! kill -9 of every daemon, one by one and all at once, while a client calls a Service ten times a second.
 
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use orlop_tests::{Cluster, Machine, eventually, run, try_run};
+use orlop_tests::{Cluster, Machine, eventually, try_run};
 
 /// Calls the Service until it is told to stop; every call is a new connection.
 struct Caller {
@@ -58,7 +57,14 @@ fn daemons(cluster: &Cluster, subcommand: &str) -> Vec<String> {
 
 fn kill(pids: &[String]) {
     assert!(!pids.is_empty());
-    run(Command::new("kill").arg("-9").args(pids));
+    for pid in pids {
+        let pid = nix::unistd::Pid::from_raw(pid.parse().expect("a pid"));
+        match nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
+            // It ended with its supervisor, which was killed before it.
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+            Err(error) => panic!("kill {pid}: {error}"),
+        }
+    }
 }
 
 fn pods(cluster: &Cluster) -> String {

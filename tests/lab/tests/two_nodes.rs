@@ -66,13 +66,25 @@ fn pods_and_services_span_nodes_and_a_cut_link_heals() {
     let other = cluster.kubectl(&["get", "pod", "web-node-2", "-o", "jsonpath={.status.podIP}"]);
     eventually("a pod reaches the pod of the other node", 30, || {
         let output = cluster.try_kubectl(
-            &["exec", "web-node-1", "--", "wget", "-q", "-T", "2", "-O", "-", &format!("http://{other}/")],
+            // Not wget -T: Debian's static busybox dies of it.
+            &[
+                "exec",
+                "web-node-1",
+                "--",
+                "timeout",
+                "2",
+                "wget",
+                "-q",
+                "-O",
+                "-",
+                &format!("http://{other}/"),
+            ],
             "",
         );
         if output.stdout.trim() == "web-node-2" { Ok(()) } else { Err(output.stderr) }
     });
     eventually("the Service spans both nodes", 30, || {
-        let script = "for i in $(seq 20); do wget -q -T 2 -O - http://web/; done";
+        let script = "for i in $(seq 20); do timeout 2 wget -q -O - http://web/; done";
         let output = cluster.try_kubectl(&["exec", "web-node-1", "--", "sh", "-c", script], "");
         let seen: BTreeSet<&str> = output.stdout.lines().collect();
         if seen.len() == 2 { Ok(()) } else { Err(format!("{seen:?} {}", output.stderr)) }
