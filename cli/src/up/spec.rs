@@ -88,10 +88,9 @@ impl ClusterSpec {
         let pod_cidr = wish.pod_cidr.unwrap_or_else(|| parse("10.244.0.0/16"));
         let service_cidr = wish.service_cidr.unwrap_or_else(|| parse("10.96.0.0/16"));
         let cluster_dns = nth(service_cidr, 10).context("the Service range needs at least 16 addresses")?;
-        let lab = match wish.nodes {
-            Some(_) => Some(LabSpec { network: wish.node_network.unwrap_or_else(|| parse("10.89.0.0/24")) }),
-            None => None,
-        };
+        let lab = wish
+            .nodes
+            .map(|_| LabSpec { network: wish.node_network.unwrap_or_else(|| parse("10.89.0.0/24")) });
         let (advertise_address, nodes) = match &lab {
             Some(lab) => lab_nodes(lab, wish.nodes.unwrap_or(1))?,
             None => {

@@ -216,7 +216,7 @@ mod tests {
         fs::create_dir_all(&volume).unwrap();
         mount_tmpfs(&volume, Some(1 << 20)).unwrap();
         mount_tmpfs(&volume, Some(1 << 20)).unwrap();
-        assert_eq!(mounts_below(&pod).unwrap(), [volume.clone()]);
+        assert_eq!(mounts_below(&pod).unwrap(), std::slice::from_ref(&volume));
         fs::write(volume.join("f"), "1").unwrap();
         bind_sub_path(&volume, "f", &pod.join("bound/f")).unwrap();
         bind_sub_path(&volume, "made/deep", &pod.join("bound/d")).unwrap();

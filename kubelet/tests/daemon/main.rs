@@ -1,5 +1,7 @@
 //! The kubelet in process, between a runtime and an API server that keep real state.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 mod fake_api;
 mod fake_cri;
 

@@ -9,7 +9,7 @@
 //! - [`bpf`]: device policy of a cgroup v2 (bpf(2)).
 //! - [`fd`]: file descriptors that a parent left open for us.
 //! - [`interface`]: `lo` up.
-//! - [`mount`]: mount_setattr(2).
+//! - [`mount`][]: mount_setattr(2).
 //! - [`netns`]: a closure inside a network namespace.
 //! - [`process`]: clone(2) for single-threaded programs, start times, signal dispositions.
 //! - [`seccomp`]: seccomp(2) filters.

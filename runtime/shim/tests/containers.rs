@@ -1,5 +1,7 @@
 //! Lives of containers: create, start, exit codes, signals, stop, limits, cleaning up.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 mod rig;
 
 use orlop_shim::client::ClientError;

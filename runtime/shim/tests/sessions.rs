@@ -1,5 +1,7 @@
 //! Streams: exec, attach, terminals, port forwarding, logs that rotate.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 mod rig;
 
 use std::io::{Read, Write};

@@ -124,7 +124,8 @@ fn compares_all_64_bits() {
         u64::MAX - 1,
         u64::MAX,
     ];
-    let operators: [(&str, fn(u64, u64) -> bool); 6] = [
+    type Comparison = fn(u64, u64) -> bool;
+    let operators: [(&str, Comparison); 6] = [
         ("SCMP_CMP_EQ", |a, b| a == b),
         ("SCMP_CMP_NE", |a, b| a != b),
         ("SCMP_CMP_LT", |a, b| a < b),
