@@ -113,13 +113,22 @@ fn import(store: &ImageStore, args: &ImportArgs, output: &mut dyn Write) -> anyh
         match imported {
             Ok(images) => {
                 for image in images {
-                    writeln!(output, "imported {} ({})", image.display_name(), short(&image.id))?;
+                    for name in shown_names(&image) {
+                        writeln!(output, "imported {name} ({})", short(&image.id))?;
+                    }
                 }
             }
             Err(error) => failures.push(error.to_string()),
         }
     }
     report(failures)
+}
+
+fn shown_names(image: &ImageRecord) -> Vec<&str> {
+    if image.tags.is_empty() {
+        return vec![image.display_name()];
+    }
+    image.tags.iter().map(String::as_str).collect()
 }
 
 fn list(store: &ImageStore, args: &ListArgs, output: &mut dyn Write) -> anyhow::Result<()> {

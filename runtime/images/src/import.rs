@@ -62,9 +62,14 @@ impl Inner {
         }
         self.commit_records(&records)?;
         let snapshot = self.catalog.snapshot()?;
-        let found =
-            images.iter().filter_map(|image| snapshot.images.get(image.manifest.config.digest.as_str()));
-        Ok(found.cloned().collect())
+        let found = images.iter().filter_map(|image| {
+            let mut record = snapshot.images.get(image.manifest.config.digest.as_str())?.clone();
+            // The same image may have other names here, which this archive did not bring.
+            let brought: Vec<String> = name_records(image).into_iter().map(|record| record.name).collect();
+            record.tags.retain(|tag| brought.contains(tag));
+            Some(record)
+        });
+        Ok(found.collect())
     }
 
     fn check_config(
@@ -104,7 +109,16 @@ impl Inner {
             lease.keep_layer(chain_id)?;
             let tree = match staged.trees.get(chain_id) {
                 Some(tree) => tree.clone(),
-                None if self.layers.exists(chain_id) => self.layers.tree(chain_id),
+                None if self.layers.exists(chain_id) => {
+                    if let Some(blob) = archive.blobs.get(&layer.digest) {
+                        let file = File::open(blob.path())
+                            .map_err(|error| ImageError::io("open", blob.path(), error))?;
+                        self.layers
+                            .verify(file, diff_id)
+                            .map_err(|source| ImageError::Unpack { digest: layer.digest.clone(), source })?;
+                    }
+                    self.layers.tree(chain_id)
+                }
                 None => {
                     let blob = archive.blobs.get(&layer.digest);
                     let source =

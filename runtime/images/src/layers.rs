@@ -98,13 +98,14 @@ impl LayerStore {
             source,
         })?;
         let unpacked = unpack::unpack(source, &tree, lower, self.limits)?;
-        if unpacked.diff_id != *diff_id {
-            let reason =
-                format!("unpacks to {} but the image configuration says {diff_id}", unpacked.diff_id);
-            return Err(UnpackError::Stream(io::Error::new(io::ErrorKind::InvalidData, reason)));
-        }
+        expect_diff_id(&unpacked.diff_id, diff_id)?;
         scratch.0 = None;
         Ok(StagedLayer { directory, unpacked })
+    }
+
+    /// Checks a layer's digest without unpacking it: its tree is there already, but this blob is new.
+    pub(crate) fn verify(&self, source: impl Read, diff_id: &Digest) -> Result<(), UnpackError> {
+        expect_diff_id(&unpack::digest(source, self.limits)?, diff_id)
     }
 
     /// Fits a layer that was unpacked alone onto those below it.
@@ -174,6 +175,14 @@ impl LayerStore {
         fs::create_dir_all(&path).map_err(|source| ImageError::io("create", &path, source))?;
         Ok(path)
     }
+}
+
+fn expect_diff_id(found: &Digest, diff_id: &Digest) -> Result<(), UnpackError> {
+    if found == diff_id {
+        return Ok(());
+    }
+    let reason = format!("unpacks to {found} but the image configuration says {diff_id}");
+    Err(UnpackError::Stream(io::Error::new(io::ErrorKind::InvalidData, reason)))
 }
 
 fn is_taken(error: &io::Error) -> bool {

@@ -36,6 +36,37 @@ fn layers() -> Vec<Vec<u8>> {
 }
 
 #[test]
+fn an_import_tells_of_its_own_names_only() {
+    let (directory, store) = store();
+    let path = directory.path().join("image.tar");
+    for names in [&["b:1", "b:2"][..], &["a:1"]] {
+        std::fs::write(&path, image(&layers(), <[u8]>::to_vec).docker_archive(names)).unwrap();
+        let full: Vec<String> = names.iter().map(|name| format!("docker.io/library/{name}")).collect();
+        assert_eq!(store.import(&path).unwrap()[0].tags, full);
+    }
+    assert_eq!(store.list().unwrap()[0].tags.len(), 3);
+}
+
+/// The layer's tree is there already, so nothing is unpacked; the new blob is still read.
+#[test]
+fn a_damaged_layer_of_a_known_image_is_refused() {
+    let (directory, store) = store();
+    let whole = image(&layers(), <[u8]>::to_vec);
+    let path = directory.path().join("image.tar");
+    std::fs::write(&path, whole.docker_archive(&["busybox:1"])).unwrap();
+    store.import(&path).unwrap();
+    let before = tree(&directory.path().join("store"));
+    let mut damaged = image(&layers(), <[u8]>::to_vec);
+    let middle = damaged.layers[0].len() / 2;
+    damaged.layers[0][middle] ^= 1;
+    std::fs::write(&path, damaged.docker_archive(&["busybox:2"])).unwrap();
+    let error = store.import(&path).unwrap_err();
+    assert_eq!(error.kind(), ImageErrorKind::Invalid, "{error}");
+    assert!(error.to_string().contains("image configuration says"), "{error}");
+    assert_eq!(tree(&directory.path().join("store")), before);
+}
+
+#[test]
 fn every_form_gives_the_same_image() {
     let plain = image(&layers(), <[u8]>::to_vec);
     let docker = plain.docker_archive(&["busybox:1"]);

@@ -116,6 +116,15 @@ pub(crate) fn unpack(
     Ok(Unpacked { diff_id: hashing.digester.finish(), usage, implied })
 }
 
+/// The digest of a tar compressed in any known way, read to its end.
+pub(crate) fn digest(source: impl Read, limits: Limits) -> Result<Digest, UnpackError> {
+    let source = Decompressed::new(source).map_err(UnpackError::Stream)?;
+    let mut hashing =
+        Hashing { source, digester: Digester::new(Algorithm::Sha256), count: 0, limit: limits.bytes };
+    io::copy(&mut hashing, &mut io::sink()).map_err(|error| stream_error(error, limits))?;
+    Ok(hashing.digester.finish())
+}
+
 /// Gives directories that the tar only implied the metadata they have below. A no-op for layers unpacked with `lower`.
 pub(crate) fn adopt_lower(
     unpacked: &Unpacked,
