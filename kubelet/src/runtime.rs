@@ -17,8 +17,10 @@ pub(crate) struct RuntimeError {
     /// The call, for example `RunPodSandbox`.
     pub(crate) call: &'static str,
     pub(crate) code: tonic::Code,
-    /// The runtime's own words.
+    /// As gRPC libraries print it.
     pub(crate) message: String,
+    /// The runtime's own words alone: what upstream shows of a failed create or start.
+    pub(crate) words: String,
 }
 
 impl RuntimeError {
@@ -27,12 +29,14 @@ impl RuntimeError {
             call,
             code: status.code(),
             message: format!("rpc error: code = {:?} desc = {}", status.code(), status.message()),
+            words: status.message().to_owned(),
         }
     }
 
     fn timeout(call: &'static str, limit: Duration) -> Self {
-        let message = format!("rpc error: code = DeadlineExceeded desc = {call} took longer than {limit:?}");
-        Self { call, code: tonic::Code::DeadlineExceeded, message }
+        let words = format!("{call} took longer than {limit:?}");
+        let message = format!("rpc error: code = DeadlineExceeded desc = {words}");
+        Self { call, code: tonic::Code::DeadlineExceeded, message, words }
     }
 
     pub(crate) fn is_not_found(&self) -> bool {

@@ -115,11 +115,8 @@ impl Observer {
             }
         }
         Ok(Sandbox {
-            ips: if ready {
-                self.addresses.get(&sandbox.id).cloned().unwrap_or_default()
-            } else {
-                Vec::new()
-            },
+            // Also of one that has stopped: a pod may end before its first status is written.
+            ips: self.addresses.get(&sandbox.id).cloned().unwrap_or_default(),
             attempt: sandbox.metadata.map_or(0, |metadata| metadata.attempt),
             ready,
             created_at: sandbox.created_at,
@@ -152,15 +149,11 @@ fn convert(status: cri::ContainerStatus, sandbox_id: &str, places: &Places) -> C
         exit_code: status.exit_code,
         image: status
             .image
-            .map(
-                |image| {
-                    if image.user_specified_image.is_empty() {
-                        image.image
-                    } else {
-                        image.user_specified_image
-                    }
-                },
-            )
+            .map(|image| {
+                // As upstream, the runtime's full name; an id is no name.
+                let named = !image.image.is_empty() && !image.image.starts_with("sha256:");
+                if named { image.image } else { image.user_specified_image }
+            })
             .unwrap_or_default(),
         image_ref: status.image_ref,
         reason: status.reason,

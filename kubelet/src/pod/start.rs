@@ -171,30 +171,18 @@ impl Worker {
         let id = match self.kubelet.runtime.create_container(request).await {
             Ok(answer) => answer.container_id,
             Err(error) => {
-                self.fail_start(pod, name, "CreateContainerError", error.to_string());
+                self.fail_start(pod, name, "CreateContainerError", error.words);
                 return Ok(false);
             }
         };
-        self.kubelet.events.container(
-            pod,
-            name,
-            Kind::Normal,
-            "Created",
-            format!("Container created: {name}"),
-        );
+        self.kubelet.events.container(pod, name, Kind::Normal, "Created", "Container created".to_owned());
         let start = cri::StartContainerRequest { container_id: id.clone() };
         if let Err(error) = self.kubelet.runtime.start_container(start).await {
-            self.fail_start(pod, name, "RunContainerError", error.to_string());
+            self.fail_start(pod, name, "RunContainerError", error.words);
             self.kubelet.metrics.failed_containers.inc();
             return Ok(true);
         }
-        self.kubelet.events.container(
-            pod,
-            name,
-            Kind::Normal,
-            "Started",
-            format!("Container started: {name}"),
-        );
+        self.kubelet.events.container(pod, name, Kind::Normal, "Started", "Container started".to_owned());
         self.kubelet.metrics.started_containers.inc();
         self.memory.failures.remove(name);
         if spec.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some()) {

@@ -66,9 +66,7 @@ pub(crate) fn status(facts: &Facts<'_>) -> core::PodStatus {
     }
     let phase = phase(facts, &by_role);
     if facts.ended {
-        for entry in by_role.get_mut(&1).into_iter().flatten() {
-            end_unknown(entry);
-        }
+        end_missing(pod, &mut by_role);
     }
     status.init_container_statuses = by_role.remove(&0);
     status.container_statuses = by_role.remove(&1);
@@ -269,6 +267,32 @@ fn lost(container_id: Option<String>) -> core::ContainerStateTerminated {
     }
 }
 
+/// Upstream's TerminatePod: what must have run and cannot be found counts as failed. What initialization never let begin goes on waiting.
+fn end_missing(pod: &core::Pod, by_role: &mut BTreeMap<u8, Vec<core::ContainerStatus>>) {
+    let inits = by_role.get(&0).map_or(&[][..], Vec::as_slice);
+    let apps = by_role.get(&1).map_or(&[][..], Vec::as_slice);
+    let began = |status: &core::ContainerStatus| {
+        let waits = status.state.as_ref().is_none_or(|state| state.waiting.is_some());
+        !waits || last_exit_code(status).is_some()
+    };
+    let last_done = model::containers(pod).into_iter().zip(inits).last().is_none_or(|((role, _), last)| {
+        let done = if role == Role::Sidecar {
+            last.started == Some(true)
+        } else {
+            exit_code(last) == Some(0) || last_exit_code(last) == Some(0)
+        };
+        inits.is_empty() || done
+    });
+    let initialized = last_done || apps.iter().any(began);
+    let attempted = inits.iter().rposition(began).map_or(1, |last| last + 1);
+    for status in by_role.get_mut(&0).into_iter().flatten().take(attempted) {
+        end_unknown(status);
+    }
+    for status in by_role.get_mut(&1).into_iter().flatten().filter(|_| initialized) {
+        end_unknown(status);
+    }
+}
+
 fn end_unknown(status: &mut core::ContainerStatus) {
     if !is_terminated(status) {
         status.state = Some(terminated_state(lost(status.container_id.clone())));
@@ -283,6 +307,10 @@ fn is_terminated(status: &core::ContainerStatus) -> bool {
 
 fn exit_code(status: &core::ContainerStatus) -> Option<i32> {
     status.state.as_ref()?.terminated.as_ref().map(|state| state.exit_code)
+}
+
+fn last_exit_code(status: &core::ContainerStatus) -> Option<i32> {
+    status.last_state.as_ref()?.terminated.as_ref().map(|state| state.exit_code)
 }
 
 /// Upstream's getPhase.

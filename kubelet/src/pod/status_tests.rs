@@ -161,6 +161,12 @@ fn readiness_follows_the_probe() {
     assert_eq!(again, status);
 }
 
+fn pod_that_initializes() -> core::Pod {
+    pod(serde_json::json!({
+        "initContainers": [{"name": "i"}, {"name": "j"}], "containers": [{"name": "a"}], "restartPolicy": "Never"
+    }))
+}
+
 #[test]
 fn ends() {
     let pod = pod(serde_json::json!({"containers": [{"name": "a"}]}));
@@ -176,6 +182,20 @@ fn ends() {
     assert_eq!(
         (status.phase.as_deref(), status.reason.as_deref()),
         (Some("Failed"), Some("DeadlineExceeded"))
+    );
+    // A container that never ran because initialization failed has not ended either.
+    let never = pod_that_initializes();
+    let mut failed = given(&never, vec![container(&never, "i", 0, State::Exited, 1)]);
+    failed.ended = true;
+    assert_eq!(
+        show(&compute(&failed)),
+        "Failed [i#0 Error:1; j#0 PodInitializing; a#0 PodInitializing] PRTSC=T I=F R=F CR=F PS=T"
+    );
+    let mut untouched = given(&never, vec![]);
+    untouched.ended = true;
+    assert!(
+        show(&compute(&untouched))
+            .starts_with("Failed [i#0 ContainerStatusUnknown:137; j#0 PodInitializing; a#0 PodInitializing]")
     );
     // A container that vanished while it ran is counted as lost.
     let before = compute(&given(&pod, vec![container(&pod, "a", 0, State::Running, 0)]));

@@ -243,7 +243,8 @@ impl Worker {
             name,
             Kind::Warning,
             "FailedPostStartHook",
-            format!("PostStartHook failed: {error}"),
+            // Never the hook's output: it may hold secrets, and more people read events than pods (as upstream).
+            "PostStartHook failed",
         );
         self.fail_start(&pod, name, "PostStartHookError", format!("PostStartHook failed: {error}"));
         self.stop_container(id, model::grace_seconds(&pod), "FailedPostStartHook".to_owned());
@@ -445,11 +446,13 @@ impl Worker {
         let now = Timestamp::now();
         let before = self.memory.failures.get(name).map(|failure| failure.step.pause);
         let pause = before.map_or(Duration::from_secs(1), |pause| (pause * 2).min(RETRY_CAP));
-        let known = self.memory.failures.get(name).is_some_and(|failure| failure.waiting.message == message);
-        if !known && !matches!(reason, "ErrImageNeverPull" | "InvalidImageName" | "ImageInspectError") {
-            self.kubelet.events.container(pod, name, Kind::Warning, "Failed", format!("Error: {message}"));
-        } else if !known {
-            self.kubelet.events.container(pod, name, Kind::Warning, "Failed", format!("Error: {reason}"));
+        let shown = match reason {
+            "PostStartHookError" => None,
+            "ErrImageNeverPull" | "InvalidImageName" | "ImageInspectError" => Some(reason),
+            _ => Some(message.as_str()),
+        };
+        if let Some(shown) = shown {
+            self.kubelet.events.container(pod, name, Kind::Warning, "Failed", format!("Error: {shown}"));
         }
         let retry_at = now + SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX);
         let failure = Failure {

@@ -73,8 +73,49 @@ async fn exec(runtime: &Runtime, id: &str, command: &[String], limit: Duration) 
 async fn tcp(host: &str, port: u16) -> Result<(), String> {
     match TcpStream::connect((host, port)).await {
         Ok(_) => Ok(()),
-        Err(error) => Err(format!("dial tcp {host}:{port}: {error}")),
+        Err(error) => Err(format!("dial tcp {host}:{port}: {}", dial_problem(&error))),
     }
+}
+
+/// The words that upstream's events have, which people and alerts look for.
+pub(super) fn dial_problem(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
+        std::io::ErrorKind::HostUnreachable => "connect: no route to host".to_owned(),
+        std::io::ErrorKind::NetworkUnreachable => "connect: network is unreachable".to_owned(),
+        std::io::ErrorKind::TimedOut => "i/o timeout".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// What a probe says that got no answer in time.
+fn timeout_problem(
+    pod: &core::Pod,
+    container: &str,
+    address: &str,
+    spec: &core::Probe,
+    limit: Duration,
+) -> String {
+    if let Some(request) =
+        spec.http_get.as_ref().and_then(|action| http_request(pod, container, address, action).ok())
+    {
+        let shown = request.shown();
+        return format!(
+            "{shown}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
+        );
+    }
+    if let Some(action) = &spec.tcp_socket {
+        let host = host_or(action.host.as_ref(), address);
+        let port = port(pod, container, &action.port).unwrap_or_default();
+        return format!("dial tcp {host}:{port}: i/o timeout");
+    }
+    if let Some(action) = &spec.grpc {
+        let (port, seconds) = (action.port, limit.as_secs());
+        return format!(
+            "timeout: failed to connect service \"{address}:{port}\" within {seconds}s: context deadline exceeded"
+        );
+    }
+    "context deadline exceeded".to_owned()
 }
 
 /// Runs one probe within its limit.
@@ -90,7 +131,10 @@ pub(crate) async fn probe(
         let command = action.command.clone().unwrap_or_default();
         return match tokio::time::timeout(limit, exec(runtime, &container.id, &command, limit)).await {
             Ok(result) => result,
-            Err(_) => Err(format!("command timed out: {command:?} timed out after {}s", limit.as_secs())),
+            Err(_) => {
+                let line = command.join(" ");
+                Err(format!("command timed out: {line:?} timed out after {}s", limit.as_secs()))
+            }
         };
     }
     let work = async {
@@ -114,7 +158,7 @@ pub(crate) async fn probe(
     };
     match tokio::time::timeout(limit, work).await {
         Ok(result) => result,
-        Err(_) => Err("context deadline exceeded".to_owned()),
+        Err(_) => Err(timeout_problem(pod, &container.name, address, spec, limit)),
     }
 }
 
@@ -143,4 +187,29 @@ pub(crate) async fn hook(
         return Ok(());
     }
     Err("this kind of lifecycle hook is not supported".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn refusals_have_upstreams_words() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let refused = format!("dial tcp 127.0.0.1:{port}: connect: connection refused");
+        assert_eq!(tcp("127.0.0.1", port).await.unwrap_err(), refused);
+        let request = http::Request {
+            https: false,
+            host: "127.0.0.1".to_owned(),
+            port,
+            path: "/healthz".to_owned(),
+            headers: Vec::new(),
+        };
+        let expected = format!("Get \"http://127.0.0.1:{port}/healthz\": {refused}");
+        assert_eq!(http::get(&request).await.unwrap_err(), expected);
+        let error = grpc::check("127.0.0.1", port, "").await.unwrap_err();
+        assert!(error.ends_with("connect: connection refused"), "{error}");
+    }
 }

@@ -18,6 +18,18 @@ struct HealthCheckResponse {
 /// `SERVING` in the protocol.
 const SERVING: i32 = 1;
 
+/// The outer errors only say "transport error".
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut innermost: &(dyn std::error::Error + 'static) = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    match innermost.downcast_ref::<std::io::Error>() {
+        Some(error) => super::check::dial_problem(error),
+        None => innermost.to_string(),
+    }
+}
+
 /// Asks a server for the health of a service.
 pub(crate) async fn check(address: &str, port: u16, service: &str) -> Result<(), String> {
     let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
@@ -25,7 +37,7 @@ pub(crate) async fn check(address: &str, port: u16, service: &str) -> Result<(),
     let channel = endpoint
         .connect()
         .await
-        .map_err(|error| format!("failed to connect service \"{host}:{port}\": {error}"))?;
+        .map_err(|error| format!("failed to connect service \"{host}:{port}\": {}", innermost(&error)))?;
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await.map_err(|error| error.to_string())?;
     let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();

@@ -10,6 +10,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
+use super::check::dial_problem;
+
 /// What to ask for.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
@@ -88,18 +90,25 @@ fn connector() -> Result<tokio_rustls::TlsConnector, String> {
     Ok(CONNECTOR.get_or_init(|| tokio_rustls::TlsConnector::from(Arc::new(config))).clone())
 }
 
+impl Request {
+    fn bracketed_host(&self) -> String {
+        if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() }
+    }
+
+    /// As Go's client names a request in its errors.
+    pub(crate) fn shown(&self) -> String {
+        let scheme = if self.https { "https" } else { "http" };
+        format!("Get \"{scheme}://{}:{}{}\"", self.bracketed_host(), self.port, self.path)
+    }
+}
+
 /// The status code of a GET. Redirects are not followed: a 3xx is the answer.
 pub(crate) async fn get(request: &Request) -> Result<u16, String> {
     let Request { host, port, .. } = request;
-    let bracketed = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-    let shown = format!(
-        "Get \"{}://{bracketed}:{port}{}\"",
-        if request.https { "https" } else { "http" },
-        request.path
-    );
+    let (bracketed, shown) = (request.bracketed_host(), request.shown());
     let stream = TcpStream::connect((host.as_str(), *port))
         .await
-        .map_err(|error| format!("{shown}: dial tcp {bracketed}:{port}: {error}"))?;
+        .map_err(|error| format!("{shown}: dial tcp {bracketed}:{port}: {}", dial_problem(&error)))?;
     let result = if request.https {
         let name = ServerName::try_from(host.clone()).map_err(|error| format!("{shown}: {error}"))?;
         let stream = connector()?.connect(name, stream).await.map_err(|error| format!("{shown}: {error}"))?;

@@ -117,6 +117,11 @@ fn choose(
     }
     started.next().ok_or_else(|| {
         let reason = waiting_reason(pod, name).unwrap_or_else(|| "ContainerCreating".to_owned());
+        let reason = match reason.as_str() {
+            "ErrImagePull" => "image can't be pulled",
+            "ImagePullBackOff" => "trying and failing to pull image",
+            reason => reason,
+        };
         format!("container {name:?} in pod {:?} is waiting to start: {reason}", model::name(pod))
     })
 }
@@ -125,10 +130,7 @@ fn waiting_reason(pod: &core::Pod, name: &str) -> Option<String> {
     let status = pod.status.as_ref()?;
     let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
     let found = all.filter(|status| status.name == name).find_map(|status| status.state.clone()?.waiting)?;
-    Some(match (found.reason, found.message) {
-        (Some(reason), Some(message)) if reason != "ContainerCreating" => format!("{reason}: {message}"),
-        (reason, _) => reason.unwrap_or_default(),
-    })
+    Some(found.reason.unwrap_or_default())
 }
 
 fn is_waiting(pod: &core::Pod, name: &str) -> bool {

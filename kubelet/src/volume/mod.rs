@@ -254,12 +254,7 @@ impl Volumes {
 
     /// Whether something in the pod's volumes changes while it runs.
     pub(crate) fn has_live_content(pod: &core::Pod) -> bool {
-        model::spec(pod).volumes.iter().flatten().any(|volume| {
-            matches!(
-                source(volume),
-                Source::ConfigMap(_) | Source::Secret(_) | Source::Downward(_) | Source::Projected(_)
-            )
-        })
+        model::spec(pod).volumes.iter().flatten().any(is_live)
     }
 
     /// The mounts that a container asks for.
@@ -302,7 +297,8 @@ impl Volumes {
             mounts.push(cri::Mount {
                 container_path: mount.mount_path.clone(),
                 host_path: host_path.to_string_lossy().into_owned(),
-                readonly: mount.read_only == Some(true),
+                // What the kubelet writes from the API no container changes (upstream: Attributes.ReadOnly).
+                readonly: mount.read_only == Some(true) || is_live(volume),
                 propagation: match mount.mount_propagation.as_deref() {
                     Some("HostToContainer") => cri::MountPropagation::PropagationHostToContainer as i32,
                     Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional as i32,
@@ -336,6 +332,14 @@ impl Volumes {
         let entries = dirs.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
+}
+
+/// Content of the API, kept up to date by the kubelet.
+fn is_live(volume: &core::Volume) -> bool {
+    matches!(
+        source(volume),
+        Source::ConfigMap(_) | Source::Secret(_) | Source::Downward(_) | Source::Projected(_)
+    )
 }
 
 fn sub_path(mount: &core::VolumeMount, env: &[(String, String)]) -> Option<String> {
