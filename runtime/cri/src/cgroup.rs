@@ -48,7 +48,14 @@ impl Hierarchies {
                     .is_some_and(|path| path.join("memory.memsw.limit_in_bytes").exists())
             },
             hugetlb: unified || has("hugetlb"),
+            v1_names: self.v1_names(),
         }
+    }
+
+    fn v1_names(&self) -> Vec<String> {
+        let v1 = self.0.iter().filter(|hierarchy| !hierarchy.controllers.is_empty());
+        v1.filter_map(|hierarchy| Some(hierarchy.mountpoint.file_name()?.to_string_lossy().into_owned()))
+            .collect()
     }
 
     /// The directory of `cgroup` in the hierarchy that has a v1 controller, else in the v2 one.
@@ -229,10 +236,11 @@ mod tests {
         let hybrid = Hierarchies(parse_mountinfo(HYBRID));
         assert_eq!(hybrid.0.len(), 4);
         assert!(!hybrid.features().unified && !hybrid.features().hugetlb);
+        assert_eq!(hybrid.features().v1_names, ["systemd", "cpu,cpuacct", "memory"]);
         assert_eq!(hybrid.directory("cpuacct", "/a/b"), Some("/sys/fs/cgroup/cpu,cpuacct/a/b".into()));
         assert_eq!(hybrid.directory("hugetlb", "../x"), Some("/sys/fs/cgroup/unified/x".into()));
         let pure = Hierarchies(parse_mountinfo("31 30 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"));
-        assert!(pure.features().unified);
+        assert!(pure.features().unified && pure.features().v1_names.is_empty());
         assert_eq!(pure.directory("memory", "/k"), Some("/sys/fs/cgroup/k".into()));
     }
 

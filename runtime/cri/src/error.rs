@@ -13,6 +13,9 @@ pub enum CriError {
         /// What was asked for.
         id: String,
     },
+    /// An image that is nowhere; the text says where it was looked for.
+    #[error("{0}")]
+    NoImage(String),
     /// The request makes no sense: retrying it unchanged is useless.
     #[error("{0}")]
     Invalid(String),
@@ -61,7 +64,7 @@ impl CriError {
 impl From<CriError> for tonic::Status {
     fn from(error: CriError) -> Self {
         let code = match &error {
-            CriError::NotFound { .. } => tonic::Code::NotFound,
+            CriError::NotFound { .. } | CriError::NoImage(_) => tonic::Code::NotFound,
             CriError::Invalid(_) => tonic::Code::InvalidArgument,
             CriError::WrongState(_) => tonic::Code::FailedPrecondition,
             CriError::AlreadyExists(_) => tonic::Code::AlreadyExists,

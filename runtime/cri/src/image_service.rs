@@ -93,7 +93,7 @@ impl ImageService for ImageApi {
         let text = wanted.clone();
         // A name that is no reference at all is simply not there.
         let found = match self.ask(&wanted, move |images| images.find(&text)).await {
-            Err(CriError::NotFound { .. }) => None,
+            Err(CriError::NoImage(_)) => None,
             other => other?,
         };
         let info = match &found {

@@ -66,6 +66,7 @@ async fn identity_rights_and_files() {
         grep -E 'Seccomp:|NoNewPrivs:|CapEff:' /proc/self/status; cat /ro/file; echo; \
         (echo x > /ro/file) 2>/dev/null && echo WROTE-RO; (echo x > /root-file) 2>/dev/null && echo WROTE-ROOT; \
         echo changed > /rw/file; busybox unshare -m true 2>/dev/null && echo UNSHARED; \
+        busybox touch /sys/fs/cgroup/*/cgroup.procs 2>/dev/null && echo WROTE-CGROUP; \
         busybox ip -o link | busybox wc -l; ls /dev/shm /dev/pts/ptmx; cat /proc/1/comm"
         .replace("cat ", "busybox cat ").replace("grep ", "busybox grep ").replace("ls ", "busybox ls ");
     let mut wanted =

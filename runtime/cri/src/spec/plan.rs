@@ -51,7 +51,7 @@ pub(crate) struct Input<'a> {
     /// Cgroup of the container.
     pub cgroup: &'a str,
     /// What cgroups can do here.
-    pub cgroups: CgroupFeatures,
+    pub cgroups: &'a CgroupFeatures,
     /// Capabilities that the daemon itself holds.
     pub available_capabilities: &'a BTreeSet<String>,
     /// Lowest oom_score_adj that may be asked for.
@@ -225,7 +225,9 @@ fn plan_linux(
     let (masked, readonly) = if context.privileged {
         (Vec::new(), Vec::new())
     } else {
-        (context.masked_paths.clone(), context.readonly_paths.clone())
+        // libcontainer mounts the v1 hierarchies writable: root in the container could lift its own limits.
+        let hierarchies = input.cgroups.v1_names.iter().map(|name| format!("/sys/fs/cgroup/{name}"));
+        (context.masked_paths.clone(), context.readonly_paths.iter().cloned().chain(hierarchies).collect())
     };
     let devices: Result<Vec<LinuxDevice>, OciSpecError> = input.devices.iter().map(plan_device).collect();
     let mut linux = LinuxBuilder::default()
@@ -349,7 +351,10 @@ mod tests {
                 config,
                 sandbox: sandbox("s"),
                 image: serde_json::from_str(image).unwrap(),
-                cgroups: CgroupFeatures::default(),
+                cgroups: CgroupFeatures {
+                    v1_names: vec!["cpu,cpuacct".to_owned()],
+                    ..CgroupFeatures::default()
+                },
             }
         }
 
@@ -372,7 +377,7 @@ mod tests {
                 localhost_seccomp: None,
                 target_pid: Some(77),
                 cgroup: "/kubepods/pod1/c",
-                cgroups: self.cgroups,
+                cgroups: &self.cgroups,
                 available_capabilities: &capabilities::from_mask(u64::MAX),
                 oom_score_adj_floor: Some(-500),
             })
@@ -426,6 +431,7 @@ mod tests {
         let linux = spec.linux().as_ref().unwrap();
         assert!(linux.seccomp().is_some());
         assert_eq!(linux.masked_paths().as_ref().unwrap(), &["/proc/kcore"]);
+        assert_eq!(linux.readonly_paths().as_ref().unwrap(), &["/proc/sys", "/sys/fs/cgroup/cpu,cpuacct"]);
         assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/kubepods/pod1/c")));
         // What the OCI side reads is what was meant.
         let text = serde_json::to_string(&spec).unwrap();

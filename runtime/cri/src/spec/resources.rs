@@ -10,7 +10,7 @@ use oci_spec::runtime::{
 use orlop_cri::v1;
 
 /// What the machine's cgroups can do.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct CgroupFeatures {
     /// cgroup v2 alone (not hybrid).
     pub unified: bool,
@@ -18,6 +18,8 @@ pub(crate) struct CgroupFeatures {
     pub swap: bool,
     /// The hugetlb controller is where the runtime looks for it.
     pub hugetlb: bool,
+    /// Directory names below `/sys/fs/cgroup` of the v1 hierarchies.
+    pub v1_names: Vec<String>,
 }
 
 /// A device node of the host, to appear in the container.
@@ -58,7 +60,7 @@ const DEFAULT_DEVICES: [(i64, Option<i64>); 9] = [
 /// Limits and the device policy.
 pub(crate) fn plan_resources(
     wanted: &v1::LinuxContainerResources,
-    features: CgroupFeatures,
+    features: &CgroupFeatures,
     privileged: bool,
     devices: &[HostDevice],
 ) -> Result<LinuxResources, OciSpecError> {
@@ -269,7 +271,7 @@ mod tests {
         };
         let plan = |privileged| {
             let wanted = v1::LinuxContainerResources::default();
-            plan_resources(&wanted, CgroupFeatures::default(), privileged, std::slice::from_ref(&device))
+            plan_resources(&wanted, &CgroupFeatures::default(), privileged, std::slice::from_ref(&device))
                 .unwrap()
         };
         let policy = plan(false).devices().clone().unwrap();

@@ -143,7 +143,7 @@ impl Runtime {
             localhost_seccomp: machine::localhost_seccomp(&context, &self.config.seccomp_profile_root)?,
             target_pid: self.target_pid(&context)?,
             cgroup: &cgroup,
-            cgroups: self.features,
+            cgroups: &self.features,
             available_capabilities: &self.capabilities,
             oom_score_adj_floor: self.config.oom_score_adj_floor,
         })?;
@@ -152,13 +152,15 @@ impl Runtime {
         } else {
             PathBuf::from(&sandbox.config.log_directory).join(&config.log_path).to_string_lossy().into_owned()
         };
+        let asked = config.image.as_ref().map(|image| image.user_specified_image.as_str());
+        let image_name = convert::image_name(image, asked.unwrap_or_default());
         let container = Container {
             version: RECORD_VERSION,
             id: id.to_owned(),
             sandbox_id: sandbox.id.clone(),
             image_id: image.id.clone(),
-            image_name: image.display_name().to_owned(),
-            image_ref: image.digests.first().unwrap_or(&image.id).clone(),
+            image_ref: convert::image_ref(image, &image_name),
+            image_name,
             resources: plan::wanted_resources(&config),
             user: resolved.user,
             log_path,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orlop_cri::v1;
-use orlop_shim::protocol::{ExitStatus, Phase, Request, Response};
+use orlop_shim::protocol::{ErrorKind, ExitStatus, Phase, Request, Response};
 
 use crate::error::CriError;
 use crate::machine;
@@ -44,7 +44,7 @@ impl Runtime {
                 .map_err(|error| error.to_cri("failed to start", &id)),
             Err(error) => {
                 let failure = error.to_cri("failed to start the container", &id);
-                if matches!(error, ShimError::Refused { .. }) {
+                if matches!(error, ShimError::Refused { kind: ErrorKind::Failed, .. }) {
                     self.mark_failed(&id, &failure);
                 }
                 Err(failure)
@@ -56,14 +56,14 @@ impl Runtime {
         let now = machine::now();
         let mut ended = false;
         self.change_container(id, |container| {
-            // The shim may have told of an exit of its own meanwhile; that one is true.
-            if container.phase == Phase::Created {
+            // The shim may have told of the set-up child's end meanwhile, whose code says nothing of the program.
+            if container.phase != Phase::Running && container.failure.is_none() {
+                ended = container.phase == Phase::Created;
                 container.phase = Phase::Exited;
                 container.started_at = now;
                 container.exit =
                     Some(ExitStatus { code: START_FAILURE_EXIT_CODE, finished_at: now, oom_killed: false });
                 container.failure = Some(failure.to_string());
-                ended = true;
             }
         });
         if ended {
