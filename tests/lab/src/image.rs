@@ -36,6 +36,14 @@ pub fn busybox() -> PathBuf {
     })
 }
 
+/// `pause:latest`: the infra container of runtimes that need one, from the same layer as `busybox:latest`.
+pub fn pause() -> PathBuf {
+    cached("pause", |layer| {
+        busybox_files(layer);
+        ["sleep", "2147483647"].map(str::to_owned).to_vec()
+    })
+}
+
 /// `nginx:latest`: Debian's nginx, answering every request with its hostname, and busybox beside it.
 pub fn nginx() -> PathBuf {
     cached("nginx", |layer| {

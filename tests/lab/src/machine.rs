@@ -33,6 +33,15 @@ impl Machine {
         command
     }
 
+    /// Moves the calling thread into the machine's network namespace, for good.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn enter(&self) -> std::io::Result<()> {
+        let netns = std::fs::File::open(format!("/run/netns/{}", self.netns))?;
+        Ok(nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET)?)
+    }
+
     /// Runs a command in the machine; it must succeed.
     pub fn run(&self, words: &[&str]) -> String {
         run(self.command(words[0]).args(&words[1..]))
