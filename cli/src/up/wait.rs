@@ -10,11 +10,15 @@ use anyhow::{Context as _, bail};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::ListParams;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 
 use super::layout::Layout;
 use super::spec::ClusterSpec;
 
 const POLL: Duration = Duration::from_millis(50);
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+const ANSWER_LIMIT_BYTES: u64 = 4096;
 const LOG_TAIL_LINES: usize = 15;
 
 /// Resolves once every node of the cluster is Ready.
@@ -27,9 +31,12 @@ pub(crate) async fn until_ready(
     let nodes: Api<Node> = Api::all(client);
     let end = Instant::now() + deadline;
     loop {
-        let why = match nodes.list(&ListParams::default()).await {
-            Ok(list) => missing(spec, &list.items),
-            Err(error) => Some(format!("the API server does not answer: {error}")),
+        let why = match silent_kubelet(layout, spec).await {
+            Some(why) => Some(why),
+            None => match nodes.list(&ListParams::default()).await {
+                Ok(list) => missing(spec, &list.items),
+                Err(error) => Some(format!("the API server does not answer: {error}")),
+            },
         };
         let Some(why) = why else { return Ok(()) };
         if Instant::now() > end {
@@ -40,6 +47,34 @@ pub(crate) async fn until_ready(
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// The first node whose kubelet has not reported since it started: until then the store has the status of the run before.
+async fn silent_kubelet(layout: &Layout, spec: &ClusterSpec) -> Option<String> {
+    for node in &spec.nodes {
+        let socket = layout.node_run(&node.name).join("kubelet-admin.sock");
+        match tokio::time::timeout(ASK_TIMEOUT, ask_readyz(&socket)).await {
+            Ok(Ok(answer)) if is_success(&answer) => {}
+            Ok(Ok(_)) => return Some(format!("the kubelet of {} has not reported yet", node.name)),
+            Ok(Err(error)) => return Some(format!("the kubelet of {} does not run yet: {error}", node.name)),
+            Err(_) => return Some(format!("the kubelet of {} does not answer", node.name)),
+        }
+    }
+    None
+}
+
+async fn ask_readyz(socket: &Path) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(socket).await?;
+    // HTTP/1.0: the answer ends with the connection.
+    stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.take(ANSWER_LIMIT_BYTES).read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+/// By the status line (RFC 9112, section 4).
+fn is_success(answer: &str) -> bool {
+    answer.split_whitespace().nth(1) == Some("200")
 }
 
 /// The first node that is not Ready, and why.
@@ -122,4 +157,16 @@ pub(crate) fn announce(layout: &Layout, spec: &ClusterSpec, started: Instant) ->
     writeln!(out, "Next:  export KUBECONFIG={}; kubectl get nodes", kubeconfig.display())?;
     out.flush()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kubelet_that_waits_is_not_ready() {
+        assert!(is_success("HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok"));
+        assert!(!is_success("HTTP/1.0 503 Service Unavailable\r\n\r\nwaiting for: node-registered"));
+        assert!(!is_success(""));
+    }
 }
