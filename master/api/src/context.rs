@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::body::Reply;
 use crate::identity::Identity;
 use crate::rules::accept::{self, Format};
+use crate::rules::options::{self, FieldValidation};
 use crate::rules::path::RequestInfo;
 use crate::rules::query::Query;
 use crate::state::{Api, key, parse};
@@ -30,14 +31,6 @@ pub(crate) struct Context {
     /// Set for requests that want another protocol on the connection.
     pub(crate) upgrade: Option<hyper::upgrade::OnUpgrade>,
     pub(crate) body: Bytes,
-}
-
-/// How unknown and duplicate fields are treated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FieldValidation {
-    Ignore,
-    Warn,
-    Strict,
 }
 
 impl Context {
@@ -72,34 +65,21 @@ impl Context {
     }
 
     pub(crate) fn dry_run(&self) -> Result<bool, ApiError> {
-        dry_run(self.query.all("dryRun"))
+        options::dry_run(options::kind_of(self.info.verb), self.query.all("dryRun"))
     }
 
     pub(crate) fn field_validation(&self) -> Result<FieldValidation, ApiError> {
-        match self.query.get("fieldValidation") {
-            None | Some("Warn") => Ok(FieldValidation::Warn),
-            Some("Ignore") => Ok(FieldValidation::Ignore),
-            Some("Strict") => Ok(FieldValidation::Strict),
-            Some(other) => Err(status::bad_request(format!(
-                "fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
-            ))),
-        }
+        options::field_validation(options::kind_of(self.info.verb), self.query.get("fieldValidation"))
     }
 
     pub(crate) fn selection(&self) -> Result<Selection, ApiError> {
         let labels = LabelSelector::parse(self.query.get("labelSelector").unwrap_or_default())
-            .map_err(|error| status::bad_request(format!("unable to parse requirement: {error}")))?;
+            .map_err(status::bad_request)?;
         let fields = FieldSelector::parse(self.query.get("fieldSelector").unwrap_or_default())
             .map_err(status::bad_request)?;
         for requirement in fields.requirements() {
             if !self.resource.supports_field(&requirement.field) {
-                return Err(status::bad_request(format!(
-                    "Unable to find {:?} that match label selector {:?}, field selector {:?}: field label not supported: {}",
-                    self.resource.group_resource(),
-                    self.query.get("labelSelector").unwrap_or_default(),
-                    self.query.get("fieldSelector").unwrap_or_default(),
-                    requirement.field
-                )));
+                return Err(status::bad_request(self.resource.unsupported_field(&requirement.field)));
             }
         }
         // The old watch path names an object without a selector.
@@ -117,20 +97,6 @@ impl Context {
         }
         reply
     }
-}
-
-/// `dryRun` as query or option.
-pub(crate) fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool, ApiError> {
-    let mut dry = false;
-    for value in values {
-        if value != "All" {
-            return Err(status::bad_request(format!(
-                "dryRun: Unsupported value: {value:?}: supported values: \"All\""
-            )));
-        }
-        dry = true;
-    }
-    Ok(dry)
 }
 
 /// What a list or watch selects.

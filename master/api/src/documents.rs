@@ -33,13 +33,12 @@ pub(crate) async fn answer(
         ["version"] => version(),
         ["metrics"] => metrics(api),
         ["api"] | ["apis"] => groups(api, segments[0], accepted),
-        ["api", version] => legacy(discovery::resource_list("", version))?,
-        ["apis", group] => legacy(discovery::group(group))?,
-        ["apis", group, version] => legacy(discovery::resource_list(group, version))?,
+        ["api", version] => return Ok(legacy(discovery::resource_list("", version))),
+        ["apis", group] => return Ok(legacy(discovery::group(group))),
+        ["apis", group, version] => return Ok(legacy(discovery::resource_list(group, version))),
         ["openapi", "v2"] => openapi_v2(accepted).await?,
         ["openapi", "v3"] => json_value(StatusCode::OK, &schema::openapi_v3_index()),
         ["openapi", "v3", rest @ ..] => openapi_v3(rest.join("/"), accepted).await?,
-        ["api" | "apis", ..] => return Err(status::no_such_resource()),
         _ => return Ok(None),
     }))
 }
@@ -128,8 +127,8 @@ fn groups(api: &Api, root: &str, accepted: Option<&str>) -> Reply {
     json_value(StatusCode::OK, &document)
 }
 
-fn legacy(document: Option<serde_json::Value>) -> Result<Reply, ApiError> {
-    document.map(|document| json_value(StatusCode::OK, &document)).ok_or_else(status::no_such_resource)
+fn legacy(document: Option<serde_json::Value>) -> Option<Reply> {
+    document.map(|document| json_value(StatusCode::OK, &document))
 }
 
 /// The documents are made from the types when asked for: that takes a while, so not on the threads that serve.

@@ -208,6 +208,17 @@ impl Resource {
             || self.fields.iter().any(|known| known.label == field)
     }
 
+    /// Why a field selector may not name this field: kinds with fields of their own have their own text upstream.
+    pub fn unsupported_field(&self, field: &str) -> String {
+        if self.fields.is_empty() {
+            let field = crate::status::quote(field);
+            return format!(
+                "{field} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+            );
+        }
+        format!("field label not supported: {field}")
+    }
+
     /// The columns as `metav1.TableColumnDefinition`s.
     pub fn table_columns(&self) -> Value {
         let columns = self.columns.iter().map(|column| {

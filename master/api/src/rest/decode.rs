@@ -7,9 +7,11 @@ use orlop_resources::schema;
 use orlop_resources::status::{self, ApiError};
 use serde_json::{Map, Value};
 
-use crate::context::{Context, FieldValidation};
-use crate::rules::encode::{remove_path, strip_nulls, text};
+use crate::context::Context;
+use crate::rules::encode::{remove_path, strip_nulls};
+use crate::rules::options::FieldValidation;
 use crate::rules::protobuf::{self, Refusal};
+use crate::rules::unreadable;
 
 const ACCEPTED: &[&str] = &["application/json", "application/yaml"];
 
@@ -17,8 +19,13 @@ const ACCEPTED: &[&str] = &["application/json", "application/yaml"];
 pub(crate) fn decode_body(context: &mut Context, resource: &'static Resource) -> Result<Value, ApiError> {
     let bytes = std::mem::take(&mut context.body);
     let (mut object, duplicates) = parse(context.header(header::CONTENT_TYPE), &bytes, resource.kind)?;
-    check_type(&mut object, &resource.api_version(), resource.kind)?;
-    check_fields(context, resource, &mut object, duplicates)?;
+    let map = as_map(&mut object, resource.kind, &bytes)?;
+    unreadable::check_type(resource, map, &bytes)?;
+    map.insert("apiVersion".to_owned(), Value::from(resource.api_version()));
+    map.insert("kind".to_owned(), Value::from(resource.kind));
+    let validation = context.field_validation()?;
+    check_fields(context, resource, validation, &mut object, duplicates)
+        .map_err(|why| unreadable::unhandled(resource.version, resource.kind, resource.kind, &why))?;
     Ok(object)
 }
 
@@ -29,27 +36,43 @@ pub(crate) fn decode_options(context: &mut Context, kind: &str) -> Result<Value,
         return Ok(Value::Object(Map::new()));
     }
     let (mut object, _) = parse(context.header(header::CONTENT_TYPE), &bytes, kind)?;
-    if !object.is_object() {
-        return Err(status::bad_request(format!("the body of the request is no {kind} object")));
-    }
+    unreadable::check_kind(kind, as_map(&mut object, kind, &bytes)?)?;
     strip_nulls(&mut object);
     Ok(object)
 }
 
+/// The object in the body; `null` is an empty one, as for Go.
+fn as_map<'a>(
+    value: &'a mut Value,
+    kind: &str,
+    bytes: &[u8],
+) -> Result<&'a mut Map<String, Value>, ApiError> {
+    if value.is_null() {
+        *value = Value::Object(Map::new());
+    }
+    match value {
+        Value::Object(map) => Ok(map),
+        other => Err(unreadable::no_object(kind, other, bytes)),
+    }
+}
+
 fn parse(content_type: Option<&str>, bytes: &Bytes, kind: &str) -> Result<(Value, Vec<String>), ApiError> {
     let media = content_type.unwrap_or("application/json").split(';').next().unwrap_or_default().trim();
-    let malformed = |error: &str| {
-        status::bad_request(format!("{kind} in version \"v1\" cannot be handled as a {kind}: {error}"))
-    };
     match media {
-        "application/json" | "" | "*/*" => schema::decode_json(bytes)
-            .map_err(|error| malformed(&format!("couldn't get version/kind; json parse error: {error}"))),
+        "application/json" | "" | "*/*" => {
+            let (value, duplicates) =
+                schema::decode_json(bytes).map_err(|why| unreadable::no_json(kind, &why, bytes))?;
+            Ok((value, duplicates.iter().map(|field| format!("duplicate field \"{field}\"")).collect()))
+        }
         "application/yaml" | "application/x-yaml" | "text/yaml" => {
-            yaml(bytes).map_err(|error| malformed(&error))
+            yaml(bytes).map_err(|why| unreadable::unrecognized(kind, &why, bytes))
         }
         "application/vnd.kubernetes.protobuf" => match protobuf::decode(bytes) {
             Ok(object) => Ok((object, Vec::new())),
-            Err(Refusal::Malformed(why)) => Err(malformed(&format!("the protobuf body is malformed: {why}"))),
+            Err(Refusal::Malformed(why)) => {
+                let why = format!("the protobuf body is malformed: {why}");
+                Err(unreadable::unrecognized(kind, &why, bytes))
+            }
             Err(Refusal::Unsupported(what)) => Err(unsupported_protobuf(&what)),
         },
         _ => Err(status::unsupported_media_type(ACCEPTED)),
@@ -68,80 +91,61 @@ fn unsupported_protobuf(what: &str) -> ApiError {
 
 /// YAML: duplicate keys are reported, the last one counts (as with JSON).
 fn yaml(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
-    let place = |error: serde_saphyr::Error| format!("error converting YAML to JSON: yaml: {error}");
+    let place =
+        |error: serde_saphyr::Error| format!("error converting YAML to JSON: yaml: {}", in_line(&error));
     match serde_saphyr::from_slice::<Value>(bytes) {
         Ok(value) => Ok((value, Vec::new())),
-        Err(error) if error.to_string().contains("duplicate") => {
+        Err(error) if error.to_string().contains("duplicate mapping key") => {
             let options =
                 serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
             let value = serde_saphyr::from_slice_with_options::<Value>(bytes, options).map_err(place)?;
-            Ok((value, vec![error.to_string().lines().next().unwrap_or_default().to_owned()]))
+            Ok((value, vec![already_set(&in_line(&error))]))
         }
         Err(error) => Err(place(error)),
     }
 }
 
-/// Absent apiVersion and kind are those of the path; others must equal them.
-fn check_type(object: &mut Value, api_version: &str, kind: &str) -> Result<(), ApiError> {
-    let Some(map) = object.as_object_mut() else {
-        return Err(status::bad_request(format!("the body of the request is no {kind} object")));
-    };
-    let given = |map: &Map<String, Value>, key: &str| {
-        map.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
-    };
-    let (given_version, given_kind) = (given(map, "apiVersion"), given(map, "kind"));
-    if !given_version.is_empty() && given_version != api_version {
-        return Err(status::bad_request(format!(
-            "the API version in the data ({given_version}) does not match the expected API version ({api_version})"
-        )));
+/// `line 3: unclosed bracket`, without the column and the excerpt.
+fn in_line(error: &serde_saphyr::Error) -> String {
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    let first = first.strip_prefix("error: ").unwrap_or(first);
+    match first.split_once(": ") {
+        Some((place, why)) => {
+            let line = place.split(" column").next().unwrap_or_default();
+            format!("{line}: {why}")
+        }
+        None => first.to_owned(),
     }
-    if !given_kind.is_empty() && given_kind != kind {
-        return Err(status::bad_request(format!(
-            "{kind} in version {api_version:?} cannot be handled as a {kind}: the kind in the data ({given_kind}) does not match the expected kind ({kind})"
-        )));
-    }
-    map.insert("apiVersion".to_owned(), Value::from(api_version));
-    map.insert("kind".to_owned(), Value::from(kind));
-    Ok(())
+}
+
+/// The strict YAML decoder's words for a key that is there twice.
+fn already_set(text: &str) -> String {
+    let (line, why) = text.split_once(": ").unwrap_or(("", text));
+    let key = why.split_once("mapping key: ").map_or(why, |(_, rest)| rest);
+    let key = key.split(", set Dup").next().unwrap_or_default();
+    format!("yaml: unmarshal errors:\n  {line}: key {key:?} already set in map")
 }
 
 /// Wrong types are refused; unknown and duplicate fields are refused, warned about or ignored; unknown ones go.
+///
+/// # Errors
+/// What upstream's decoder says; the caller knows what was decoded.
 pub(super) fn check_fields(
     context: &mut Context,
     resource: &Resource,
+    validation: FieldValidation,
     object: &mut Value,
-    duplicates: Vec<String>,
-) -> Result<(), ApiError> {
-    let version = resource.api_version();
+    mut complaints: Vec<String>,
+) -> Result<(), String> {
     if let Some(error) = schema::type_errors(resource, object) {
-        let kind = resource.kind;
-        return Err(status::bad_request(format!(
-            "{kind} in version {version:?} cannot be handled as a {kind}: {error}"
-        )));
+        return Err(error.to_string());
     }
     let unknown = schema::unknown_fields(resource, object);
-    let mut complaints: Vec<String> =
-        duplicates
-            .iter()
-            .map(|field| {
-                if field.contains("duplicate") {
-                    field.clone()
-                } else {
-                    format!("duplicate field \"{field}\"")
-                }
-            })
-            .collect();
     complaints.extend(unknown.iter().map(|field| format!("unknown field \"{field}\"")));
-    match context.field_validation()? {
+    match validation {
         FieldValidation::Strict if !complaints.is_empty() => {
-            let name = text(object, "/metadata/name");
-            tracing::debug!(name, "strict decoding refused an object");
-            return Err(status::bad_request(format!(
-                "{} in version {version:?} cannot be handled as a {}: strict decoding error: {}",
-                resource.kind,
-                resource.kind,
-                complaints.join(", ")
-            )));
+            return Err(format!("strict decoding error: {}", complaints.join(", ")));
         }
         FieldValidation::Warn => context.warnings.extend(complaints),
         FieldValidation::Strict | FieldValidation::Ignore => {}
@@ -151,4 +155,20 @@ pub(super) fn check_fields(
     }
     strip_nulls(object);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn yaml_errors_name_the_line() {
+        assert_eq!(
+            yaml(b"a: 1\nb: 2\na: 3\n").unwrap().1,
+            ["yaml: unmarshal errors:\n  line 3: key \"a\" already set in map"]
+        );
+        let error = yaml(b"a: 1\nb: {c\n").unwrap_err();
+        assert!(error.starts_with("error converting YAML to JSON: yaml: line 2: "), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
 }

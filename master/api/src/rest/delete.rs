@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use http::StatusCode;
-use orlop_resources::Resource;
 use orlop_resources::status::{self, ApiError};
+use orlop_resources::{FieldError, Resource};
 use orlop_store::{Condition, Entry, StoreError, Write};
 use serde_json::{Value, json};
 
@@ -11,10 +11,12 @@ use super::respond::bytes_of;
 use super::update::is_finished;
 use super::{commit, decode_options, now_text, object_reply, store_failure, value_reply};
 use crate::body::Reply;
-use crate::context::{Context, dry_run};
+use crate::context::Context;
 use crate::rules::encode::{metadata_mut, text};
+use crate::rules::options::dry_run;
 use crate::state::{Api, parse};
 
+const KIND: &str = "DeleteOptions";
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 const CONFLICT_TRIES: usize = 16;
@@ -58,9 +60,9 @@ impl DeleteOptions {
         let propagation =
             match (word("/propagationPolicy"), body.get("orphanDependents").and_then(Value::as_bool)) {
                 (Some(_), Some(_)) => {
-                    return Err(status::bad_request(
-                        "orphanDependents and deletionPropagation cannot be both set",
-                    ));
+                    let why = "orphanDependents and deletionPropagation cannot be both set";
+                    let given = body.get("propagationPolicy").unwrap_or(&Value::Null);
+                    return Err(refused(FieldError::invalid("propagationPolicy", given, why)));
                 }
                 (Some(policy), None) => Some(propagation(&policy)?),
                 (None, Some(true)) => Some(Propagation::Orphan),
@@ -72,7 +74,7 @@ impl DeleteOptions {
             grace_seconds: body.get("gracePeriodSeconds").and_then(Value::as_i64),
             uid: word("/preconditions/uid"),
             resource_version: word("/preconditions/resourceVersion"),
-            dry_run: dry_run(dry.map(|value| value.as_str().unwrap_or_default()))?,
+            dry_run: dry_run(KIND, dry.map(|value| value.as_str().unwrap_or_default()))?,
             propagation,
         })
     }
@@ -83,10 +85,15 @@ fn propagation(policy: &str) -> Result<Propagation, ApiError> {
         "Background" => Ok(Propagation::Background),
         "Foreground" => Ok(Propagation::Foreground),
         "Orphan" => Ok(Propagation::Orphan),
-        other => Err(status::bad_request(format!(
-            "propagationPolicy: Unsupported value: {other:?}: supported values: \"Foreground\", \"Background\", \"Orphan\""
-        ))),
+        other => {
+            let known = ["Foreground", "Background", "Orphan", "nil"];
+            Err(refused(FieldError::not_supported("propagationPolicy", other, &known)))
+        }
     }
+}
+
+fn refused(fault: FieldError) -> ApiError {
+    status::invalid_kind("meta.k8s.io", KIND, "", &[fault])
 }
 
 /// DELETE of one object.

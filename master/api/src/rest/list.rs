@@ -15,6 +15,7 @@ use super::respond::{bytes_of, include_object, object_of, partial, row, table, w
 use crate::body::{Reply, reply, stream};
 use crate::context::Context;
 use crate::rules::accept::{Format, Shape};
+use crate::rules::options;
 use crate::state::prefix_in;
 
 /// How long a request waits for a revision that is not there yet (upstream's `blockTimeout`).
@@ -30,11 +31,12 @@ pub(super) struct Position {
 /// All objects that are selected.
 pub(crate) async fn list(context: &Context) -> Result<Reply, ApiError> {
     let format = context.format(false)?;
+    options::refused("ListOptions", &options::list_faults(&context.query))?;
     let include = include_object(context)?;
     let selection = context.selection()?;
     let limit = context.query.number("limit").map_err(status::bad_request)?.unwrap_or_default();
-    let limit = usize::try_from(limit)
-        .map_err(|_| status::bad_request("limit: Invalid value: must not be negative"))?;
+    // A negative limit is none, as upstream.
+    let limit = usize::try_from(limit).unwrap_or_default();
     let prefix = prefix_in(context.resource, &context.info.namespace);
     let position = position(context).await?;
     let page = {
@@ -75,31 +77,22 @@ pub(crate) async fn list(context: &Context) -> Result<Reply, ApiError> {
 async fn position(context: &Context) -> Result<Position, ApiError> {
     let now = Position { at: At::Now, start: String::new() };
     if let Some(token) = context.query.get("continue") {
+        if context.query.get("resourceVersion").is_some_and(|revision| revision != "0") {
+            return Err(status::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
+        }
         return continued(token);
     }
     let given = context.query.get("resourceVersion");
     let matching = context.query.get("resourceVersionMatch");
     let revision = parse_revision(given)?;
-    match (revision, matching) {
-        (None, None) => Ok(now),
-        (None, Some(_)) => Err(status::bad_request(
-            "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
-        )),
-        (Some(0), Some("Exact")) => Err(status::bad_request(
-            "resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-        )),
-        (Some(revision), Some("Exact")) => {
-            wait_for(context, revision).await?;
-            Ok(Position { at: At::Revision(revision), start: String::new() })
-        }
-        (Some(revision), None | Some("NotOlderThan")) => {
-            wait_for(context, revision).await?;
-            Ok(now)
-        }
-        (Some(_), Some(other)) => Err(status::bad_request(format!(
-            "resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\""
-        ))),
+    let Some(revision) = revision else { return Ok(now) };
+    wait_for(context, revision).await?;
+    if matching == Some("Exact") {
+        return Ok(Position { at: At::Revision(revision), start: String::new() });
     }
+    Ok(now)
 }
 
 pub(super) fn parse_revision(given: Option<&str>) -> Result<Option<u64>, ApiError> {

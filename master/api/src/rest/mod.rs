@@ -21,5 +21,5 @@ pub(crate) use get::get;
 pub(crate) use list::list;
 pub(crate) use patch::{Patch, patch};
 pub(crate) use respond::{object_reply, value_reply};
-pub(crate) use update::{Target, update, update_object};
+pub(crate) use update::{Target, check_place, update, update_object};
 pub(crate) use watch::watch;

@@ -1,4 +1,5 @@
 use http::{StatusCode, header};
+use orlop_resources::FieldError;
 use orlop_resources::schema;
 use orlop_resources::status::{self, ApiError};
 use serde_json::Value;
@@ -9,6 +10,7 @@ use super::update::{Target, update_object};
 use crate::body::Reply;
 use crate::context::Context;
 use crate::rules::encode::text;
+use crate::rules::options;
 
 const ACCEPTED: &[&str] = &[
     "application/json-patch+json",
@@ -87,6 +89,14 @@ impl Patch {
         }
         Ok(patched)
     }
+
+    /// How a refusal shows it: a strategic merge patch as it came, others as what they made.
+    fn shown(&self, patched: &Value) -> String {
+        match self {
+            Self::Strategic(patch) => options::go_text(patch),
+            Self::Json(_) | Self::Merge(_) => patched.to_string(),
+        }
+    }
 }
 
 fn unsupported_apply() -> ApiError {
@@ -103,13 +113,19 @@ fn unsupported_apply() -> ApiError {
 pub(crate) async fn patch(context: &mut Context, subresource: Option<&str>) -> Result<Reply, ApiError> {
     let dry_run = context.dry_run()?;
     let patch = Patch::read(context)?;
+    let validation = context.field_validation()?;
+    if context.query.get("force").is_some() {
+        let fault = FieldError::forbidden("force", "may not be specified for non-apply patch");
+        options::refused("PatchOptions", &[fault])?;
+    }
     let (api, identity, key) = (context.api.clone(), context.identity.clone(), context.key());
     let (resource, name) = (context.resource, context.info.name.clone());
     let target = Target { resource, key: &key, name: &name, subresource, dry_run };
     let updated = update_object(&api, &identity, target, &mut |current| {
         let mut patched = patch.apply(context, current)?;
         context.warnings.clear();
-        check_fields(context, resource, &mut patched, Vec::new())?;
+        check_fields(context, resource, validation, &mut patched, Vec::new())
+            .map_err(|why| options::patch_refused(&patch.shown(&patched), &why))?;
         let new_name = text(&patched, "/metadata/name");
         if new_name != name {
             return Err(status::bad_request(format!(

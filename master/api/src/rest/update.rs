@@ -58,20 +58,24 @@ pub(crate) async fn update(context: &mut Context, subresource: Option<&str>) -> 
     object_reply(context, StatusCode::OK, bytes)
 }
 
-/// The name and namespace in the body must be those of the path; absent ones are filled in later.
-fn check_place(context: &Context, object: &Value) -> Result<(), ApiError> {
-    let name = text(object, "/metadata/name");
-    if !name.is_empty() && name != context.info.name {
+/// The name in the body must be that of the path, and so must the namespace when the body has one.
+pub(crate) fn check_place(context: &Context, object: &Value) -> Result<(), ApiError> {
+    let (name, expected) = (text(object, "/metadata/name"), &context.info.name);
+    if name.is_empty() {
         return Err(status::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            context.info.name
+            "the name of the object ({expected} based on URL) was undeterminable: name must be provided"
         )));
     }
-    let namespace = text(object, "/metadata/namespace");
-    if !namespace.is_empty() && context.resource.namespaced && namespace != context.info.namespace {
-        return Err(status::bad_request(
-            "the namespace of the provided object does not match the namespace sent on the request",
-        ));
+    if name != expected {
+        return Err(status::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({expected})"
+        )));
+    }
+    let (namespace, expected) = (text(object, "/metadata/namespace"), &context.info.namespace);
+    if !namespace.is_empty() && context.resource.namespaced && namespace != expected {
+        return Err(status::bad_request(format!(
+            "the namespace of the object ({namespace}) does not match the namespace on the request ({expected})"
+        )));
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ use super::respond::{IncludeObject, bytes_of, include_object, object_of, partial
 use crate::body::{Reply, reply, stream};
 use crate::context::{Context, Selection};
 use crate::rules::accept::Shape;
+use crate::rules::options;
 use crate::state::prefix_in;
 
 /// Upstream's `defaultBookmarkFrequency`.
@@ -35,7 +36,8 @@ pub(crate) async fn watch(context: &Context) -> Result<Reply, ApiError> {
     let selection = context.selection()?;
     let bookmarks = context.query.flag("allowWatchBookmarks");
     let revision = parse_revision(context.query.get("resourceVersion"))?;
-    let initial = wants_initial_events(context, revision, bookmarks)?;
+    options::refused("ListOptions", &options::watch_faults(&context.query))?;
+    let initial = wants_initial_events(context, revision);
     if let Some(revision) = revision.filter(|revision| *revision > 0) {
         wait_for(context, revision).await?;
     }
@@ -80,32 +82,12 @@ pub(crate) async fn watch(context: &Context) -> Result<Reply, ApiError> {
 }
 
 /// Whether the state comes first. Revision 0 or none has always meant so; `sendInitialEvents` says it explicitly.
-fn wants_initial_events(
-    context: &Context,
-    revision: Option<Revision>,
-    bookmarks: bool,
-) -> Result<bool, ApiError> {
-    let matching = context.query.get("resourceVersionMatch");
-    let forbidden = |text: &str| Err(status::bad_request(format!("resourceVersionMatch: Forbidden: {text}")));
-    if context.query.get("sendInitialEvents").is_none() {
-        if matching.is_some() {
-            return forbidden(
-                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-            );
-        }
-        return Ok(revision.unwrap_or_default() == 0);
+/// Without initial events a watch starts now, or where the client says.
+fn wants_initial_events(context: &Context, revision: Option<Revision>) -> bool {
+    match context.query.get("sendInitialEvents") {
+        Some(_) => context.query.flag("sendInitialEvents"),
+        None => revision.unwrap_or_default() == 0,
     }
-    if matching != Some("NotOlderThan") {
-        return forbidden("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
-    }
-    let initial = context.query.flag("sendInitialEvents");
-    if initial && !bookmarks {
-        return Err(status::bad_request(
-            "sendInitialEvents: Forbidden: it requires allowWatchBookmarks=true",
-        ));
-    }
-    // Without initial events a watch starts now, or where the client says.
-    Ok(initial)
 }
 
 fn open(

@@ -40,9 +40,7 @@ impl Query {
     pub(crate) fn number(&self, key: &str) -> Result<Option<i64>, String> {
         self.get(key)
             .map(|value| {
-                value
-                    .parse()
-                    .map_err(|_| format!("invalid value {value:?} for query parameter {key}: give a number"))
+                value.parse().map_err(|_| format!("strconv.ParseInt: parsing {value:?}: invalid syntax"))
             })
             .transpose()
     }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::body::Reply;
 use crate::context::Context;
-use crate::rest::{Patch, Target, decode_options, update_object, value_reply};
+use crate::rest::{Patch, Target, check_place, decode_options, update_object, value_reply};
 use crate::rules::encode::text;
 
 pub(super) async fn answer(context: &mut Context) -> Result<Reply, ApiError> {
@@ -18,6 +18,7 @@ pub(super) async fn answer(context: &mut Context) -> Result<Reply, ApiError> {
         }
         "update" => {
             let scale = decode_options(context, "Scale")?;
+            check_place(context, &scale)?;
             store(context, &mut |_| Ok(scale.clone())).await
         }
         "patch" => {

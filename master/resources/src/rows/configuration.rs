@@ -177,12 +177,18 @@ fn check_data(object: &Value, fields: &[&str], errors: &mut Errors) {
                 errors.invalid(&path, Value::from(key.as_str()), &format!("must not be '{key}'"));
             }
             size += value.as_str().map_or(0, str::len);
+            let twice =
+                *field == "data" && object.pointer("/binaryData").and_then(|other| other.get(key)).is_some();
+            if twice {
+                errors.invalid(&path, Value::from(key.as_str()), "duplicate of key present in binaryData");
+            }
         }
     }
     // Base64 is a third longer than what it stands for.
     let limit = if fields.contains(&"binaryData") { DATA_LIMIT_BYTES } else { DATA_LIMIT_BYTES * 4 / 3 + 4 };
     if size > limit {
-        errors.too_long("", DATA_LIMIT_BYTES);
+        // Upstream's path without a name prints so.
+        errors.too_long(if fields.contains(&"binaryData") { "[]" } else { "data" }, DATA_LIMIT_BYTES);
     }
 }
 

@@ -1,9 +1,10 @@
 //! Services.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::BASE;
 use super::metadata::check_labels;
@@ -82,7 +83,7 @@ fn defaults(service: &mut Value) {
         fill(spec, "ipFamilyPolicy", "SingleStack");
         fill(spec, "ipFamilies", json!(["IPv4"]));
     }
-    if kind == "NodePort" || kind == "LoadBalancer" {
+    if is_external(&kind, spec.get("externalIPs")) {
         fill_text(spec, "externalTrafficPolicy", "Cluster");
     }
     if kind == "LoadBalancer" {
@@ -103,6 +104,31 @@ fn defaults(service: &mut Value) {
     }
 }
 
+/// Whether clients from outside the cluster come in (upstream `ExternallyAccessible`).
+fn is_external(kind: &str, addresses: Option<&Value>) -> bool {
+    let has_addresses = addresses.and_then(Value::as_array).is_some_and(|list| !list.is_empty());
+    matches!(kind, "NodePort" | "LoadBalancer") || (kind == "ClusterIP" && has_addresses)
+}
+
+/// What only the former type had goes with it, unless the client has set it anew (upstream `dropTypeDependentFields`).
+fn drop_of_former_type(spec: &mut Map<String, Value>, old: &Value) {
+    let kind = spec.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let former = text(old, "/spec/type");
+    let mut gone = Vec::new();
+    let external = is_external(&kind, spec.get("externalIPs"));
+    if !external && is_external(&former, old.pointer("/spec/externalIPs")) {
+        gone.push("externalTrafficPolicy");
+    }
+    if kind != "LoadBalancer" && former == "LoadBalancer" {
+        gone.extend(["allocateLoadBalancerNodePorts", "loadBalancerClass", "healthCheckNodePort"]);
+    }
+    for field in gone {
+        if spec.get(field) == old.pointer(&format!("/spec/{field}")) {
+            spec.shift_remove(field);
+        }
+    }
+}
+
 /// What was allocated stays when an update leaves it out (upstream `patchAllocatedValues`).
 fn keep_allocated(new: &mut Value, old: &Value, subresource: Option<&str>) {
     if subresource.is_some() {
@@ -112,6 +138,7 @@ fn keep_allocated(new: &mut Value, old: &Value, subresource: Option<&str>) {
     let needs_port = |kind: &str| kind == "NodePort" || kind == "LoadBalancer";
     let (kind, before) = (text(new, "/spec/type"), text(old, "/spec/type"));
     let Some(spec) = spec(new) else { return };
+    drop_of_former_type(spec, old);
     if needs_address(&kind) && needs_address(&before) {
         if let Some(address) = old.pointer("/spec/clusterIP") {
             fill_text(spec, "clusterIP", address.clone());
@@ -177,9 +204,28 @@ fn check(service: &Value, errors: &mut Errors) {
             &format!("may not be set to 'None' for {kind} services"),
         );
     }
+    check_addresses(service, errors);
     check_families(service, errors);
     check_labels(service.pointer("/spec/selector"), "spec.selector", errors);
     check_ports(service, &kind, errors);
+}
+
+/// What is no address at all; whether an address is free is the allocator's question.
+fn check_addresses(service: &Value, errors: &mut Errors) {
+    for (index, address) in list(service, "/spec/clusterIPs").iter().enumerate() {
+        let text = address.as_str().unwrap_or_default();
+        let path = format!("spec.clusterIPs[{index}]");
+        if text != "None" && text.parse::<IpAddr>().is_err() {
+            errors.invalid(
+                path,
+                address.clone(),
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            );
+        } else if text.parse::<Ipv6Addr>().is_ok() {
+            let why = "the cluster has no IPv6 addresses for services: not configured on this cluster";
+            errors.invalid(path, address.clone(), why);
+        }
+    }
 }
 
 /// Clusters of this server have one address family.

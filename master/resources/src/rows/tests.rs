@@ -133,6 +133,17 @@ fn faults_have_upstreams_texts() {
             "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services",
         ),
         (
+            "services",
+            json!({"spec": {"clusterIP": "foo", "ports": [{"port": 80}]}}),
+            "spec.clusterIPs[0]: Invalid value: \"foo\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        ),
+        (
+            "configmaps",
+            json!({"data": {"a": "x"}, "binaryData": {"a": "eA=="}}),
+            "data[a]: Invalid value: \"a\": duplicate of key present in binaryData",
+        ),
+        ("replicationcontrollers", json!({"spec": {}}), "spec.selector: Required value"),
+        (
             "replicationcontrollers",
             json!({"spec": {"replicas": -1, "selector": {"a": "b"}, "template": template(json!({"a": "b"}))}}),
             "spec.replicas: Invalid value: -1: must be greater than or equal to 0",
@@ -228,6 +239,17 @@ fn updates_keep_what_was_given_out_and_refuse_what_is_fixed() {
     let found: Vec<String> =
         services.validate(&new, Some(&old), None).iter().map(ToString::to_string).collect();
     assert_eq!(found, ["spec.clusterIPs[0]: Invalid value: [\"10.96.0.10\"]: may not change once set"]);
+
+    let balanced = made(
+        services,
+        json!({"metadata": {"uid": "u"}, "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.9", "ports": [{"port": 80, "nodePort": 30_000}]}}),
+    );
+    let mut plain = balanced.clone();
+    plain["spec"]["type"] = json!("ClusterIP");
+    services.prepare_update(&mut plain, &balanced, None);
+    for gone in ["externalTrafficPolicy", "allocateLoadBalancerNodePorts"] {
+        assert_eq!(plain["spec"].get(gone), None, "{gone}");
+    }
 
     let maps = row("configmaps");
     let old = made(maps, json!({"data": {"a": "1"}, "immutable": true, "metadata": {"uid": "u"}}));

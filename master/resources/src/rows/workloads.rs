@@ -113,17 +113,17 @@ fn check(controller: &Value, errors: &mut Errors) {
         }
     }
     let selector = controller.pointer("/spec/selector").and_then(Value::as_object);
-    let Some(selector) = selector.filter(|selector| !selector.is_empty()) else {
+    let selector = selector.filter(|selector| !selector.is_empty());
+    if selector.is_none() {
         errors.required("spec.selector", "");
-        return;
-    };
+    }
     let Some(template) = controller.pointer("/spec/template").filter(|template| template.is_object()) else {
         errors.required("spec.template", "");
         return;
     };
     let labels = template.pointer("/metadata/labels").and_then(Value::as_object);
-    let matches =
-        selector.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value));
+    let mut selected = selector.into_iter().flatten();
+    let matches = selected.all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value));
     if !matches {
         let labels = labels.cloned().map_or_else(|| json!({}), Value::Object);
         errors.invalid(
