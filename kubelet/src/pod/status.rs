@@ -275,13 +275,10 @@ fn end_missing(pod: &core::Pod, by_role: &mut BTreeMap<u8, Vec<core::ContainerSt
         let waits = status.state.as_ref().is_none_or(|state| state.waiting.is_some());
         !waits || last_exit_code(status).is_some()
     };
-    let last_done = model::containers(pod).into_iter().zip(inits).last().is_none_or(|((role, _), last)| {
-        let done = if role == Role::Sidecar {
-            last.started == Some(true)
-        } else {
-            exit_code(last) == Some(0) || last_exit_code(last) == Some(0)
-        };
-        inits.is_empty() || done
+    let last_done = inits.last().is_none_or(|last| {
+        let sidecar = model::container(pod, &last.name).is_some_and(|(role, _)| role == Role::Sidecar);
+        (sidecar && last.started == Some(true))
+            || (!sidecar && (exit_code(last) == Some(0) || last_exit_code(last) == Some(0)))
     });
     let initialized = last_done || apps.iter().any(began);
     let attempted = inits.iter().rposition(began).map_or(1, |last| last + 1);

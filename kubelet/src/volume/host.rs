@@ -26,6 +26,39 @@ fn mount_point(line: &str) -> Option<PathBuf> {
     ))
 }
 
+/// Sees to it that mounts made later below `dir` arrive in the pods' mount namespaces, which are older and slaves of this one. Where
+/// the machine's root is shared (as systemd has it) they do; elsewhere `dir` becomes a shared mount of its own (as upstream's root).
+pub(crate) fn share_mounts(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    let dir = dir.canonicalize()?;
+    let table = fs::read_to_string("/proc/thread-self/mountinfo")?;
+    let (point, shared) = innermost_mount(&table, &dir);
+    if shared {
+        return Ok(());
+    }
+    let none = None::<&str>;
+    if point != dir {
+        nix::mount::mount(Some(&dir), &dir, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
+    }
+    nix::mount::mount(none, &dir, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none)?;
+    Ok(())
+}
+
+/// The mount that holds `dir`, and whether it is shared (proc_pid_mountinfo(5): the optional fields).
+fn innermost_mount(table: &str, dir: &Path) -> (PathBuf, bool) {
+    let mounts = table.lines().filter_map(|line| {
+        let shared = line
+            .split(' ')
+            .skip(6)
+            .take_while(|field| *field != "-")
+            .any(|field| field.starts_with("shared:"));
+        Some((mount_point(line)?, shared))
+    });
+    // Of several at one place the last is on top, and the last of equals is taken.
+    let holding = mounts.filter(|(point, _)| dir.starts_with(point));
+    holding.max_by_key(|(point, _)| point.components().count()).unwrap_or_default()
+}
+
 /// Makes `dir` a tmpfs, once.
 pub(crate) fn mount_tmpfs(dir: &Path, size_bytes: Option<u64>) -> io::Result<()> {
     if mounts_below(dir)?.iter().any(|mounted| mounted == dir) {
@@ -228,6 +261,40 @@ mod tests {
         assert!(mounts_below(&pod).unwrap().is_empty());
         assert!(!pod.exists());
         remove_tree(&pod).unwrap();
+    }
+
+    /// A pod's mount namespace is made before its sub paths are bound.
+    #[test]
+    fn later_mounts_arrive_in_older_namespaces() {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let change = |flags| {
+            nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | flags, None::<&str>)
+                .unwrap();
+        };
+        change(MsFlags::MS_PRIVATE);
+        let dir = tempfile::tempdir().unwrap();
+        let pods = dir.path().canonicalize().unwrap().join("pods");
+        share_mounts(&pods).unwrap();
+        share_mounts(&pods).unwrap();
+        assert_eq!(mounts_below(&pods).unwrap(), std::slice::from_ref(&pods));
+        let bound = pods.join("bound");
+        let (ready, wait) = std::sync::mpsc::channel::<()>();
+        let (go, went) = std::sync::mpsc::channel::<()>();
+        let seen = bound.clone();
+        let pod = std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            change(MsFlags::MS_SLAVE);
+            ready.send(()).unwrap();
+            went.recv().unwrap();
+            fs::read_to_string(seen).unwrap()
+        });
+        wait.recv().unwrap();
+        fs::create_dir(dir.path().join("volume")).unwrap();
+        fs::write(dir.path().join("volume/f"), "content").unwrap();
+        bind_sub_path(&dir.path().join("volume"), "f", &bound).unwrap();
+        go.send(()).unwrap();
+        assert_eq!(pod.join().unwrap(), "content");
+        remove_tree(&pods).unwrap();
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub(crate) struct Volumes {
     memory: PathBuf,
     objects: ApiObjects,
     tokens: tokens::Tokens,
+    /// Set once the pods' directory hands its mounts on.
+    shared: tokio::sync::OnceCell<()>,
 }
 
 enum Source<'a> {
@@ -96,7 +98,8 @@ fn common_user(pod: &core::Pod) -> Option<u32> {
 
 impl Volumes {
     pub(crate) fn new(root: PathBuf, memory: PathBuf, client: kube::Client) -> Self {
-        Self { root, memory, objects: ApiObjects::new(client.clone()), tokens: tokens::Tokens::new(client) }
+        let (objects, tokens) = (ApiObjects::new(client.clone()), tokens::Tokens::new(client));
+        Self { root, memory, objects, tokens, shared: tokio::sync::OnceCell::new() }
     }
 
     /// A pod's directory on disk.
@@ -123,6 +126,12 @@ impl Volumes {
 
     /// Makes every volume hold what it should.
     pub(crate) async fn set_up(&self, downward: &Downward<'_>) -> Result<(), VolumeError> {
+        if let Some(volume) = volume_with_sub_path(downward.pod) {
+            let pods = self.root.join("pods");
+            let share = || blocking(move || host::share_mounts(&pods).map_err(|error| error.to_string()));
+            let shared = self.shared.get_or_try_init(share).await;
+            shared.map_err(|cause| VolumeError::SetUp { volume, cause })?;
+        }
         let volumes = model::spec(downward.pod).volumes.iter().flatten();
         futures::future::try_join_all(volumes.map(|volume| self.set_up_one(volume, downward))).await?;
         Ok(())
@@ -340,6 +349,17 @@ fn is_live(volume: &core::Volume) -> bool {
         source(volume),
         Source::ConfigMap(_) | Source::Secret(_) | Source::Downward(_) | Source::Projected(_)
     )
+}
+
+/// The first volume that a container mounts a part of.
+fn volume_with_sub_path(pod: &core::Pod) -> Option<String> {
+    let given = |path: &Option<String>| path.as_ref().is_some_and(|path| !path.is_empty());
+    model::containers(pod).iter().find_map(|(_, container)| {
+        let mut mounts = container.volume_mounts.iter().flatten();
+        mounts
+            .find(|mount| given(&mount.sub_path) || given(&mount.sub_path_expr))
+            .map(|mount| mount.name.clone())
+    })
 }
 
 fn sub_path(mount: &core::VolumeMount, env: &[(String, String)]) -> Option<String> {
