@@ -9,7 +9,8 @@
 //! - [`bpf`]: device policy of a cgroup v2 (bpf(2)).
 //! - [`fd`]: file descriptors that a parent left open for us.
 //! - [`interface`]: `lo` up.
-//! - [`mount`][]: mount_setattr(2).
+//! - [`keyring`]: a session keyring (keyctl(2)).
+//! - [`mount`]: attributes of mounts (mount_setattr(2)).
 //! - [`netns`]: a closure inside a network namespace.
 //! - [`process`]: clone(2) for single-threaded programs, start times, signal dispositions.
 //! - [`seccomp`]: seccomp(2) filters.
@@ -17,6 +18,7 @@
 pub mod bpf;
 pub mod fd;
 pub mod interface;
+pub mod keyring;
 pub mod mount;
 pub mod netns;
 pub mod process;

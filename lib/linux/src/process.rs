@@ -1,7 +1,7 @@
 //! Processes: clone(2) for single-threaded programs, identities, signal dispositions.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use orlop_types::ProcessIdentity;
 use rustix::process::{Pid, PidfdFlags};
@@ -86,6 +86,22 @@ pub fn send_signal(pid: i32, signal: i32) -> io::Result<()> {
     }
     // SAFETY: kill(2) takes two ints and touches no memory of ours.
     crate::check(unsafe { libc::kill(pid, signal) }.into()).map(drop)
+}
+
+/// Sends a signal by number to exactly the process behind a pidfd.
+pub fn send_signal_to(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: a null siginfo makes the kernel fill one in; the other arguments are ints. rustix takes named signals alone, and real-time
+    // ones have no names.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0_u32,
+        )
+    };
+    crate::check(answer).map(drop)
 }
 
 /// Start time of a process in clock ticks since boot: field 22 of `/proc/PID/stat`.

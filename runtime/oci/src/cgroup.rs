@@ -120,7 +120,7 @@ impl Cgroup {
         self.hierarchies.iter().map(|hierarchy| hierarchy.mount.join(&self.path)).collect()
     }
 
-    fn of_controller(&self, controller: &str) -> Option<(PathBuf, bool)> {
+    pub(crate) fn of_controller(&self, controller: &str) -> Option<(PathBuf, bool)> {
         let v1 =
             self.hierarchies.iter().find(|hierarchy| hierarchy.controllers.iter().any(|c| c == controller));
         let hierarchy = v1.or_else(|| self.hierarchies.iter().find(|hierarchy| hierarchy.unified))?;

@@ -9,13 +9,15 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::{Gid, Uid};
-use oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Process};
+use oci_spec::runtime::{Hook, LinuxCapabilities, LinuxSeccomp, Process};
 
+use crate::hooks::{self, HookState, Kind};
 use crate::seccomp::{self, Filter, SeccompError};
 
 /// Where programs are looked for when the environment does not say (as runc).
@@ -83,6 +85,8 @@ pub struct LastMile {
     no_new_privileges: bool,
     capabilities: Capabilities,
     filter: Option<Filter>,
+    terminal_size: Option<(u16, u16)>,
+    hooks: Option<(Vec<Hook>, HookState)>,
 }
 
 impl LastMile {
@@ -120,7 +124,35 @@ impl LastMile {
                 .as_ref()
                 .map_or(Ok(Capabilities::default()), parse_capabilities)?,
             filter: profile.map(seccomp::compile).transpose()?,
+            terminal_size: terminal_size(process),
+            hooks: None,
         })
+    }
+
+    /// More entries for the program's environment.
+    pub fn add_environment(&mut self, entries: &[String]) {
+        self.environment.extend_from_slice(entries);
+    }
+
+    /// Hooks of kind `startContainer`, to run right before the program and as its user (the image's files must not run with more).
+    pub fn run_before(&mut self, hooks: Vec<Hook>, state: HookState) {
+        self.hooks = Some((hooks, state));
+    }
+
+    /// Fails as [`LastMile::run`] would when there is no such program; for processes that are in the container but not yet its user.
+    pub fn look_for_program(&self) -> Result<(), LastMileError> {
+        let program = self.arguments[0].to_string_lossy().into_owned();
+        let mut worst = not_found();
+        for candidate in self.candidates(&program) {
+            let path = self.directory.join(std::ffi::OsStr::from_bytes(candidate.to_bytes()));
+            match std::fs::metadata(&path) {
+                Ok(found) if !found.is_dir() && found.permissions().mode() & 0o111 != 0 => return Ok(()),
+                Ok(_) => worst = io::ErrorKind::PermissionDenied.into(),
+                Err(error) if program.contains('/') => worst = error,
+                Err(_) => {}
+            }
+        }
+        Err(LastMileError::Exec { program, source: worst })
     }
 
     /// Becomes the program. Returns only when that fails; the calling process is then half way and must end.
@@ -140,6 +172,11 @@ impl LastMile {
         step("reset signals", orlop_linux::process::reset_signals())?;
         self.drop_bounding()?;
         self.own_streams();
+        if let Some((columns, rows)) = self.terminal_size {
+            let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+            let resized = rustix::termios::tcsetwinsize(rustix::stdio::stdin(), size);
+            step("set the terminal's size", resized.map_err(io::Error::from))?;
+        }
         self.change_user()?;
         // As root the directory may have been out of reach (a mount that squashes root); as the user it must not be.
         self.enter_directory(false)?;
@@ -151,6 +188,15 @@ impl LastMile {
         } else {
             self.load_filter()?;
             self.set_capabilities()?;
+        }
+        if let Some((hooks, state)) = &self.hooks {
+            let mut state = state.clone();
+            state.pid = std::process::id();
+            hooks::run_all(Kind::StartContainer, hooks, &state, Path::new("/"), Some(&self.environment))
+                .map_err(|error| LastMileError::Step {
+                    step: "run the hooks before the program",
+                    source: io::Error::other(error),
+                })?;
         }
         Err(self.execute(home))
     }
@@ -267,7 +313,7 @@ impl LastMile {
         let text = |entry: &String| CString::new(entry.as_str()).ok();
         let environment: Vec<CString> =
             self.environment.iter().chain(home.as_ref()).filter_map(text).collect();
-        let mut worst = io::Error::new(io::ErrorKind::NotFound, "executable file not found in $PATH");
+        let mut worst = not_found();
         for candidate in self.candidates(&program) {
             let Err(errno) = nix::unistd::execve(&candidate, &self.arguments, &environment);
             match errno {
@@ -290,6 +336,16 @@ impl LastMile {
             .filter_map(|directory| CString::new(format!("{directory}/{program}")).ok())
             .collect()
     }
+}
+
+fn not_found() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "executable file not found in $PATH")
+}
+
+/// Columns and rows.
+fn terminal_size(process: &Process) -> Option<(u16, u16)> {
+    let size = process.console_size().filter(|_| process.terminal() == Some(true))?;
+    Some((u16::try_from(size.width()).ok()?, u16::try_from(size.height()).ok()?))
 }
 
 fn step<T>(step: &'static str, answer: io::Result<T>) -> Result<T, LastMileError> {

@@ -1,8 +1,17 @@
 //! orlop-oci: the OCI runtime over libcontainer.
+//!
+//! Two doors: [`setup_main`], the short-lived programs that a shim starts, and [`main`], runc's command line (`orlop oci`, `orlop-oci`),
+//! which starts the same programs. Invariant: every process here has one thread, and only `oci-setup` calls libcontainer.
+//!
+//! Where to read next: `setup/` (a container's making), `last_mile.rs` (its program's start), `command/` (the command line).
 
 pub mod cgroup;
+mod command;
 pub mod devices;
+pub mod freezer;
+pub mod hooks;
 pub mod last_mile;
+mod program;
 pub mod seccomp;
 pub mod setup;
 
@@ -11,4 +20,9 @@ use std::ffi::OsString;
 /// The entry of `oci-setup`: arguments after the subcommand, exit code out.
 pub fn setup_main(arguments: Vec<OsString>) -> i32 {
     setup::main(&arguments)
+}
+
+/// The entry of the command line: arguments after the program's name (or `oci`), exit code out.
+pub fn main(arguments: Vec<OsString>) -> i32 {
+    command::main(&arguments)
 }

@@ -124,8 +124,8 @@ fn compares_all_64_bits() {
         u64::MAX - 1,
         u64::MAX,
     ];
-    type Comparison = fn(u64, u64) -> bool;
-    let operators: [(&str, Comparison); 6] = [
+    type Holds = fn(u64, u64) -> bool;
+    let operators: [(&str, Holds); 6] = [
         ("SCMP_CMP_EQ", |a, b| a == b),
         ("SCMP_CMP_NE", |a, b| a != b),
         ("SCMP_CMP_LT", |a, b| a < b),

@@ -7,14 +7,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use oci_spec::runtime::{LinuxDeviceCgroup, Spec};
 
-use super::{Answer, CreateRequest, rules, set_oom_score_adjustment, take};
+use super::{Answer, CreateRequest, hooks, rules, set_oom_score_adjustment, take};
 use crate::cgroup::Hierarchies;
 use crate::devices;
+use crate::hooks::HookState;
 use crate::last_mile::{LastMile, LastMileError};
 
 /// Makes the container. Single-threaded processes only.
@@ -28,8 +30,10 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
     let rootfs = rootfs(request, &spec)?;
     let process = spec.process().as_ref().ok_or(rules::DeriveError::NoProcess)?;
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-    let mile = LastMile::prepare(process, profile).context("failed to prepare the container's process")?;
-    let derived = rules::derive(&spec, &request.id, &rootfs, &request.namespaces)?;
+    let mut mile =
+        LastMile::prepare(process, profile).context("failed to prepare the container's process")?;
+    mile.add_environment(&request.environment);
+    let mut derived = rules::derive(&spec, &request.id, &rootfs, &request.namespaces)?;
     refuse_strange_device_directory(&rootfs)?;
 
     let bundle = request.work.join("bundle");
@@ -37,32 +41,20 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
     fs::create_dir_all(&bundle)
         .and_then(|()| fs::create_dir_all(&state))
         .context("failed to make the work directory")?;
+    let seen_by_hooks = hook_state(request, &spec);
+    hooks::substitute(&mut derived, &seen_by_hooks, &request.work, &rootfs)?;
+    if let Some(given) = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().as_ref()) {
+        mile.run_before(given.clone(), HookState { status: "created".to_owned(), ..seen_by_hooks });
+    }
     derived.save(bundle.join("config.json")).context("failed to write the derived configuration")?;
     let warning = set_oom_score_adjustment(process.oom_score_adj().or(request.sibling.then_some(0)))
         .context("failed to set oom_score_adj")?;
 
-    let mut builder = ContainerBuilder::new(request.id.clone(), SyscallType::default())
-        .with_root_path(&state)?
-        .with_console_socket(request.console_socket.as_ref())
-        .with_preserved_fds(request.preserve_fds)
-        .with_executor(LastMileExecutor { mile: Arc::new(mile), status })
-        .validate_id()?;
-    if let Some(stdin) = stdin {
-        builder = builder.with_stdin(stdin);
+    if request.new_keyring {
+        orlop_linux::keyring::join_session(&request.id).context("failed to make a session keyring")?;
     }
-    if let Some(stdout) = stdout {
-        builder = builder.with_stdout(stdout);
-    }
-    if let Some(stderr) = stderr {
-        builder = builder.with_stderr(stderr);
-    }
-    let container = builder
-        .as_init(&bundle)
-        .with_systemd(false)
-        .as_sibling(request.sibling)
-        .with_detach(true)
-        .build()
-        .context("failed to create the container")?;
+    let executor = LastMileExecutor { mile: Arc::new(mile), status, check_program: request.check_program };
+    let container = build(request, executor, Streams { stdin, stdout, stderr }, &bundle, &state)?;
     let pid = container.pid().context("the container has no process")?;
     let pid = u32::try_from(pid.as_raw())?;
     if let Err(error) = guard_devices(&spec, &request.id) {
@@ -73,6 +65,60 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
         return Err(error);
     }
     Ok(Answer { pid: Some(pid), error: None, warnings: warning.into_iter().collect() })
+}
+
+struct Streams {
+    stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+}
+
+fn build(
+    request: &CreateRequest,
+    executor: LastMileExecutor,
+    streams: Streams,
+    bundle: &Path,
+    state: &Path,
+) -> anyhow::Result<Container> {
+    let mut builder = ContainerBuilder::new(request.id.clone(), SyscallType::default())
+        .with_root_path(state)?
+        .with_console_socket(request.console_socket.as_ref())
+        .with_preserved_fds(request.preserve_fds)
+        .with_executor(executor)
+        .validate_id()?;
+    if let Some(stdin) = streams.stdin {
+        builder = builder.with_stdin(stdin);
+    }
+    if let Some(stdout) = streams.stdout {
+        builder = builder.with_stdout(stdout);
+    }
+    if let Some(stderr) = streams.stderr {
+        builder = builder.with_stderr(stderr);
+    }
+    let built = builder
+        .as_init(bundle)
+        .with_systemd(false)
+        .as_sibling(request.sibling)
+        .with_detach(true)
+        .with_no_pivot(request.no_pivot)
+        .build();
+    built.map_err(|error| match hooks::failure(&request.work) {
+        // libcontainer knows no more than that ours failed.
+        Some(said) => anyhow::Error::msg(said),
+        None => anyhow::Error::new(error).context("failed to create the container"),
+    })
+}
+
+fn hook_state(request: &CreateRequest, spec: &Spec) -> HookState {
+    let annotations = spec.annotations().iter().flatten();
+    HookState {
+        oci_version: oci_spec::runtime::VERSION.to_owned(),
+        id: request.id.clone(),
+        status: "creating".to_owned(),
+        pid: 0,
+        bundle: request.bundle.clone(),
+        annotations: annotations.map(|(name, value)| (name.clone(), value.clone())).collect(),
+    }
 }
 
 fn rootfs(request: &CreateRequest, spec: &Spec) -> anyhow::Result<std::path::PathBuf> {
@@ -124,6 +170,7 @@ fn guard_devices(spec: &Spec, id: &str) -> anyhow::Result<()> {
 struct LastMileExecutor {
     mile: Arc<LastMile>,
     status: Option<Arc<OwnedFd>>,
+    check_program: bool,
 }
 
 impl Executor for LastMileExecutor {
@@ -133,9 +180,14 @@ impl Executor for LastMileExecutor {
         orlop_linux::process::exit_now(exit_code(&error))
     }
 
-    /// A missing program is reported by exec, where it is known for certain.
+    /// Whether the program exists is known for certain by exec alone; looking before is for callers that expect it of `create`.
     fn validate(&self, _derived: &Spec) -> Result<(), ExecutorValidationError> {
-        Ok(())
+        if !self.check_program {
+            return Ok(());
+        }
+        self.mile
+            .look_for_program()
+            .map_err(|error| ExecutorValidationError::ArgValidationError(error.to_string()))
     }
 
     /// The program's environment is passed to execve; ours stays as it is.

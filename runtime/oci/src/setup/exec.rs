@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use nix::sched::CloneFlags;
@@ -61,11 +62,7 @@ pub fn exec(request: &ExecRequest) -> anyhow::Result<Answer> {
     let id =
         request.config.parent().and_then(|bundle| bundle.file_name()).unwrap_or_default().to_string_lossy();
     let cgroup = rules::cgroup_path(&spec, &id)?;
-    let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
-    hierarchies
-        .cgroup(&cgroup.to_string_lossy())
-        .enter(Some(request.target.pid))
-        .context("failed to enter the control group")?;
+    enter_cgroup(request, &cgroup)?;
     set_limits(process.rlimits().as_deref().unwrap_or_default())?;
     let foreign = foreign_namespaces(request.target.pid)?;
 
@@ -85,8 +82,24 @@ pub fn exec(request: &ExecRequest) -> anyhow::Result<Answer> {
         Side::Parent(pid) => {
             Ok(Answer { pid: Some(pid), error: None, warnings: warning.into_iter().collect() })
         }
-        Side::Child => become_program(&streams, &process, &mile, request.terminal),
+        Side::Child => become_program(&streams, &process, &mile, request),
     }
+}
+
+fn enter_cgroup(request: &ExecRequest, container: &Path) -> anyhow::Result<()> {
+    let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
+    let Some(below) = &request.cgroup else {
+        return hierarchies
+            .cgroup(&container.to_string_lossy())
+            .enter(Some(request.target.pid))
+            .context("failed to enter the control group");
+    };
+    let within = below.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+    anyhow::ensure!(within, "{} is not below the container's control group", below.display());
+    let path = container.join(below.strip_prefix("/").unwrap_or(below));
+    let group = hierarchies.cgroup(&path.to_string_lossy());
+    anyhow::ensure!(!group.directories().is_empty(), "control group {} does not exist", path.display());
+    group.enter(None).with_context(|| format!("failed to enter control group {}", path.display()))
 }
 
 fn wanted_process(request: &ExecRequest, spec: &Spec) -> anyhow::Result<Process> {
@@ -142,8 +155,8 @@ fn set_limits(limits: &[PosixRlimit]) -> anyhow::Result<()> {
 }
 
 /// The new process: inside every namespace, not yet the program.
-fn become_program(streams: &Streams, process: &Process, mile: &LastMile, with_terminal: bool) -> ! {
-    let error = match prepare_child(streams, process, with_terminal) {
+fn become_program(streams: &Streams, process: &Process, mile: &LastMile, request: &ExecRequest) -> ! {
+    let error = match prepare_child(streams, process, request) {
         Ok(()) => mile.run(),
         Err(error) => LastMileError::Step {
             step: "prepare the process",
@@ -154,9 +167,9 @@ fn become_program(streams: &Streams, process: &Process, mile: &LastMile, with_te
     orlop_linux::process::exit_now(exit_code(&error))
 }
 
-fn prepare_child(streams: &Streams, process: &Process, with_terminal: bool) -> anyhow::Result<()> {
+fn prepare_child(streams: &Streams, process: &Process, request: &ExecRequest) -> anyhow::Result<()> {
     rustix::process::setsid().context("failed to start a session")?;
-    if with_terminal {
+    if request.terminal {
         let console = streams.console.as_ref().context("a terminal needs a console socket")?;
         let slave = terminal::open(console.as_fd()).context("failed to set up the terminal")?;
         rustix::process::ioctl_tiocsctty(&slave).context("failed to take the terminal")?;
@@ -167,7 +180,7 @@ fn prepare_child(streams: &Streams, process: &Process, with_terminal: bool) -> a
     if let Some(profile) = process.apparmor_profile() {
         libcontainer::apparmor::apply_profile(profile).context("failed to apply the AppArmor profile")?;
     }
-    orlop_linux::fd::close_from_on_exec(3).context("failed to close descriptors")
+    orlop_linux::fd::close_from_on_exec(3 + request.preserve_fds).context("failed to close descriptors")
 }
 
 fn redirect(

@@ -1,4 +1,4 @@
-//! Short-lived programs between a shim and a container: `oci-setup create|exec|reaper`.
+//! Short-lived programs between a shim (or the command line) and a container: `oci-setup create|exec|hooks|reaper`.
 //!
 //! Each is this binary, started anew with one thread: libcontainer clones with raw system calls, changes directories and limits of its
 //! process and never puts them back, so it gets a process that ends with its work. The containers' processes become children of the
@@ -9,6 +9,7 @@
 
 mod create;
 mod exec;
+mod hooks;
 mod reaper;
 pub mod rules;
 mod terminal;
@@ -69,6 +70,18 @@ pub struct CreateRequest {
     pub sibling: bool,
     /// Descriptors beyond standard error that the container keeps.
     pub preserve_fds: i32,
+    /// Change the root by moving a mount instead of pivot_root(2), which an initramfs lacks.
+    #[serde(default)]
+    pub no_pivot: bool,
+    /// Give the container a session keyring of its own.
+    #[serde(default)]
+    pub new_keyring: bool,
+    /// Fail now, not when it is started, if the program does not exist.
+    #[serde(default)]
+    pub check_program: bool,
+    /// Entries for the program's environment beyond the configuration's.
+    #[serde(default)]
+    pub environment: Vec<String>,
     /// Descriptors.
     pub descriptors: Descriptors,
 }
@@ -87,6 +100,12 @@ pub struct ExecRequest {
     pub arguments: Vec<String>,
     /// A pseudo terminal, sent to `descriptors.console`.
     pub terminal: bool,
+    /// Descriptors beyond standard error that the process keeps.
+    #[serde(default)]
+    pub preserve_fds: u32,
+    /// A group below the container's own to run in.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
     /// Descriptors.
     pub descriptors: Descriptors,
 }
@@ -116,6 +135,7 @@ pub fn main(arguments: &[OsString]) -> i32 {
             let answer = take(request.descriptors.answer);
             (answer, exec(&request))
         }),
+        (Some("hooks"), _) => hooks::main(text(1), arguments.get(2)),
         (Some("reaper"), _) => reaper::main(),
         _ => {
             let _ = writeln!(

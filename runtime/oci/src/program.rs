@@ -1,0 +1,116 @@
+//! Starting `oci-setup` from the command line: this binary again, from a copy that nobody can write to.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::process::{Child, Command};
+
+use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{CWD, MemfdFlags, OFlags, SealFlags};
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::pipe::PipeFlags;
+use serde::Serialize;
+
+use crate::setup::Answer;
+
+/// This binary. A container that gets hold of `/proc/PID/exe` cannot write through it (CVE-2019-5736).
+pub(crate) struct Program(OwnedFd);
+
+impl Program {
+    pub(crate) fn seal() -> io::Result<Self> {
+        Self::mount_copy().or_else(|_| Self::memory_copy()).map(Self)
+    }
+
+    /// A detached read-only mount: no bytes are copied.
+    fn mount_copy() -> io::Result<OwnedFd> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let copy = open_tree(CWD, "/proc/self/exe", flags)?;
+        orlop_linux::mount::set_read_only(&copy, false)?;
+        Ok(copy)
+    }
+
+    /// For kernels before 5.12 and callers in a chroot.
+    fn memory_copy() -> io::Result<OwnedFd> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let mut copy = File::from(rustix::fs::memfd_create("orlop-oci", flags)?);
+        io::copy(&mut File::open("/proc/self/exe")?, &mut copy)?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&copy, seals)?;
+        Ok(copy.into())
+    }
+
+    /// Runs `oci-setup VERB` with a request that may name the descriptors of `keep`, and the answer's.
+    pub(crate) fn ask<R: Serialize>(
+        &self,
+        verb: &str,
+        keep: &[BorrowedFd<'_>],
+        request: impl FnOnce(RawFd) -> R,
+    ) -> anyhow::Result<Answer> {
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let request = request(writer.as_raw_fd());
+        let mut inherited = keep.to_vec();
+        inherited.push(writer.as_fd());
+        let mut child = self.start(verb, &request, &inherited).context("failed to start oci-setup")?;
+        drop(writer);
+        let text = read_answer(reader, &child);
+        let status = child.wait().context("failed to wait for oci-setup")?;
+        let text = text.context("failed to read the answer of oci-setup")?;
+        if text.is_empty() {
+            anyhow::bail!("oci-setup died: {status}");
+        }
+        let answer: Answer =
+            serde_json::from_slice(&text).context("failed to read the answer of oci-setup")?;
+        match answer.error {
+            Some(error) => Err(anyhow::Error::msg(error)),
+            None => Ok(answer),
+        }
+    }
+
+    fn start(&self, verb: &str, request: &impl Serialize, keep: &[BorrowedFd<'_>]) -> io::Result<Child> {
+        let mut file = File::from(rustix::fs::memfd_create("request", MemfdFlags::CLOEXEC)?);
+        serde_json::to_writer(&mut file, request)?;
+        file.flush()?;
+        file.rewind()?;
+        let mut inherited: Vec<BorrowedFd<'_>> = keep.to_vec();
+        inherited.push(file.as_fd());
+        for fd in &inherited {
+            orlop_linux::fd::set_inheritable(*fd, true)?;
+        }
+        let path = PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()));
+        let started = Command::new(path)
+            .args(["oci-setup", verb, &file.as_raw_fd().to_string()])
+            // libcontainer would count these descriptors once more.
+            .env_remove("LISTEN_FDS")
+            .spawn();
+        for fd in &inherited {
+            orlop_linux::fd::set_inheritable(*fd, false)?;
+        }
+        started
+    }
+}
+
+/// Until the child ends: a container's first process holds a copy of the pipe and would keep it open.
+fn read_answer(reader: OwnedFd, child: &Child) -> io::Result<Vec<u8>> {
+    let flags = rustix::fs::fcntl_getfl(&reader)?;
+    rustix::fs::fcntl_setfl(&reader, flags | OFlags::NONBLOCK)?;
+    let process = orlop_linux::process::open_pid(child.id())?;
+    let mut reader = File::from(reader);
+    let mut text = Vec::new();
+    let mut ended = false;
+    loop {
+        match reader.read_to_end(&mut text) {
+            Ok(_) => return Ok(text),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && ended => return Ok(text),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        let mut wanted = [PollFd::new(&reader, PollFlags::IN), PollFd::new(&process, PollFlags::IN)];
+        match poll(&mut wanted, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        ended = !wanted[1].revents().is_empty();
+    }
+}
