@@ -94,12 +94,15 @@ fn dispatch_small(arguments: &[OsString]) -> Option<ExitCode> {
         arguments.first().map(|argument| Path::new(argument).file_name().unwrap_or_default().to_owned());
     let rest = |from: usize| arguments.get(from..).unwrap_or_default().to_vec();
     match name.as_ref().and_then(|name| name.to_str()) {
-        Some("orlop-oci") => return Some(no_command_line()),
+        // Started for a container's set-up by the same name, if that is what the caller uses.
+        Some("orlop-oci") if arguments.get(1).is_none_or(|argument| argument != "oci-setup") => {
+            return Some(exit(orlop_oci::main(rest(1))));
+        }
         Some("orlop-cni") => return Some(orlop_cni::main_plugin()),
         _ => {}
     }
     match arguments.get(1).and_then(|argument| argument.to_str()) {
-        Some("oci") => Some(no_command_line()),
+        Some("oci") => Some(exit(orlop_oci::main(rest(2)))),
         Some("cni") => Some(orlop_cni::main_plugin()),
         Some("shim") => Some(exit(orlop_shim::main(rest(2)))),
         Some("oci-setup") => Some(exit(orlop_oci::setup_main(rest(2)))),
@@ -110,14 +113,6 @@ fn dispatch_small(arguments: &[OsString]) -> Option<ExitCode> {
         }
         _ => None,
     }
-}
-
-/// The OCI runtime serves the shim through `oci-setup`; its command line for other callers is not done.
-fn no_command_line() -> ExitCode {
-    eprintln!(
-        "orlop oci: the command line of the OCI runtime is not part of this release; containers run through orlop runtime"
-    );
-    ExitCode::from(2)
 }
 
 fn exit(code: i32) -> ExitCode {
