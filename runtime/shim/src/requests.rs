@@ -138,6 +138,11 @@ impl Shim {
             console_socket: terminal.then(|| container.work().join("console.sock")),
             sibling: true,
             preserve_fds: 0,
+            no_pivot: false,
+            new_keyring: false,
+            // Kubernetes expects a missing program to fail the start, not the creation.
+            check_program: false,
+            environment: Vec::new(),
             descriptors: streams.numbers(None),
         };
         let setup_pid = self
@@ -304,6 +309,8 @@ impl Shim {
             process: None,
             arguments: process.args.clone(),
             terminal,
+            preserve_fds: 0,
+            cgroup: None,
             descriptors: streams.numbers(theirs.as_ref().map(AsRawFd::as_raw_fd)),
         };
         let mut keep = streams.theirs();

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -103,6 +103,10 @@ fn set_up(
             answer: Some(answer),
             ..Descriptors::default()
         },
+    });
+    let answer = answer.map_err(|error| match said(&status) {
+        Some(reason) => anyhow::Error::msg(format!("unable to start container process: {reason}")),
+        None => error,
     })?;
     for warning in &answer.warnings {
         call.log.warning(warning);
@@ -116,6 +120,15 @@ fn set_up(
             .with_context(|| format!("failed to write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// What the last mile wrote to the FIFO, if anything.
+fn said(status: &OwnedFd) -> Option<String> {
+    let flags = rustix::fs::fcntl_getfl(status).ok()?;
+    rustix::fs::fcntl_setfl(status, flags | rustix::fs::OFlags::NONBLOCK).ok()?;
+    let mut text = [0_u8; 4096];
+    let count = rustix::io::read(status, &mut text).ok().filter(|count| *count > 0)?;
+    Some(String::from_utf8_lossy(&text[..count]).into_owned())
 }
 
 fn read_configuration(bundle: &Path) -> anyhow::Result<Vec<u8>> {

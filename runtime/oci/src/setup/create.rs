@@ -185,9 +185,13 @@ impl Executor for LastMileExecutor {
         if !self.check_program {
             return Ok(());
         }
-        self.mile
-            .look_for_program()
-            .map_err(|error| ExecutorValidationError::ArgValidationError(error.to_string()))
+        self.mile.look_for_program().map_err(|error| {
+            // libcontainer wraps the text three times; the reader of the pipe gets it as it is.
+            if let Some(status) = &self.status {
+                let _ = rustix::io::write(status, error.to_string().as_bytes());
+            }
+            ExecutorValidationError::ArgValidationError(error.to_string())
+        })
     }
 
     /// The program's environment is passed to execve; ours stays as it is.

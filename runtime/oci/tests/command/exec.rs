@@ -127,5 +127,8 @@ fn preserved_descriptors_come_through_and_others_do_not() {
     assert_eq!(kept.ok(), "given\n");
     let listed = shell(&format!("{id} sh -c 'echo /proc/self/fd/*' 3<{given} 4<{given}")).ok();
     assert!(!listed.contains("/4"), "{listed}");
-    shell(&format!("--preserve-fds 2 {id} true 3<{given} 4<&-")).fails("");
+    if super::rig::is_ours() {
+        // Go's own descriptors are in the way of runc's check.
+        shell(&format!("--preserve-fds 2 {id} true 3<{given} 4<&-")).fails("not open");
+    }
 }
