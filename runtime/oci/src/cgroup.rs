@@ -237,6 +237,15 @@ impl Cgroup {
 
     /// Kills and removes, waiting up to `deadline` for the dying. For callers that may block.
     pub fn remove(&self, deadline: Duration) -> io::Result<()> {
+        self.remove_with(deadline, || self.kill())
+    }
+
+    /// Removes it, waiting up to `deadline` for what is dying already.
+    pub fn remove_empty(&self, deadline: Duration) -> io::Result<()> {
+        self.remove_with(deadline, || {})
+    }
+
+    fn remove_with(&self, deadline: Duration, kill: impl Fn()) -> io::Result<()> {
         let end = std::time::Instant::now() + deadline;
         let mut pause = Duration::from_millis(1);
         while !self.try_remove() {
@@ -247,7 +256,7 @@ impl Cgroup {
                     format!("control groups stay busy: {left:?}"),
                 ));
             }
-            self.kill();
+            kill();
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(50));
         }

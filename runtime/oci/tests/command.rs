@@ -2,6 +2,7 @@
 //!
 //! The subject is this crate's test program, or whatever `SUBJECT` names: with `SUBJECT=runc` the tests themselves are tried. Needs root;
 //! containers are busybox from `/bin/busybox`.
+#![expect(clippy::unwrap_used, reason = "a test program")]
 
 #[path = "command/exec.rs"]
 mod exec;

@@ -147,6 +147,11 @@ impl Container {
         Ok(())
     }
 
+    /// The first process has ended and every other one with it.
+    pub(super) fn is_known_dead(&self) -> bool {
+        self.record.init.is_some() && self.init().is_none() && self.has_own_pid_namespace()
+    }
+
     /// Whether its processes die with the first one.
     pub(super) fn has_own_pid_namespace(&self) -> bool {
         let Ok(spec) = self.spec() else { return false };

@@ -35,8 +35,15 @@ pub(super) fn main(call: &Call, options: &Delete) -> anyhow::Result<()> {
 
 /// Kills what is left, removes control groups and state, and runs the last hooks. May be repeated when it fails.
 pub(super) fn destroy(call: &Call, container: &Container, lock: Lock) -> anyhow::Result<()> {
-    container.kill_and_wait()?;
-    container.cgroup()?.remove(DEATH_DEADLINE).context("failed to remove the control groups")?;
+    let cgroup = container.cgroup()?;
+    let removed = if container.is_known_dead() {
+        // Its processes went with its PID namespace; whoever is in the group now came later and is somebody else's.
+        cgroup.remove_empty(DEATH_DEADLINE)
+    } else {
+        container.kill_and_wait()?;
+        cgroup.remove(DEATH_DEADLINE)
+    };
+    removed.context("failed to remove the control groups")?;
     let spec = container.spec();
     let mut state = container.hook_state("stopped");
     state.pid = 0;

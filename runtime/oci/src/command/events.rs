@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::Call;
 use super::arguments::Events;
 use super::container::{Container, Status, has_ended};
+use crate::cgroup::Cgroup;
 
 /// How often the OOM counter is looked at, and the longest that the end of the container goes unnoticed.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -56,16 +57,30 @@ fn print_statistics(container: &Container) -> anyhow::Result<()> {
         container_name: container.record.id.clone(),
     })
     .context("failed to find the control groups")?;
-    let statistics = manager.stats().context("failed to read the control groups")?;
     let is_unified =
         crate::cgroup::Hierarchies::detect().context("failed to find the control groups")?.is_unified();
-    let data = show(&statistics, is_unified);
+    // CPU times are nanoseconds in runc's events; v2 counts microseconds.
+    let (statistics, cpu_scale) = match manager.stats() {
+        Ok(statistics) => (statistics, if is_unified { 1000 } else { 1 }),
+        // libcgroups wants every file of every controller; a machine may lack some.
+        Err(_) => (basic_statistics(&container.cgroup()?), 1),
+    };
+    let data = show(&statistics, cpu_scale);
     print_event(&json!({"type": "stats", "id": container.record.id, "data": data}))
 }
 
-/// In runc's shape (its `events` documentation). CPU times are nanoseconds there; v2 counts microseconds.
-fn show(statistics: &Stats, is_unified: bool) -> Value {
-    let scale = if is_unified { 1000 } else { 1 };
+/// What there is.
+fn basic_statistics(cgroup: &Cgroup) -> Stats {
+    let usage = cgroup.usage();
+    let mut statistics = Stats::default();
+    statistics.cpu.usage.usage_total = usage.cpu_nanos;
+    statistics.memory.memory.usage = usage.memory_bytes;
+    statistics.pids.current = usage.pids;
+    statistics
+}
+
+/// In runc's shape (its `events` documentation).
+fn show(statistics: &Stats, scale: u64) -> Value {
     let cpu = &statistics.cpu;
     let memory = &statistics.memory;
     let per_core = |times: &Vec<u64>| if times.is_empty() { Value::Null } else { json!(times) };

@@ -57,7 +57,8 @@ fn signal_all(container: &Container, signal: i32) -> anyhow::Result<()> {
 /// A number, or a name with or without SIG.
 fn parse_signal(text: &str) -> anyhow::Result<i32> {
     if let Ok(number) = text.parse::<i32>() {
-        if (1..=libc::SIGRTMAX()).contains(&number) {
+        // 0 only asks whether it lives.
+        if (0..=libc::SIGRTMAX()).contains(&number) {
             return Ok(number);
         }
         bail!("unknown signal {text:?}");
@@ -85,6 +86,7 @@ mod tests {
     #[test]
     fn signals_have_names_and_numbers() {
         for (text, number) in [
+            ("0", 0),
             ("9", 9),
             ("KILL", 9),
             ("SIGKILL", 9),
@@ -94,7 +96,7 @@ mod tests {
         ] {
             assert_eq!(parse_signal(text).unwrap(), number, "{text}");
         }
-        for text in ["", "0", "-1", "65", "NONE", "RTMIN+99"] {
+        for text in ["", "-1", "65", "NONE", "RTMIN+99"] {
             assert!(parse_signal(text).is_err(), "{text}");
         }
     }

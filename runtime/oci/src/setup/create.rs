@@ -21,6 +21,8 @@ use crate::last_mile::{LastMile, LastMileError};
 
 /// Makes the container. Single-threaded processes only.
 pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
+    // Nobody would ever know of a container whose creator has died. Its own processes do not inherit this (prctl(2)).
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let stdin = take(request.descriptors.stdin)?;
     let stdout = take(request.descriptors.stdout)?;
     let stderr = take(request.descriptors.stderr)?;

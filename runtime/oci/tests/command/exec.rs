@@ -96,7 +96,9 @@ fn by_file_and_detached() {
     ])
     .ok();
     let pid: u32 = fs::read_to_string(&pid_file).unwrap().parse().unwrap();
-    wait_for("it runs", || fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap() == "sleep\0999\0");
+    wait_for("it runs", || {
+        fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap() == ["sleep", "999", ""].join("\0")
+    });
     assert_eq!(fs::read_to_string(rig.rootfs().join("tmp/who")).unwrap(), "3\n/tmp\n");
     let pids: Vec<u32> = serde_json::from_str(&rig.call(&["ps", "-f", "json", &rig.id]).ok()).unwrap();
     assert!(pids.contains(&pid) && pids.len() == 2, "{pids:?}");

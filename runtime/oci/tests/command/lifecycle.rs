@@ -75,7 +75,7 @@ fn a_whole_life() {
     rig.verb("start").ok();
     assert_eq!((rig.status().as_str(), rig.pid()), ("running", pid));
     wait_for("the program runs", || {
-        fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap() == "sleep\01000\0"
+        fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap() == ["sleep", "1000", ""].join("\0")
     });
     rig.verb("start").fails("cannot start an already running container");
     rig.verb("delete").fails("is not stopped");
@@ -229,4 +229,91 @@ fn state_is_private_and_streams_are_inherited() {
         let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
         assert!(mode == 0o700 || !is_ours() && mode & 0o006 == 0, "{path:?}: {mode:o}");
     }
+}
+
+#[test]
+fn one_start_of_many_wins() {
+    let Some(rig) = Rig::new() else { return };
+    if !is_ours() {
+        return;
+    }
+    for _ in 0..5 {
+        rig.create().ok();
+        let spawn = || rig.command(&["start", &rig.id]).stderr(Stdio::null()).spawn().unwrap();
+        let mut children: Vec<_> = (0..4).map(|_| Child(spawn())).collect();
+        let good =
+            children.iter_mut().filter_map(|child| child.0.wait().ok()).filter(|status| status.success());
+        assert_eq!(good.count(), 1);
+        assert_eq!(rig.status(), "running");
+        // Created again while it is being removed: either refused or made, never half of each.
+        let mut removal = Child(rig.command(&["delete", "-f", &rig.id]).spawn().unwrap());
+        let again = rig.create();
+        assert!(removal.0.wait().unwrap().success());
+        assert_eq!(rig.verb("state").code == 0, again.code == 0, "{}", again.error);
+        rig.call(&["delete", "-f", &rig.id]).ok();
+        rig.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_dead_containers_group_may_be_somebody_elses() {
+    let Some(rig) = Rig::new() else { return };
+    if !is_ours() {
+        return;
+    }
+    rig.up();
+    rig.call(&["kill", &rig.id, "KILL"]).ok();
+    rig.wait_for_status("stopped");
+    wait_for("an empty group", || rig.call(&["ps", "-f", "json", &rig.id]).ok().trim() == "[]");
+    let bundle = rig.bundle();
+    let second = format!("{}-second", rig.id);
+    rig.call(&["run", "-d", "-b", bundle.to_str().unwrap(), &second]).ok();
+    // The group stays, and so does the process in it.
+    rig.verb("delete").fails("control groups");
+    assert!(rig.call(&["state", &second]).ok().contains("\"running\""));
+    rig.call(&["delete", "-f", &second]).ok();
+    rig.verb("delete").ok();
+    rig.assert_nothing_left();
+}
+
+#[test]
+fn a_creator_that_is_killed_leaves_what_delete_removes() {
+    let Some(rig) = Rig::new() else { return };
+    if !is_ours() {
+        return;
+    }
+    let slow = rig.path("slow");
+    super::rig::script(&slow, "touch \"$0.runs\"; exec sleep 3");
+    rig.configure(|config| config["hooks"] = serde_json::json!({"createRuntime": [{"path": slow}]}));
+    let bundle = rig.bundle();
+    let mut creator =
+        Child(rig.command(&["create", "-b", bundle.to_str().unwrap(), &rig.id]).spawn().unwrap());
+    wait_for("the hook runs", || rig.path("slow.runs").exists());
+    creator.0.kill().unwrap();
+    creator.0.wait().unwrap();
+    assert_eq!(rig.status(), "creating");
+    rig.call(&["delete", "--force", &rig.id]).ok();
+    rig.assert_nothing_left();
+}
+
+#[test]
+fn in_a_user_namespace() {
+    let Some(rig) = Rig::new() else { return };
+    rig.configure(|config| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.push(serde_json::json!({"type": "user"}));
+        for ids in ["uidMappings", "gidMappings"] {
+            config["linux"][ids] = serde_json::json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+        }
+    });
+    // Reachable for the container's root, who is nobody outside.
+    rig.open_to_all();
+    rig.up();
+    assert_eq!(rig.exec(&[], &["id", "-u"]).ok(), "0\n");
+    let map = rig.exec(&[], &["cat", "/proc/self/uid_map"]).ok();
+    assert_eq!(map.split_whitespace().collect::<Vec<_>>(), ["0", "100000", "65536"]);
+    let outside = fs::read_to_string(format!("/proc/{}/status", rig.pid())).unwrap();
+    assert!(outside.contains("Uid:\t100000\t"), "{outside}");
+    rig.call(&["delete", "-f", &rig.id]).ok();
+    rig.assert_nothing_left();
 }

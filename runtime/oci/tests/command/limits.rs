@@ -1,9 +1,12 @@
 use std::fs;
 
-use super::rig::{Rig, is_ours, wait_for};
+use super::rig::{Rig, has_limits, is_ours, wait_for};
 
 #[test]
 fn update_is_seen_in_the_control_group() {
+    if !has_limits() {
+        return;
+    }
     let Some(rig) = Rig::new() else { return };
     rig.configure(|config| {
         config["linux"]["resources"]["memory"] = serde_json::json!({"limit": 64 << 20});
@@ -85,13 +88,18 @@ fn events_show_what_is_used() {
     let event: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!((&event["type"], &event["id"]), (&"stats".into(), &rig.id.as_str().into()));
     // The kernel counts what ended until it has cleaned up.
-    assert!(event["data"]["pids"]["current"].as_u64().unwrap() >= 1);
-    assert!(event["data"]["memory"]["usage"]["usage"].as_u64().unwrap() > 0);
+    if has_limits() {
+        assert!(event["data"]["pids"]["current"].as_u64().unwrap() >= 1);
+        assert!(event["data"]["memory"]["usage"]["usage"].as_u64().unwrap() > 0);
+    }
     assert!(event["data"]["cpu"]["usage"]["total"].as_u64().unwrap() > 0);
 }
 
 #[test]
 fn events_end_with_the_container_and_tell_of_oom() {
+    if !has_limits() {
+        return;
+    }
     let Some(rig) = Rig::new() else { return };
     rig.configure(|config| {
         config["linux"]["resources"]["memory"] = serde_json::json!({"limit": 8 << 20, "swap": 8 << 20});

@@ -49,7 +49,7 @@ pub(crate) fn subject() -> PathBuf {
 
 /// Not some other runtime.
 pub(crate) fn is_ours() -> bool {
-    std::env::var_os("SUBJECT").is_none()
+    subject().file_name().is_none_or(|name| name.to_string_lossy().starts_with("orlop"))
 }
 
 impl Rig {
@@ -57,7 +57,7 @@ impl Rig {
     pub(crate) fn new() -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() {
-            println!("SKIP: needs root");
+            skip("needs root");
             return None;
         }
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -87,6 +87,13 @@ impl Rig {
     /// A path for the test's own use.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// Lets other users come as far as the bundle.
+    pub(crate) fn open_to_all(&self) {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(self.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::chown(self.rootfs(), Some(100_000), Some(100_000)).unwrap();
     }
 
     pub(crate) fn root(&self) -> PathBuf {
@@ -244,6 +251,21 @@ impl Drop for Rig {
         let group = orlop_oci::cgroup::Hierarchies::detect().unwrap().cgroup(&self.cgroup);
         let _ = group.remove(DEADLINE);
     }
+}
+
+/// The machine limits memory, CPU and pids (a v2 tree beside v1 has no such controllers).
+pub(crate) fn has_limits() -> bool {
+    let hierarchies = orlop_oci::cgroup::Hierarchies::detect().unwrap();
+    let available = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    let has = !hierarchies.is_unified() || available.contains("memory");
+    if !has {
+        skip("needs controllers");
+    }
+    has
+}
+
+fn skip(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIP: {why}");
 }
 
 pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
