@@ -310,6 +310,7 @@ impl Shim {
             arguments: process.args.clone(),
             terminal,
             preserve_fds: 0,
+            join_keyring: false,
             cgroup: None,
             descriptors: streams.numbers(theirs.as_ref().map(AsRawFd::as_raw_fd)),
         };

@@ -38,7 +38,8 @@ pub(super) fn create(call: &Call, options: &Create, console: Console<'_>) -> any
     check_terminal(&spec, &console)?;
 
     let (directory, lock) = call.store.make(&options.id)?;
-    let record = Record::new(&options.id, &bundle, &rootfs, &cgroup, &spec);
+    let mut record = Record::new(&options.id, &bundle, &rootfs, &cgroup, &spec);
+    record.own_keyring = !options.no_new_keyring;
     let mut container = Container { record, directory };
     let made = refuse_used_cgroup(&container)
         .and_then(|()| Ok(write_atomically(&container.directory.join("config.json"), &text, 0o600)?))

@@ -124,6 +124,7 @@ fn ask(
         process: Some(Box::new(process)),
         arguments: Vec::new(),
         preserve_fds: preserve_fds.unsigned_abs(),
+        join_keyring: container.record.own_keyring,
         cgroup: options.cgroup.as_deref().map(Into::into),
         descriptors: Descriptors {
             stdin: Some(streams[0].as_raw_fd()),

@@ -92,7 +92,9 @@ fn dispatch(parsed: Arguments, log: Log) -> Result<i32, (Log, anyhow::Error)> {
         let help = Arguments::command().render_help().to_string();
         return print(&help).map(|()| 0).map_err(|error| (log, error));
     };
-    if let Err(error) = check_global(&parsed.global) {
+    let needs_nothing =
+        matches!(verb, Verb::Features | Verb::Spec(_) | Verb::Checkpoint(_) | Verb::Restore(_));
+    if !needs_nothing && let Err(error) = check_global(&parsed.global) {
         return Err((log, error));
     }
     let store = match Store::new(&parsed.global.root) {
@@ -106,6 +108,8 @@ fn dispatch(parsed: Arguments, log: Log) -> Result<i32, (Log, anyhow::Error)> {
 
 fn perform(call: &Call, verb: Verb) -> anyhow::Result<i32> {
     keep_descriptors(&verb)?;
+    // What is made, and what containers begin with, does not depend on the caller's (runc's, too).
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     match verb {
         Verb::Create(options) => create::main(call, &options)?,
         Verb::Start { id } => start::main(call, &id)?,

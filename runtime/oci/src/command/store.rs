@@ -39,6 +39,8 @@ pub(super) struct Record {
     pub(super) annotations: BTreeMap<String, String>,
     /// Below each hierarchy's root.
     pub(super) cgroup: PathBuf,
+    /// It has a session keyring of its own.
+    pub(super) own_keyring: bool,
     /// The first process; none while the container is being made.
     pub(super) init: Option<ProcessIdentity>,
 }
@@ -54,6 +56,7 @@ impl Record {
             created: jiff::Timestamp::now(),
             annotations: annotations.map(|(name, value)| (name.clone(), value.clone())).collect(),
             cgroup: cgroup.to_path_buf(),
+            own_keyring: true,
             init: None,
         }
     }

@@ -61,6 +61,9 @@ pub fn exec(request: &ExecRequest) -> anyhow::Result<Answer> {
         orlop_linux::process::open(request.target).context("the container's first process is gone")?;
     let id =
         request.config.parent().and_then(|bundle| bundle.file_name()).unwrap_or_default().to_string_lossy();
+    if request.join_keyring {
+        orlop_linux::keyring::join_session(&id).context("failed to join the container's keyring")?;
+    }
     let cgroup = rules::cgroup_path(&spec, &id)?;
     enter_cgroup(request, &cgroup)?;
     set_limits(process.rlimits().as_deref().unwrap_or_default())?;

@@ -103,6 +103,9 @@ pub struct ExecRequest {
     /// Descriptors beyond standard error that the process keeps.
     #[serde(default)]
     pub preserve_fds: u32,
+    /// Join the container's session keyring, which was made with it.
+    #[serde(default)]
+    pub join_keyring: bool,
     /// A group below the container's own to run in.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,

@@ -73,6 +73,28 @@ fn the_filter_holds_for_both() {
 }
 
 #[test]
+fn the_session_keyring_is_the_containers() {
+    let Some(rig) = Rig::new() else { return };
+    let look = ["sh", "-c", "grep _ses. /proc/keys > /tmp/keys; sleep 1000"];
+    rig.configure_program(&look);
+    rig.up();
+    let seen = || fs::read_to_string(rig.rootfs().join("tmp/keys")).unwrap_or_default();
+    wait_for("it looked", || !seen().is_empty());
+    let serial = |text: &str| {
+        let line = text.lines().find(|line| line.contains(&rig.id)).map(str::to_owned);
+        line.and_then(|line| line.split_whitespace().next().map(str::to_owned))
+    };
+    let inits = serial(&seen());
+    assert!(inits.is_some(), "{}", seen());
+    assert_eq!(serial(&rig.exec(&[], &["grep", "_ses.", "/proc/keys"]).ok()), inits);
+    rig.call(&["delete", "--force", &rig.id]).ok();
+    let (bundle, other) = (rig.bundle(), format!("{}-other", rig.id));
+    rig.call(&["run", "-d", "--no-new-keyring", "-b", bundle.to_str().unwrap(), &other]).ok();
+    assert!(!rig.call(&["exec", &other, "cat", "/proc/keys"]).ok().contains(&other));
+    rig.call(&["delete", "-f", &other]).ok();
+}
+
+#[test]
 fn by_file_and_detached() {
     let Some(rig) = Rig::new() else { return };
     rig.up();
