@@ -156,3 +156,51 @@ fn preserved_descriptors_come_through_and_others_do_not() {
         shell(&format!("--preserve-fds 2 {id} true 3<{given} 4<&-")).fails("not open");
     }
 }
+
+#[test]
+fn sockets_of_activation_come_through() {
+    let Some(rig) = Rig::new() else { return };
+    rig.configure_program(&["sh", "-c", "echo $LISTEN_FDS; cat <&3"]);
+    let given = rig.path("given");
+    fs::write(&given, "given\n").unwrap();
+    let shell = |pid: &str| {
+        let (subject, root, bundle) = (super::rig::subject(), rig.root(), rig.bundle());
+        let line = format!(
+            "LISTEN_FDS=1 LISTEN_PID={pid} exec {} --root {} run -b {} {} 3<{}",
+            subject.display(),
+            root.display(),
+            bundle.display(),
+            rig.id,
+            given.display()
+        );
+        let mut command = std::process::Command::new("/bin/sh");
+        command.args(["-c", &line]).stdin(std::process::Stdio::null());
+        rig.finish(command)
+    };
+    assert_eq!(shell("$$").ok(), "1\ngiven\n");
+    // Meant for another process.
+    let called = shell("1");
+    assert!(called.out.trim().is_empty() && called.code != 0, "{}", called.out);
+    rig.assert_nothing_left();
+}
+
+#[test]
+fn in_a_group_below_the_containers() {
+    let Some(rig) = Rig::new() else { return };
+    rig.up();
+    rig.exec(&["--cgroup", "below"], &["true"]).fails("");
+    rig.exec(&["--cgroup", "../../escape"], &["true"]).fails("");
+    if !is_ours() {
+        // Debian's wants the group in every hierarchy.
+        return;
+    }
+    let group = orlop_oci::cgroup::Hierarchies::detect().unwrap().cgroup(&rig.cgroup);
+    let (directory, unified) = group.controller_directory("pids").unwrap();
+    fs::create_dir(directory.join("below")).unwrap();
+    let seen = rig.exec(&["--cgroup", "below"], &["cat", "/proc/self/cgroup"]).ok();
+    let own = format!("{}/below", rig.cgroup);
+    let line = seen.lines().find(|line| line.contains(if unified { "0::" } else { ":pids:" })).unwrap();
+    assert!(line.ends_with(&own), "{seen}");
+    rig.call(&["delete", "-f", &rig.id]).ok();
+    rig.assert_nothing_left();
+}
