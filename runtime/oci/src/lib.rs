@@ -17,6 +17,9 @@ pub mod setup;
 
 use std::ffi::OsString;
 
+/// The runtime-spec that states, hooks and `features` speak (SPECIFICATION.md). Configurations of any 1.x are taken.
+pub const SPECIFICATION_VERSION: &str = "1.2.0";
+
 /// The entry of `oci-setup`: arguments after the subcommand, exit code out.
 pub fn setup_main(arguments: Vec<OsString>) -> i32 {
     setup::main(&arguments)

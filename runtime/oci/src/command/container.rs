@@ -112,7 +112,7 @@ impl Container {
 
     pub(super) fn hook_state(&self, status: &str) -> HookState {
         HookState {
-            oci_version: oci_spec::runtime::VERSION.to_owned(),
+            oci_version: crate::SPECIFICATION_VERSION.to_owned(),
             id: self.record.id.clone(),
             status: status.to_owned(),
             pid: self.pid(),

@@ -50,7 +50,7 @@ pub(super) fn main() -> anyhow::Result<()> {
     capabilities.sort();
     let features = json!({
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": oci_spec::runtime::VERSION,
+        "ociVersionMax": crate::SPECIFICATION_VERSION,
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
         "mountOptions": MOUNT_OPTIONS,
         "linux": {

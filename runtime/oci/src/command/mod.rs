@@ -84,7 +84,7 @@ pub(crate) fn main(arguments: &[OsString]) -> i32 {
 fn dispatch(parsed: Arguments, log: Log) -> Result<i32, (Log, anyhow::Error)> {
     if parsed.global.version {
         let version = env!("CARGO_PKG_VERSION");
-        let specification = oci_spec::runtime::VERSION;
+        let specification = crate::SPECIFICATION_VERSION;
         let text = format!("orlop-oci version {version}\nspec: {specification}\n");
         return print(&text).map(|()| 0).map_err(|error| (log, error));
     }

@@ -24,7 +24,7 @@ pub(super) fn main(options: &SpecFile) -> anyhow::Result<()> {
 fn example() -> Value {
     let capabilities = json!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
     json!({
-        "ociVersion": oci_spec::runtime::VERSION,
+        "ociVersion": crate::SPECIFICATION_VERSION,
         "process": {
             "terminal": true,
             "user": {"uid": 0, "gid": 0},

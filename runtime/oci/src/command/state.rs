@@ -27,7 +27,7 @@ pub(super) struct Shown {
 pub(super) fn show(container: &Container, owner: String) -> anyhow::Result<Shown> {
     let record = &container.record;
     Ok(Shown {
-        oci_version: oci_spec::runtime::VERSION,
+        oci_version: crate::SPECIFICATION_VERSION,
         id: record.id.clone(),
         status: container.status()?.name(),
         pid: container.pid(),

@@ -114,7 +114,7 @@ fn build(
 fn hook_state(request: &CreateRequest, spec: &Spec) -> HookState {
     let annotations = spec.annotations().iter().flatten();
     HookState {
-        oci_version: oci_spec::runtime::VERSION.to_owned(),
+        oci_version: crate::SPECIFICATION_VERSION.to_owned(),
         id: request.id.clone(),
         status: "creating".to_owned(),
         pid: 0,
