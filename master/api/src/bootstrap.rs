@@ -1,8 +1,11 @@
 //! What every cluster has from its first moment. Idempotent: what is there is left, what is stale is corrected.
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use orlop_daemon::Frame;
 use orlop_resources::Resource;
 use serde_json::{Value, json};
 
@@ -11,6 +14,32 @@ use crate::rest::{Target, create_object, update_object};
 use crate::state::{Api, core, key};
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// How often it is looked whether everything is still there (upstream's `kubernetesservice` controller looks as often).
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// Creates what is missing, and from now on whatever somebody deletes or changes.
+pub(crate) async fn start(frame: &Frame, api: &Arc<Api>) -> anyhow::Result<()> {
+    bootstrap(api).await?;
+    if reachable(api).is_none() {
+        tracing::warn!("no advertiseAddress that others can reach: the Service kubernetes has no endpoints");
+    }
+    let (api, drain) = (api.clone(), frame.drain());
+    frame.spawn("bootstrap", async move {
+        while drain.sleep(PERIOD).await {
+            if let Err(error) = bootstrap(&api).await {
+                tracing::warn!(error = %format!("{error:#}"), "could not put back what every cluster has");
+            }
+        }
+        Ok(())
+    });
+    Ok(())
+}
+
+/// Nobody else reaches a loopback address, and an endpoint must not have one.
+fn reachable(api: &Api) -> Option<IpAddr> {
+    api.config.advertised().filter(|address| !address.is_loopback())
+}
 
 /// Creates the namespaces, the Service `kubernetes` with its endpoints, and the Service of the cluster's DNS.
 pub(crate) async fn bootstrap(api: &Api) -> anyhow::Result<()> {
@@ -34,14 +63,10 @@ pub(crate) async fn bootstrap(api: &Api) -> anyhow::Result<()> {
         });
         ensure(api, core("services"), "kube-system", service, &["/spec/ports"]).await?;
     }
-    // Nobody else reaches a loopback address, and an endpoint must not have one.
-    match api.config.advertised().filter(|address| !address.is_loopback()) {
-        Some(address) => endpoints(api, address).await?,
-        None => tracing::warn!(
-            "no advertiseAddress that others can reach: the Service kubernetes has no endpoints"
-        ),
+    match reachable(api) {
+        Some(address) => endpoints(api, address).await,
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn kubernetes_service(api: &Api) -> Value {

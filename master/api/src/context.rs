@@ -90,6 +90,8 @@ impl Context {
     /// Adds the warnings to an answer (RFC 9111 calls them obsolete, Kubernetes clients print them).
     pub(crate) fn warn(&self, mut reply: Reply) -> Reply {
         for warning in &self.warnings {
+            // A header holds one line.
+            let warning = warning.replace(char::is_control, " ");
             let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
             if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
                 reply.headers_mut().append(header::WARNING, value);

@@ -84,9 +84,10 @@ pub async fn start(frame: &Frame, config: &Config) -> anyhow::Result<Server> {
         metrics: metrics::Metrics::register(&mut frame.metrics()),
         frame: frame.clone(),
         drain: frame.drain(),
+        room: body::Room::default(),
         allocation: tokio::sync::Mutex::new(()),
     });
-    bootstrap::bootstrap(&api).await?;
+    bootstrap::start(frame, &api).await?;
     server::listen(frame, &api, tls).await?;
     watch_over(frame, &api);
     Ok(Server { api })

@@ -28,6 +28,9 @@ use crate::state::Api;
 const CONNECTION_LIMIT: usize = 4096;
 /// Requests at once on one HTTP/2 connection (upstream's default).
 const STREAM_LIMIT: u32 = 250;
+/// What is written ahead of a client that does not read, for each connection or stream: hyper's 400 KiB would be 400 MB for a
+/// thousand stuck watchers.
+const SEND_BUFFER_BYTES: usize = 64 << 10;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 const HEADER_LIMIT: Duration = Duration::from_secs(32);
 
@@ -164,11 +167,16 @@ where
         }
     });
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_LIMIT);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_LIMIT)
+        .max_buf_size(SEND_BUFFER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAM_LIMIT)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(15));
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);

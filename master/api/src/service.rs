@@ -14,6 +14,7 @@ use crate::documents;
 use crate::identity::Identity;
 use crate::rest;
 use crate::rules::authorize::{self, Attributes};
+use crate::rules::impersonate::impersonated;
 use crate::rules::path::{RequestInfo, Route, route};
 use crate::rules::query::Query;
 use crate::state::Api;
@@ -41,7 +42,8 @@ async fn handle(api: Arc<Api>, known: Option<Arc<Identity>>, request: Request<Bo
         Route::Other => ("get", ""),
     };
     let (verb, resource) = (verb.to_owned(), resource.to_owned());
-    let identity = match identify(&api, known, &request) {
+    let identity = identify(&api, known, &request).and_then(|identity| act_as(identity, request.headers()));
+    let identity = match identity {
         Ok(identity) => identity,
         Err(error) => {
             api.metrics.count(&verb, &resource, error.code);
@@ -58,7 +60,13 @@ async fn handle(api: Arc<Api>, known: Option<Arc<Identity>>, request: Request<Bo
         }
     };
     api.metrics.count(&verb, &resource, reply.status().as_u16());
-    reply
+    if method == "HEAD" { without_body(reply) } else { reply }
+}
+
+/// HTTP/2 clients take a body after HEAD for a broken connection (RFC 9110 section 9.3.2).
+fn without_body(reply: Reply) -> Reply {
+    let (parts, _) = reply.into_parts();
+    Reply::from_parts(parts, body::full(""))
 }
 
 /// What a field selector demands of `metadata.name`.
@@ -96,6 +104,11 @@ fn identify(
         },
         None => Ok(Arc::new(Identity::anonymous())),
     }
+}
+
+/// Whom the request acts as: its own user, or another that a superuser names.
+fn act_as(identity: Arc<Identity>, headers: &http::HeaderMap) -> Result<Arc<Identity>, ApiError> {
+    Ok(impersonated(&identity, headers)?.map_or(identity, Arc::new))
 }
 
 async fn other(api: &Arc<Api>, identity: &Identity, query: &Query, request: &Parts) -> Reply {
@@ -153,12 +166,14 @@ async fn objects(
     if is_definitions_list(&info) {
         return Ok(no_definitions(api));
     }
-    let resource = resource.ok_or_else(status::no_such_resource)?;
+    let Some(resource) = resource else { return nowhere(&info) };
     if !resource.namespaced && !info.namespace.is_empty() && resource.plural != "namespaces" {
         return Err(status::no_such_resource());
     }
     let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
     let (parts, body) = request.into_parts();
+    // Taken until the answer is there: the object that the body becomes is larger than the body.
+    let _room = api.room.take(body::largest(&body)).await?;
     let mut context = Context {
         api: api.clone(),
         identity,
@@ -175,6 +190,15 @@ async fn objects(
     }
     let reply = dispatch(&mut context, parts.method.as_str()).await?;
     Ok(context.warn(reply))
+}
+
+/// A group and version that are served say what is missing; elsewhere nothing is mounted at all.
+fn nowhere(info: &RequestInfo) -> Result<Reply, ApiError> {
+    let mut rows = orlop_resources::resources().iter();
+    if rows.any(|row| row.group == info.group && row.version == info.version) {
+        return Err(status::no_such_resource());
+    }
+    Ok(text(StatusCode::NOT_FOUND, "404 page not found\n"))
 }
 
 /// kubectl lists CustomResourceDefinitions before it says that it does not know a kind.

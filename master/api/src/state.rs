@@ -6,6 +6,7 @@ use orlop_resources::{Resource, resources};
 use orlop_store::{Cache, Entry, Store};
 use serde_json::Value;
 
+use crate::body::Room;
 use crate::config::Config;
 use crate::kubelet::Kubelets;
 use crate::metrics::Metrics;
@@ -22,6 +23,7 @@ pub(crate) struct Api {
     pub(crate) metrics: Metrics,
     pub(crate) frame: orlop_daemon::Frame,
     pub(crate) drain: orlop_daemon::Drain,
+    pub(crate) room: Room,
     /// Held over choosing an address or port and storing the Service, so that nothing is given twice.
     pub(crate) allocation: tokio::sync::Mutex<()>,
 }

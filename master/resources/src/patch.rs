@@ -33,6 +33,23 @@ pub fn strategic(res: &Resource, original: &Value, patch: &Value) -> Result<Valu
     Ok(Value::Object(merged.unwrap_or_default()))
 }
 
+/// A value as Go's `%+v` prints it: upstream shows strategic merge patches so in what it says.
+pub fn go_text(value: &Value) -> String {
+    let joined = |parts: Vec<String>| parts.join(" ");
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", joined(items.iter().map(go_text).collect())),
+        Value::Object(map) => {
+            let mut members: Vec<String> =
+                map.iter().map(|(key, value)| format!("{key}:{}", go_text(value))).collect();
+            members.sort();
+            format!("map[{}]", joined(members))
+        }
+        scalar => scalar.to_string(),
+    }
+}
+
 /// `None`: the patch deletes the object.
 fn merge_object(
     definition: Option<&Definition>,
@@ -49,7 +66,10 @@ fn merge_object(
             "replace" => return Ok(Some(without_directives(patch))),
             "delete" => return Ok(None),
             "merge" => {}
-            other => return Err(format!("unknown patch type found: {other} in map: {patch:?}")),
+            other => {
+                let shown = go_text(&Value::Object(patch.clone()));
+                return Err(format!("unknown patch type found: {other} in map: {shown}"));
+            }
         },
         Some(other) => return Err(format!("wrong type for directive {PATCH}: {other}")),
     }
@@ -162,7 +182,7 @@ fn merge_list(
         let Some(key) = element.get(merge_key) else {
             return Err(format!(
                 "map: {} does not contain declared merge key: {merge_key}",
-                Value::Object(element.clone())
+                go_text(&Value::Object(element.clone()))
             ));
         };
         let position = list.iter().position(|old| old.get(merge_key) == Some(key));
@@ -283,7 +303,15 @@ mod tests {
         );
         let row = crate::find("", "v1", "pods").unwrap();
         let error = strategic(row, &original, &json!({"spec": {"volumes": [{"emptyDir": {}}]}})).unwrap_err();
-        assert!(error.contains("does not contain declared merge key: name"), "{error}");
+        assert_eq!(error, "map: map[emptyDir:map[]] does not contain declared merge key: name");
         assert!(strategic(row, &original, &json!({"spec": {"$patch": "explode"}})).is_err());
+    }
+
+    #[test]
+    fn go_prints_maps_sorted() {
+        assert_eq!(
+            go_text(&json!({"b": [1, null, "x"], "a": {"c": true}})),
+            "map[a:map[c:true] b:[1 <nil> x]]"
+        );
     }
 }

@@ -119,23 +119,6 @@ pub(crate) fn patch_refused(shown: &str, why: &str) -> ApiError {
     status::invalid_kind("", "", "", &[FieldError::invalid("patch", &Value::from(shown), why)])
 }
 
-/// A value as Go's `%+v` prints it: upstream shows strategic merge patches so.
-pub(crate) fn go_text(value: &Value) -> String {
-    let joined = |parts: Vec<String>| parts.join(" ");
-    match value {
-        Value::Null => "<nil>".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Array(items) => format!("[{}]", joined(items.iter().map(go_text).collect())),
-        Value::Object(map) => {
-            let mut members: Vec<String> =
-                map.iter().map(|(key, value)| format!("{key}:{}", go_text(value))).collect();
-            members.sort();
-            format!("map[{}]", joined(members))
-        }
-        scalar => scalar.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,13 +197,5 @@ mod tests {
             " \"\" is invalid: patch: Invalid value: \"{}\": strict decoding error: unknown field \"foo\""
         );
         assert_eq!(error.body["details"]["causes"][0]["field"], "patch");
-    }
-
-    #[test]
-    fn go_prints_maps_sorted() {
-        assert_eq!(
-            go_text(&json!({"b": [1, null, "x"], "a": {"c": true}})),
-            "map[a:map[c:true] b:[1 <nil> x]]"
-        );
     }
 }

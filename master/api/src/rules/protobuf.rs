@@ -66,6 +66,13 @@ fn fields(message: &str) -> Option<&'static [Field]> {
             (3, "imagePullSecrets", Message("Named"), true),
             (4, "automountServiceAccountToken", Flag, false),
         ],
+        "scheduling.k8s.io/v1 PriorityClass" => &[
+            META,
+            (2, "value", OptionalNumber, false),
+            (3, "globalDefault", Flag, false),
+            (4, "description", Text, false),
+            (5, "preemptionPolicy", Text, false),
+        ],
         "v1 Binding" => &[META, (2, "target", Message("ObjectReference"), false)],
         "v1 Service" => &[META, (2, "spec", Message("ServiceSpec"), false), STATUS],
         "policy/v1 Eviction" => &[META, (2, "deleteOptions", Message("v1 DeleteOptions"), false)],
@@ -502,6 +509,8 @@ mod tests {
         assert_eq!(time(b"").unwrap(), None);
         let data = message("v1 Secret", b"\x12\x07\n\x01k\x12\x02\xff\xfe", 0).unwrap();
         assert_eq!(Value::Object(data), json!({"data": {"k": "//4="}}));
+        let class = message("scheduling.k8s.io/v1 PriorityClass", b"\x10\x05\x22\x01d", 0).unwrap();
+        assert_eq!(Value::Object(class), json!({"value": 5, "description": "d"}));
     }
 
     #[test]

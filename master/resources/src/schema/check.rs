@@ -155,6 +155,13 @@ fn wrong_base64(text: &str) -> Option<String> {
     }
 }
 
+/// The one form in which upstream writes a time. Go's clients fail on a whole list when one micro time in it has no fraction.
+fn rewrite_time(value: &mut Value, form: &str) {
+    if let Some(time) = value.as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok()) {
+        *value = Value::String(time.strftime(form).to_string());
+    }
+}
+
 /// Removes what a typed decoder would not keep; see `schema::normalize`.
 pub(super) fn normalize(root: &Definition, value: &mut Value) {
     let Some(map) = value.as_object_mut() else { return };
@@ -194,6 +201,8 @@ fn normalize_value(kind: &Type, value: &mut Value) {
                 *value = Value::String(quantity.to_string());
             }
         }
+        Type::Time => rewrite_time(value, "%Y-%m-%dT%H:%M:%SZ"),
+        Type::MicroTime => rewrite_time(value, "%Y-%m-%dT%H:%M:%S.%6fZ"),
         _ => {}
     }
 }

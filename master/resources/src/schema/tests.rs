@@ -135,3 +135,15 @@ fn version_three_is_closed_for_each_group() {
     assert_eq!(openapi_v3("apis/none/v1"), None);
     assert_eq!(index, openapi_v3_index(), "the hash is stable");
 }
+
+#[test]
+fn times_are_stored_in_upstreams_forms() {
+    for (given, second, micro) in [
+        ("2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000000Z"),
+        ("2026-01-01T02:00:00.1234567+02:00", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00.123456Z"),
+    ] {
+        let mut lease = json!({"metadata": {"creationTimestamp": given}, "spec": {"renewTime": given}});
+        normalize(row("leases"), &mut lease);
+        assert_eq!(lease, json!({"metadata": {"creationTimestamp": second}, "spec": {"renewTime": micro}}));
+    }
+}
