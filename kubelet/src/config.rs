@@ -84,6 +84,8 @@ pub struct Config {
     pub system_reserved: BTreeMap<String, String>,
     /// Processes in one pod; unlimited when absent or negative.
     pub pod_pids_limit: Option<i64>,
+    /// Sysctls that pods may set beside the safe ones; a trailing `*` stands for all with that beginning.
+    pub allowed_unsafe_sysctls: Vec<String>,
 
     /// Make the Node object.
     pub register_node: bool,
@@ -186,6 +188,7 @@ impl Default for Config {
             kube_reserved: BTreeMap::new(),
             system_reserved: BTreeMap::new(),
             pod_pids_limit: None,
+            allowed_unsafe_sysctls: Vec::new(),
             register_node: true,
             register_with_taints: Vec::new(),
             provider_id: None,

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1 as core;
 
 use super::model::{self, Role};
 use super::status::Verdict;
+use super::sysctls;
 use crate::quantity::{self, Resources};
 
 /// What the node offers.
@@ -13,6 +14,8 @@ use crate::quantity::{self, Resources};
 pub(crate) struct Offer {
     pub(crate) allocatable: Resources,
     pub(crate) labels: BTreeMap<String, String>,
+    /// Sysctls beyond the safe ones.
+    pub(crate) allowed_sysctls: Vec<String>,
 }
 
 const PODS: &str = "pods";
@@ -107,6 +110,9 @@ pub(crate) fn admit(pod: &core::Pod, others: &[&core::Pod], offer: &Offer) -> Re
             format!("Failed to admit pod as the OS field doesn't match node OS: {}", os.name),
         ));
     }
+    if let Some(problem) = sysctls::forbidden(spec, &offer.allowed_sysctls) {
+        return Err(rejected("SysctlForbidden".to_owned(), problem));
+    }
     let unmatched =
         spec.node_selector.iter().flatten().any(|(key, value)| offer.labels.get(key) != Some(value));
     if unmatched {
@@ -158,6 +164,7 @@ mod tests {
         Offer {
             allocatable: serde_json::from_value(resources).unwrap(),
             labels: BTreeMap::from([("kubernetes.io/os".into(), "linux".into())]),
+            allowed_sysctls: Vec::new(),
         }
     }
 
@@ -176,7 +183,11 @@ mod tests {
         let windows = pod(
             serde_json::json!({"containers": [{"name": "a"}], "nodeSelector": {"kubernetes.io/os": "windows"}}),
         );
-        let table: [(&core::Pod, Vec<&core::Pod>, Option<&str>); 7] = [
+        let tuned = pod(
+            serde_json::json!({"containers": [{"name": "a"}], "securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}}),
+        );
+        let table: [(&core::Pod, Vec<&core::Pod>, Option<&str>); 8] = [
+            (&tuned, vec![], Some("SysctlForbidden")),
             (&half, vec![], None),
             (&half, vec![&half], Some("OutOfcpu")),
             (&plain, vec![&half], None),

@@ -123,8 +123,11 @@ impl Dispatcher {
             })
             .collect();
         let others: Vec<&core::Pod> = others.iter().map(Arc::as_ref).collect();
-        let mut offer =
-            Offer { allocatable: self.kubelet.allocatable.clone(), labels: self.kubelet.node_labels() };
+        let mut offer = Offer {
+            allocatable: self.kubelet.allocatable.clone(),
+            labels: self.kubelet.node_labels(),
+            allowed_sysctls: self.kubelet.config.allowed_unsafe_sysctls.clone(),
+        };
         let mut verdict = admission::admit(pod, &others, &offer).err()?;
         if verdict.reason == "NodeAffinity" {
             // The label may be younger than our copy of the Node.
@@ -140,7 +143,7 @@ impl Dispatcher {
             None,
             crate::events::Kind::Warning,
             &verdict.reason,
-            verdict.message.clone(),
+            verdict.message.trim_start_matches("Pod was rejected: "),
         );
         Some(verdict)
     }

@@ -13,6 +13,7 @@ mod report;
 mod start;
 pub(crate) mod status;
 mod stop;
+mod sysctls;
 pub(crate) mod worker;
 
 #[cfg(test)]
