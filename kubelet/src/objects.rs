@@ -30,3 +30,11 @@ impl ApiObjects {
         Api::<core::Secret>::namespaced(self.client.clone(), namespace).get_opt(name).await
     }
 }
+
+/// What the API server said, without the frame that the client's own text puts around it.
+pub(crate) fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}

@@ -47,16 +47,18 @@ impl Worker {
     pub(super) async fn refresh_volumes(&mut self, pod: &core::Pod, now: Timestamp) {
         let running = self.observed.alive().next().is_some();
         let due = self.refresh_at.is_some_and(|at| at <= now) || (!self.volumes_ready && running);
-        if !due || !running {
-            return;
+        if due && running {
+            self.renew_volumes(pod).await;
         }
-        match self.set_up_volumes(pod).await {
-            Ok(()) => self.volumes_ready = true,
-            Err(error) => {
-                // What is mounted stays; a restart of the kubelet is no reason to touch a running pod.
-                self.volumes_ready = true;
-                self.kubelet.events.pod(pod, None, Kind::Warning, "FailedMount", error);
-            }
+    }
+
+    /// What a restarted container finds is new. A failure is shown, and what is mounted stays: neither a restart of the kubelet nor an
+    /// object that was deleted is a reason to touch a pod that runs.
+    pub(super) async fn renew_volumes(&mut self, pod: &core::Pod) {
+        let renewed = self.set_up_volumes(pod).await;
+        self.volumes_ready = true;
+        if let Err(error) = renewed {
+            self.kubelet.events.pod(pod, None, Kind::Warning, "FailedMount", error);
         }
     }
 

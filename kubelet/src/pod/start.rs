@@ -110,7 +110,9 @@ impl Worker {
         match classes.get(class).await {
             Ok(class) => Ok(class.handler),
             Err(error) => {
-                let message = format!("Failed to create pod sandbox: runtime class {class:?}: {error}");
+                let cause = crate::objects::words(&error);
+                let message =
+                    format!("Failed to create pod sandbox: failed to get RuntimeClass {class:?}: {cause}");
                 self.kubelet.events.pod(pod, None, Kind::Warning, "FailedCreatePodSandBox", message);
                 Err(())
             }
@@ -131,6 +133,9 @@ impl Worker {
         let spec = spec.into_owned();
         // After a restart of the kubelet, volumes may have to be made again (a tmpfs after a reboot).
         self.ensure_volumes(pod).await?;
+        if attempt > 0 {
+            self.renew_volumes(pod).await;
+        }
         let (image_ref, image) = match self.ensure_image(pod, &spec).await {
             Presence::Here(image_ref, image) => (image_ref, image),
             Presence::Coming | Presence::Failed => return Ok(false),
@@ -250,15 +255,23 @@ impl Worker {
         let mut objects = env::Objects::default();
         let (maps, secrets) = env::references(spec);
         for name in maps.keys() {
-            if let Some(map) =
-                self.kubelet.objects.config_map(namespace, name).await.map_err(|error| error.to_string())?
+            if let Some(map) = self
+                .kubelet
+                .objects
+                .config_map(namespace, name)
+                .await
+                .map_err(|error| crate::objects::words(&error))?
             {
                 objects.config_maps.insert(name.clone(), map);
             }
         }
         for name in secrets.keys() {
-            if let Some(secret) =
-                self.kubelet.objects.secret(namespace, name).await.map_err(|error| error.to_string())?
+            if let Some(secret) = self
+                .kubelet
+                .objects
+                .secret(namespace, name)
+                .await
+                .map_err(|error| crate::objects::words(&error))?
             {
                 objects.secrets.insert(name.clone(), secret);
             }

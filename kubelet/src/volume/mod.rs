@@ -32,6 +32,8 @@ pub(crate) enum VolumeError {
     SetUp { volume: String, cause: String },
     #[error("failed to prepare subPath for volumeMount {volume:?} of container {container:?}: {cause}")]
     SubPath { volume: String, container: String, cause: String },
+    #[error("{0}")]
+    NoSubPath(String),
     #[error("volumeMount {volume:?} of container {container:?} names no volume of the pod")]
     Unknown { volume: String, container: String },
 }
@@ -196,8 +198,11 @@ impl Volumes {
             }
             Source::Secret(source) => {
                 let name = source.secret_name.clone().unwrap_or_default();
-                let object =
-                    self.objects.secret(namespace, &name).await.map_err(|error| error.to_string())?;
+                let object = self
+                    .objects
+                    .secret(namespace, &name)
+                    .await
+                    .map_err(|error| crate::objects::words(&error))?;
                 let optional = source.optional == Some(true);
                 payload::secret(&name, object.as_ref(), source.items.as_ref(), source.default_mode, optional)
                     .map_err(text)
@@ -242,15 +247,21 @@ impl Volumes {
             return Ok(Files::from([(source.path.clone(), File { bytes: token.into_bytes(), mode })]));
         }
         if let Some(source) = &part.config_map {
-            let object =
-                self.objects.config_map(namespace, &source.name).await.map_err(|error| error.to_string())?;
+            let object = self
+                .objects
+                .config_map(namespace, &source.name)
+                .await
+                .map_err(|error| crate::objects::words(&error))?;
             let optional = source.optional == Some(true);
             return payload::config_map(&source.name, object.as_ref(), source.items.as_ref(), mode, optional)
                 .map_err(text);
         }
         if let Some(source) = &part.secret {
-            let object =
-                self.objects.secret(namespace, &source.name).await.map_err(|error| error.to_string())?;
+            let object = self
+                .objects
+                .secret(namespace, &source.name)
+                .await
+                .map_err(|error| crate::objects::words(&error))?;
             let optional = source.optional == Some(true);
             return payload::secret(&source.name, object.as_ref(), source.items.as_ref(), mode, optional)
                 .map_err(text);
@@ -284,7 +295,7 @@ impl Volumes {
                 });
             };
             let mut host_path = self.path(uid, volume);
-            if let Some(sub_path) = sub_path(mount, env) {
+            if let Some(sub_path) = sub_path(mount, env)? {
                 let target = self
                     .pod_dir(uid)
                     .join("volume-subpaths")
@@ -362,14 +373,36 @@ fn volume_with_sub_path(pod: &core::Pod) -> Option<String> {
     })
 }
 
-fn sub_path(mount: &core::VolumeMount, env: &[(String, String)]) -> Option<String> {
-    if let Some(path) = mount.sub_path.as_ref().filter(|path| !path.is_empty()) {
-        return Some(path.clone());
+/// The part of a volume that a mount is of. An expression with a variable that is not set is an error, never a directory named like it.
+fn sub_path(mount: &core::VolumeMount, env: &[(String, String)]) -> Result<Option<String>, VolumeError> {
+    let given = |path: &Option<String>| path.clone().filter(|path| !path.is_empty());
+    let path = match (given(&mount.sub_path), given(&mount.sub_path_expr)) {
+        (Some(path), _) => path,
+        (None, None) => return Ok(None),
+        (None, Some(expression)) => {
+            let missing = std::cell::RefCell::new(Vec::new());
+            let path = env::expand(&expression, |name| {
+                let value = env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+                if value.is_none() {
+                    missing.borrow_mut().push(name.to_owned());
+                }
+                value
+            });
+            let missing = missing.into_inner();
+            if !missing.is_empty() {
+                return Err(VolumeError::NoSubPath(format!("missing value for {}", missing.join(", "))));
+            }
+            path
+        }
+    };
+    if path.starts_with('/') {
+        return Err(VolumeError::NoSubPath(format!("error SubPath `{path}` must not be an absolute path")));
     }
-    let expression = mount.sub_path_expr.as_ref().filter(|path| !path.is_empty())?;
-    Some(env::expand(expression, |name| {
-        env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
-    }))
+    if path.split('/').any(|part| part == "..") {
+        let text = format!("unable to provision SubPath `{path}`: must not contain '..'");
+        return Err(VolumeError::NoSubPath(text));
+    }
+    Ok(Some(path).filter(|path| !path.is_empty()))
 }
 
 fn empty_dir(
@@ -414,5 +447,38 @@ pub(crate) async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sub_paths_are_expanded_whole_or_not_at_all() {
+        let env = [
+            ("A".to_owned(), "a".to_owned()),
+            ("UP".to_owned(), "..".to_owned()),
+            ("E".to_owned(), String::new()),
+        ];
+        for (path, expression, expected) in [
+            (Some("plain/$(A)"), None, Ok(Some("plain/$(A)"))),
+            (None, Some("x/$(A)"), Ok(Some("x/a"))),
+            (None, Some("$$(A)"), Ok(Some("$(A)"))),
+            (None, None, Ok(None)),
+            (None, Some("$(E)"), Ok(None)),
+            (None, Some("$(A)/$(B)"), Err("missing value for B")),
+            (None, Some("$(E)/$(A)"), Err("error SubPath `/a` must not be an absolute path")),
+            (None, Some("$(UP)"), Err("unable to provision SubPath `..`: must not contain '..'")),
+        ] {
+            let mount = core::VolumeMount {
+                sub_path: path.map(str::to_owned),
+                sub_path_expr: expression.map(str::to_owned),
+                ..Default::default()
+            };
+            let found = sub_path(&mount, &env).map_err(|error| error.to_string());
+            let expected = expected.map(|path| path.map(str::to_owned)).map_err(str::to_owned);
+            assert_eq!(found, expected, "{expression:?}");
+        }
     }
 }
