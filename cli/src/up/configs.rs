@@ -1,7 +1,8 @@
 //! The daemons' configuration files. Written anew by every `up`; what a user wants otherwise is a flag of `up`.
 
+use std::fs::DirBuilder;
 use std::net::SocketAddr;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -51,7 +52,7 @@ pub(crate) fn write_master(
         root_ca_file: Some(authority.certificate()),
         ..orlop_control::Config::default()
     };
-    std::fs::create_dir_all(layout.master_dir())?;
+    DirBuilder::new().recursive(true).mode(0o700).create(layout.master_dir())?;
     write(&layout.data().join("master.yaml"), &MasterConfig { api, control })
 }
 

@@ -33,6 +33,17 @@ fn everything(cache: &Cache, prefix: &str, at: At) -> Vec<(String, Bytes)> {
 }
 
 #[tokio::test]
+async fn the_file_is_for_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    std::fs::write(&path, "").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let _store = EmbeddedStore::open(&path).await.unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
 async fn conditions_hold_and_revisions_grow_over_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");
