@@ -142,3 +142,29 @@ fn log_path(kubelet: &Kubelet, pod: &core::Pod, name: &str, container: &cri::Con
     let attempt = attempt.or(container.metadata.as_ref().map(|metadata| metadata.attempt)).unwrap_or(0);
     kubelet.config.pod_logs_dir.join(config::log_directory(pod)).join(name).join(format!("{attempt}.log"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_that_waits_says_why_in_upstreams_words() {
+        for (waiting, expected) in [
+            (Some("ImagePullBackOff"), "trying and failing to pull image"),
+            (Some("ErrImagePull"), "image can't be pulled"),
+            (Some("PodInitializing"), "PodInitializing"),
+            (None, "ContainerCreating"),
+        ] {
+            let state = serde_json::json!({"waiting": {"reason": waiting, "message": "never shown"}});
+            let pod: core::Pod = serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "p"},
+                "status": {"containerStatuses": waiting.map(|_| serde_json::json!([{
+                    "name": "c", "state": state, "image": "", "imageID": "", "ready": false, "restartCount": 0
+                }]))}
+            }))
+            .unwrap();
+            let expected = format!("container \"c\" in pod \"p\" is waiting to start: {expected}");
+            assert_eq!(choose(&pod, "c", Vec::new(), false).unwrap_err(), expected);
+        }
+    }
+}

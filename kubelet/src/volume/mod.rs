@@ -454,6 +454,23 @@ pub(crate) async fn blocking<T: Send + 'static>(
 mod tests {
     use super::*;
 
+    /// These are mounted read-only whatever the mount asks for.
+    #[test]
+    fn content_of_the_api_is_told_from_volumes_of_the_pod() {
+        for (kind, live) in [
+            ("configMap", true),
+            ("secret", true),
+            ("downwardAPI", true),
+            ("projected", true),
+            ("emptyDir", false),
+            ("hostPath", false),
+        ] {
+            let volume: core::Volume =
+                serde_json::from_value(serde_json::json!({"name": "v", kind: {"path": "/p"}})).unwrap();
+            assert_eq!(is_live(&volume), live, "{kind}");
+        }
+    }
+
     #[test]
     fn sub_paths_are_expanded_whole_or_not_at_all() {
         let env = [
