@@ -26,7 +26,11 @@ pub(crate) fn answer(
     known: Option<Arc<Identity>>,
     request: Request<Body>,
 ) -> BoxFuture<'static, Reply> {
-    Box::pin(handle(api, known, request))
+    Box::pin(async move {
+        let head = request.method() == http::Method::HEAD;
+        let reply = handle(api, known, request).await;
+        if head { without_body(reply) } else { reply }
+    })
 }
 
 async fn handle(api: Arc<Api>, known: Option<Arc<Identity>>, request: Request<Body>) -> Reply {
@@ -60,7 +64,7 @@ async fn handle(api: Arc<Api>, known: Option<Arc<Identity>>, request: Request<Bo
         }
     };
     api.metrics.count(&verb, &resource, reply.status().as_u16());
-    if method == "HEAD" { without_body(reply) } else { reply }
+    reply
 }
 
 /// HTTP/2 clients take a body after HEAD for a broken connection (RFC 9110 section 9.3.2).

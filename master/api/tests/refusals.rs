@@ -243,6 +243,56 @@ fn cases<'a>() -> Vec<Case<'a>> {
             "BadRequest",
             "without impersonating a user",
         ),
+        (
+            "PUT",
+            at("/api/v1/namespaces/default/replicationcontrollers/r/scale"),
+            JSON,
+            r#"{"metadata":{"name":"r"},"spec":{"replicas":"2"}}"#,
+            PLAIN,
+            400,
+            "BadRequest",
+            "Scale in version \"v1\" cannot be handled as a Scale: json: cannot unmarshal string into Go struct field ScaleSpec.spec.replicas of type int32",
+        ),
+        (
+            "PATCH",
+            at("/api/v1/namespaces/default/replicationcontrollers/r/scale"),
+            MERGE,
+            r#"{"spec":{"replicas":"2"}}"#,
+            PLAIN,
+            422,
+            "Invalid",
+            "json: cannot unmarshal string into Go struct field ScaleSpec.spec.replicas of type int32",
+        ),
+        (
+            "POST",
+            at("/api/v1/namespaces/default/serviceaccounts/robot/token"),
+            JSON,
+            r#"{"spec":{"audiences":"x"}}"#,
+            PLAIN,
+            400,
+            "BadRequest",
+            "cannot unmarshal string into Go struct field TokenRequestSpec.spec.audiences of type []string",
+        ),
+        (
+            "DELETE",
+            map("/a"),
+            JSON,
+            r#"{"gracePeriodSeconds":"soon"}"#,
+            PLAIN,
+            400,
+            "BadRequest",
+            "cannot unmarshal string into Go struct field DeleteOptions.gracePeriodSeconds of type int64",
+        ),
+        (
+            "POST",
+            at("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"),
+            JSON,
+            r#"{"spec":{}}"#,
+            PLAIN,
+            422,
+            "Invalid",
+            "spec.resourceAttributes: Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        ),
     ]
 }
 
@@ -252,11 +302,15 @@ fn refusals_have_upstreams_codes_reasons_and_texts() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let client = master.server.client("admin", ["system:masters"]);
-        let made = http::Request::post(MAPS).header("content-type", JSON);
-        client
-            .request::<serde_json::Value>(made.body(br#"{"metadata":{"name":"a"}}"#.to_vec()).unwrap())
-            .await
-            .unwrap();
+        let controller = r#"{"metadata":{"name":"r"},"spec":{"replicas":1,"template":{"metadata":{"labels":{"a":"b"}},"spec":{"containers":[{"name":"c","image":"i"}]}}}}"#;
+        for (path, object) in [
+            (MAPS, r#"{"metadata":{"name":"a"}}"#),
+            ("/api/v1/namespaces/default/serviceaccounts", r#"{"metadata":{"name":"robot"}}"#),
+            ("/api/v1/namespaces/default/replicationcontrollers", controller),
+        ] {
+            let made = http::Request::post(path).header("content-type", JSON);
+            client.request_text(made.body(object.as_bytes().to_vec()).unwrap()).await.unwrap();
+        }
         for (method, path, media, body, (header, value), code, reason, text) in cases() {
             let request = http::Request::builder().method(method).uri(&path).header("content-type", media);
             let request = request.header(header, value).body(body.as_bytes().to_vec()).unwrap();

@@ -13,6 +13,9 @@ use crate::rules::options::FieldValidation;
 use crate::rules::protobuf::{self, Refusal};
 use crate::rules::unreadable;
 
+/// The definition of what sizes a controller.
+pub(crate) const SCALE: &str = "io.k8s.api.autoscaling.v1.Scale";
+const DELETE_OPTIONS: &str = "DeleteOptions";
 const ACCEPTED: &[&str] = &["application/json", "application/yaml"];
 
 /// Reads, decodes and checks the body as an object of `resource`: type, unknown and duplicate fields, apiVersion and kind.
@@ -37,8 +40,49 @@ pub(crate) fn decode_options(context: &mut Context, kind: &str) -> Result<Value,
     }
     let (mut object, _) = parse(context.header(header::CONTENT_TYPE), &bytes, kind)?;
     unreadable::check_kind(kind, as_map(&mut object, kind, &bytes)?)?;
+    let (definition, version) = definition_of(kind);
+    let unhandled = |why: &str| unreadable::unhandled(version, kind, kind, why);
+    if let Some(error) = schema::type_errors_of(definition, &object) {
+        return Err(unhandled(&error));
+    }
+    // Upstream reads the options of a deletion without looking for fields that are none.
+    if kind != DELETE_OPTIONS {
+        let unknown = schema::unknown_fields_of(definition, &object);
+        let complaints = unknown.iter().map(|field| format!("unknown field \"{field}\"")).collect();
+        let validation = context.field_validation()?;
+        complain(context, validation, complaints).map_err(|why| unhandled(&why))?;
+    }
     strip_nulls(&mut object);
     Ok(object)
+}
+
+/// Definition and version of a small kind.
+fn definition_of(kind: &str) -> (&'static str, &'static str) {
+    match kind {
+        "Scale" => (SCALE, "autoscaling/v1"),
+        "Eviction" => ("io.k8s.api.policy.v1.Eviction", "policy/v1"),
+        "TokenRequest" => ("io.k8s.api.authentication.v1.TokenRequest", "authentication.k8s.io/v1"),
+        "Binding" => ("io.k8s.api.core.v1.Binding", "v1"),
+        _ => ("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions", "v1"),
+    }
+}
+
+/// Refuses, warns or is silent, as the client wants it.
+fn complain(
+    context: &mut Context,
+    validation: FieldValidation,
+    complaints: Vec<String>,
+) -> Result<(), String> {
+    match validation {
+        FieldValidation::Strict if !complaints.is_empty() => {
+            Err(format!("strict decoding error: {}", complaints.join(", ")))
+        }
+        FieldValidation::Warn => {
+            context.warnings.extend(complaints);
+            Ok(())
+        }
+        FieldValidation::Strict | FieldValidation::Ignore => Ok(()),
+    }
 }
 
 /// The object in the body; `null` is an empty one, as for Go.
@@ -143,13 +187,7 @@ pub(super) fn check_fields(
     }
     let unknown = schema::unknown_fields(resource, object);
     complaints.extend(unknown.iter().map(|field| format!("unknown field \"{field}\"")));
-    match validation {
-        FieldValidation::Strict if !complaints.is_empty() => {
-            return Err(format!("strict decoding error: {}", complaints.join(", ")));
-        }
-        FieldValidation::Warn => context.warnings.extend(complaints),
-        FieldValidation::Strict | FieldValidation::Ignore => {}
-    }
+    complain(context, validation, complaints)?;
     for path in &unknown {
         remove_path(object, path);
     }

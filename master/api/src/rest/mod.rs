@@ -14,7 +14,7 @@ mod watch;
 
 pub(crate) use commit::{commit, now_text, store_failure};
 pub(crate) use create::{create, create_object, generate_name};
-pub(crate) use decode::{decode_body, decode_options};
+pub(crate) use decode::{SCALE, decode_body, decode_options};
 pub(crate) use delete::{DeleteOptions, delete, delete_named};
 pub(crate) use delete_collection::delete_collection;
 pub(crate) use get::get;

@@ -91,7 +91,7 @@ impl Patch {
     }
 
     /// How a refusal shows it: a strategic merge patch as it came, others as what they made.
-    fn shown(&self, patched: &Value) -> String {
+    pub(crate) fn shown(&self, patched: &Value) -> String {
         match self {
             Self::Strategic(patch) => orlop_resources::patch::go_text(patch),
             Self::Json(_) | Self::Merge(_) => patched.to_string(),

@@ -89,8 +89,9 @@ mod tests {
 
     #[test]
     fn a_superuser_becomes_somebody_else() {
+        type Row<'a> = (&'a [(&'static str, &'static str)], &'a str, &'a [&'a str]);
         let admin = Identity::superuser("admin");
-        let table: [(&[(&str, &str)], &str, &[&str]); 4] = [
+        let table: [Row<'_>; 4] = [
             (&[(USER, "bob")], "bob", &["system:authenticated"]),
             (&[(USER, "bob"), (GROUP, "a"), (GROUP, "b")], "bob", &["a", "b", "system:authenticated"]),
             (

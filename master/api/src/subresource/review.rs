@@ -1,6 +1,7 @@
 //! Questions about who somebody is and what somebody may do.
 
 use http::StatusCode;
+use orlop_resources::FieldError;
 use orlop_resources::status::{self, ApiError};
 use serde_json::{Map, Value, json};
 
@@ -51,42 +52,44 @@ fn subject(review: &Value) -> Result<Identity, ApiError> {
         .filter_map(|group| group.as_str().map(str::to_owned))
         .collect();
     if user.is_empty() && groups.is_empty() {
-        return Err(status::bad_request(
-            "spec.user: Required value: at least one of user or group must be specified",
-        ));
+        let why = "at least one of user or group must be specified";
+        return Err(invalid(FieldError::invalid("spec.user", &Value::from(""), why)));
     }
     Ok(Identity { user: user.to_owned(), groups, ..Identity::default() })
 }
 
+/// Upstream leaves the kind out here.
+fn invalid(fault: FieldError) -> ApiError {
+    status::invalid_kind("authorization.k8s.io", "", "", &[fault])
+}
+
 fn access(context: &Context, identity: &Identity, review: &Value) -> Result<Value, ApiError> {
     let spec = |pointer: &str| text(review, pointer);
-    let allowed = if let Some(asked) =
-        review.pointer("/spec/resourceAttributes").filter(|asked| asked.is_object())
-    {
-        let requirements =
-            asked.pointer("/fieldSelector/requirements").and_then(Value::as_array).into_iter().flatten();
-        let node_name = requirements
-            .into_iter()
-            .find(|one| text(one, "/key") == "spec.nodeName" && text(one, "/operator") == "In")
-            .and_then(|one| one.pointer("/values/0")?.as_str());
-        let asked = Attributes {
-            verb: text(asked, "/verb"),
-            group: text(asked, "/group"),
-            resource: text(asked, "/resource"),
-            subresource: text(asked, "/subresource"),
-            namespace: text(asked, "/namespace"),
-            name: text(asked, "/name"),
-            node_name,
+    let allowed =
+        if let Some(asked) = review.pointer("/spec/resourceAttributes").filter(|asked| asked.is_object()) {
+            let requirements =
+                asked.pointer("/fieldSelector/requirements").and_then(Value::as_array).into_iter().flatten();
+            let node_name = requirements
+                .into_iter()
+                .find(|one| text(one, "/key") == "spec.nodeName" && text(one, "/operator") == "In")
+                .and_then(|one| one.pointer("/values/0")?.as_str());
+            let asked = Attributes {
+                verb: text(asked, "/verb"),
+                group: text(asked, "/group"),
+                resource: text(asked, "/resource"),
+                subresource: text(asked, "/subresource"),
+                namespace: text(asked, "/namespace"),
+                name: text(asked, "/name"),
+                node_name,
+            };
+            authorize::may(identity, &asked, &*context.api)
+        } else if review.pointer("/spec/nonResourceAttributes").is_some_and(Value::is_object) {
+            let verb = spec("/spec/nonResourceAttributes/verb").to_ascii_lowercase();
+            authorize::may_path(identity, &verb, spec("/spec/nonResourceAttributes/path"))
+        } else {
+            let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+            return Err(invalid(FieldError::invalid("spec.resourceAttributes", &Value::Null, why)));
         };
-        authorize::may(identity, &asked, &*context.api)
-    } else if review.pointer("/spec/nonResourceAttributes").is_some_and(Value::is_object) {
-        let verb = spec("/spec/nonResourceAttributes/verb").to_ascii_lowercase();
-        authorize::may_path(identity, &verb, spec("/spec/nonResourceAttributes/path"))
-    } else {
-        return Err(status::bad_request(
-            "spec.resourceAttributes: Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified",
-        ));
-    };
     Ok(json!({"allowed": allowed}))
 }
 

@@ -2,13 +2,15 @@
 
 use http::StatusCode;
 use orlop_resources::FieldError;
+use orlop_resources::schema;
 use orlop_resources::status::{self, ApiError};
 use serde_json::{Value, json};
 
 use crate::body::Reply;
 use crate::context::Context;
-use crate::rest::{Patch, Target, check_place, decode_options, update_object, value_reply};
+use crate::rest::{Patch, SCALE, Target, check_place, decode_options, update_object, value_reply};
 use crate::rules::encode::text;
+use crate::rules::options::patch_refused;
 
 pub(super) async fn answer(context: &mut Context) -> Result<Reply, ApiError> {
     match context.info.verb {
@@ -28,7 +30,14 @@ pub(super) async fn answer(context: &mut Context) -> Result<Reply, ApiError> {
                 other => other,
             };
             let context = &*context;
-            store(context, &mut |current| patch.apply(context, current)).await
+            store(context, &mut |current| {
+                let scale = patch.apply(context, current)?;
+                match schema::type_errors_of(SCALE, &scale) {
+                    Some(why) => Err(patch_refused(&patch.shown(&scale), &why)),
+                    None => Ok(scale),
+                }
+            })
+            .await
         }
         _ => Err(status::method_not_allowed()),
     }
