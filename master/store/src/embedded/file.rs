@@ -1,13 +1,13 @@
 //! The redb file: how it is opened, its tables, and the layout of a value.
 
 use std::fmt;
-use std::fs::{File, OpenOptions, Permissions};
-use std::io;
+use std::fs::{OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase as _, TableDefinition};
 
 use crate::{Encoded, Record, Revision, StoreError};
@@ -36,17 +36,17 @@ impl fmt::Debug for Opener {
 }
 
 /// Secrets are in it: for its owner only, also when it was made otherwise.
-fn private_file(path: &Path) -> io::Result<File> {
+fn private_file(path: &Path) -> Result<FileBackend, redb::DatabaseError> {
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
     file.set_permissions(Permissions::from_mode(0o600))?;
-    Ok(file)
+    FileBackend::new(file)
 }
 
 impl Opener {
     pub(super) fn file(path: &Path) -> Self {
         let owned = path.to_owned();
-        let open = move |builder: &mut redb::Builder| builder.create_file(private_file(&owned)?);
+        let open = move |builder: &mut redb::Builder| builder.create_with_backend(private_file(&owned)?);
         Self { path: path.display().to_string(), open: Box::new(open) }
     }
 
