@@ -170,6 +170,9 @@ fn make_dirs(config: &Config) -> anyhow::Result<()> {
     for dir in [&config.root_dir, &config.memory_dir, &config.pod_logs_dir] {
         std::fs::create_dir_all(dir).with_context(|| format!("failed to create {}", dir.display()))?;
     }
+    volume::host::keep_in_memory(&config.memory_dir).with_context(|| {
+        format!("failed to mount a tmpfs on {}: secrets must not reach a disk", config.memory_dir.display())
+    })?;
     let private = |dir: &Path| std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700));
     private(&config.memory_dir).with_context(|| format!("failed to protect {}", config.memory_dir.display()))
 }

@@ -75,6 +75,19 @@ pub(crate) fn mount_tmpfs(dir: &Path, size_bytes: Option<u64>) -> io::Result<()>
     Ok(())
 }
 
+/// Sees to it that what is written to `dir` never reaches a disk: most machines have a tmpfs there (`/run`), on others it becomes one.
+pub(crate) fn keep_in_memory(dir: &Path) -> io::Result<()> {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    const RAMFS_MAGIC: i64 = 0x8584_58f6;
+    let kind = rustix::fs::statfs(dir)?.f_type;
+    if [TMPFS_MAGIC, RAMFS_MAGIC].contains(&kind) {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    nix::mount::mount(Some("tmpfs"), dir, Some("tmpfs"), flags, Some("mode=0700"))?;
+    Ok(())
+}
+
 /// Takes every mount below `dir` away, then the tree itself. Never removes across a mount that stayed.
 pub(crate) fn remove_tree(dir: &Path) -> io::Result<()> {
     // A mount may be stacked on another: as many passes as there are layers, bounded.
@@ -204,6 +217,21 @@ pub(crate) fn bind_sub_path(root: &Path, sub_path: &str, target: &Path) -> io::R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_stay_in_memory() {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+        // Not /tmp, which may be a tmpfs itself.
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        keep_in_memory(dir.path()).unwrap();
+        fs::write(dir.path().join("secret"), "x").unwrap();
+        keep_in_memory(dir.path()).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("secret")).unwrap(), "x");
+        assert_eq!(mounts_below(dir.path()).unwrap(), [dir.path()]);
+        nix::mount::umount2(dir.path(), MntFlags::MNT_DETACH).unwrap();
+    }
 
     #[test]
     fn sub_paths_never_leave_the_volume() {

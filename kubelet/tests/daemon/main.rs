@@ -19,6 +19,13 @@ struct Lab {
     dir: tempfile::TempDir,
 }
 
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // Where the directory is on a disk, the kubelet made it a tmpfs.
+        let _ = nix::mount::umount2(&self.path("memory"), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
 impl Lab {
     fn new() -> Self {
         let lab = Self { api: FakeApi::default(), cri: FakeCri::new(), dir: tempfile::tempdir().unwrap() };
