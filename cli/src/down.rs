@@ -32,7 +32,7 @@ pub(crate) struct DownArgs {
 /// Every step is tried; all that failed is reported.
 pub(crate) fn run(args: &DownArgs) -> anyhow::Result<()> {
     crate::require_root("orlop down")?;
-    orlop_daemon::init_tracing();
+    orlop_daemon::init_command_tracing();
     let layout = Layout::existing(&args.data_dir)?;
     stop_supervisor(&layout);
     let mut problems = Vec::new();
@@ -52,7 +52,8 @@ pub(crate) fn run(args: &DownArgs) -> anyhow::Result<()> {
         step("data directory", remove_data(&layout));
     }
     if problems.is_empty() {
-        tracing::info!(data_dir = %layout.data().display(), "removed");
+        let left = if args.keep_data { "only the data is left" } else { "nothing is left" };
+        crate::println_stdout(&format!("Orlop is down: {left} of {}.", layout.data().display()));
         return Ok(());
     }
     anyhow::bail!("could not remove everything:\n  {}", problems.join("\n  "))

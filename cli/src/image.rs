@@ -25,7 +25,7 @@ pub(crate) struct ImageArgs {
 /// Runs the command on the image store of every node that is meant.
 pub(crate) fn run(args: &ImageArgs) -> anyhow::Result<()> {
     crate::require_root("orlop image")?;
-    orlop_daemon::init_tracing();
+    orlop_daemon::init_command_tracing();
     let layout = Layout::existing(&args.data_dir)?;
     let mut names = layout.node_names()?;
     if let Some(node) = &args.node {

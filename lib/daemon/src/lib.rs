@@ -29,4 +29,4 @@ pub use frame::{Frame, Settings, run};
 pub use notify::sd_notify;
 pub use prometheus_client;
 pub use ready::{Ready, ReadyGuard};
-pub use telemetry::init_tracing;
+pub use telemetry::{init_command_tracing, init_tracing};

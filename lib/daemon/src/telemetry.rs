@@ -6,14 +6,25 @@ use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
+/// What a command that a person waits for says beside its answer: only what is wrong.
+const COMMAND_FILTER: &str = "warn";
 const DEFAULT_FILTER: &str = "info,kube_client=warn,hyper=warn,h2=warn,tower=warn,rustls=warn";
 
 /// Starts tracing to stderr once per process; `$ORLOP_LOG` overrides the filter, `$ORLOP_LOG_FORMAT=json` the format.
 ///
 /// Later calls do nothing.
 pub fn init_tracing() {
-    let text = std::env::var("ORLOP_LOG").unwrap_or_else(|_| DEFAULT_FILTER.to_owned());
-    let filter = EnvFilter::try_new(&text).unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
+    init(DEFAULT_FILTER);
+}
+
+/// As [`init_tracing`], for a command that a person waits for: warnings and errors unless `$ORLOP_LOG` wants more.
+pub fn init_command_tracing() {
+    init(COMMAND_FILTER);
+}
+
+fn init(default: &str) {
+    let text = std::env::var("ORLOP_LOG").unwrap_or_else(|_| default.to_owned());
+    let filter = EnvFilter::try_new(&text).unwrap_or_else(|_| EnvFilter::new(default));
     let (filter, handle) = reload::Layer::new(filter);
     let json = std::env::var("ORLOP_LOG_FORMAT").is_ok_and(|format| format == "json");
     let registry = tracing_subscriber::registry().with(filter);

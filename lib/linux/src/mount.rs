@@ -1,7 +1,10 @@
 //! mount_setattr(2), which rustix lacks.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 
 /// `struct mount_attr`.
 #[repr(C)]
@@ -36,6 +39,18 @@ fn set_attributes(mount: BorrowedFd<'_>, recursive: bool, attributes: &mut Attri
 pub fn set_read_only(mount: impl AsFd, recursive: bool) -> io::Result<()> {
     let mut attributes = Attributes { set: MOUNT_ATTR_RDONLY, ..Attributes::default() };
     set_attributes(mount.as_fd(), recursive, &mut attributes)
+}
+
+/// A detached read-only mount of this program, without a copy of its bytes: whoever gets hold of `/proc/PID/exe` of a process started
+/// from it cannot write through it (CVE-2019-5736).
+///
+/// # Errors
+/// Kernels before 5.12, and callers in a chroot.
+pub fn read_only_program() -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let copy = open_tree(CWD, "/proc/self/exe", flags)?;
+    set_read_only(&copy, false)?;
+    Ok(copy)
 }
 
 /// Maps the owners of a detached mount's files through a user namespace.

@@ -8,8 +8,7 @@ use std::process::{Child, Command};
 
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{CWD, MemfdFlags, OFlags, SealFlags};
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::fs::{MemfdFlags, OFlags, SealFlags};
 use rustix::pipe::PipeFlags;
 use serde::Serialize;
 
@@ -20,15 +19,7 @@ pub(crate) struct Program(OwnedFd);
 
 impl Program {
     pub(crate) fn seal() -> io::Result<Self> {
-        Self::mount_copy().or_else(|_| Self::memory_copy()).map(Self)
-    }
-
-    /// A detached read-only mount: no bytes are copied.
-    fn mount_copy() -> io::Result<OwnedFd> {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let copy = open_tree(CWD, "/proc/self/exe", flags)?;
-        orlop_linux::mount::set_read_only(&copy, false)?;
-        Ok(copy)
+        orlop_linux::mount::read_only_program().or_else(|_| Self::memory_copy()).map(Self)
     }
 
     /// For kernels before 5.12 and callers in a chroot.

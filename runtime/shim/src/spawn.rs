@@ -7,8 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use orlop_linux::process::{CloneOptions, Side, SingleThreaded};
-use rustix::fs::{CWD, MemfdFlags, OFlags};
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::fs::{MemfdFlags, OFlags};
 use rustix::pipe::PipeFlags;
 use serde::Serialize;
 
@@ -16,7 +15,7 @@ use crate::say;
 
 /// This binary.
 pub(crate) struct Program {
-    /// A detached read-only mount of it; a container that gets hold of `/proc/PID/exe` cannot write through it (CVE-2019-5736).
+    /// A read-only mount of it.
     sealed: Option<OwnedFd>,
     path: PathBuf,
 }
@@ -24,12 +23,7 @@ pub(crate) struct Program {
 impl Program {
     /// Before the mount namespace changes.
     pub(crate) fn seal() -> Self {
-        let sealed = (|| -> io::Result<OwnedFd> {
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-            let copy = open_tree(CWD, "/proc/self/exe", flags)?;
-            orlop_linux::mount::set_read_only(&copy, false)?;
-            Ok(copy)
-        })();
+        let sealed = orlop_linux::mount::read_only_program();
         let sealed = sealed.inspect_err(|error| say(&format!("the program is not sealed: {error}"))).ok();
         Self { sealed, path: PathBuf::from("/proc/self/exe") }
     }
