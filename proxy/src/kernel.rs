@@ -36,6 +36,31 @@ impl Kernel {
         self.apply(&transaction.commands)
     }
 
+    /// Carries the plan of a whole table out; with `serving`, one is there that must serve on until the last moment.
+    ///
+    /// Of hooks with one priority the kernel calls the younger first: a packet may pass those of the new table before the commit and those
+    /// of the old one after it, and find no rule in either. A stand-in with the same rules serves it meanwhile. A daemon that is killed
+    /// here leaves the stand-in to its successor, which comes this way too.
+    pub(crate) fn replace(
+        &mut self,
+        mut transaction: Transaction,
+        version: IpVersion,
+        serving: bool,
+    ) -> Result<Transaction, NetlinkError> {
+        let (table, stand_in) = (rules::table(version), rules::stand_in(version));
+        let move_to = |commands: Vec<Command>, table: &Table| -> Vec<Command> {
+            commands.into_iter().map(|command| command.in_table(table)).collect()
+        };
+        if serving {
+            transaction.commands = move_to(transaction.commands, &stand_in);
+            self.apply(&transaction.commands)?;
+            transaction.commands = move_to(transaction.commands, &table);
+        }
+        let replaced = self.carry_out(&transaction);
+        let removed = self.apply(&[Command::AddTable(stand_in.clone()), Command::DeleteTable(stand_in)]);
+        replaced.and(removed).map(|()| transaction)
+    }
+
     /// One transaction: all of it, or nothing.
     fn apply(&mut self, commands: &[Command]) -> Result<(), NetlinkError> {
         let applied = self.nft()?.apply(commands);

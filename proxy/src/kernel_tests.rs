@@ -445,7 +445,7 @@ fn restarts_and_repairs_lose_no_request() {
         remove_all().unwrap();
     })
     .unwrap();
-    assert!(!shell(&lab.node, "nft list tables").contains("orlop-proxy"));
+    assert_eq!(shell(&lab.node, "nft list tables"), "");
 }
 
 #[test]

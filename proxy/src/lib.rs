@@ -11,8 +11,8 @@
 //!
 //! Tasks: `proxy` (owns model and plans; inbox: the watches' changed keys), `proxy-health` (inbox: its port; reads the status).
 //!
-//! Invariants: only our own two tables are written, each change is one atomic transaction, and only rules that `nft` can list and load
-//! are made. Rules stay when the daemon stops or is killed: the data path needs no daemon. Nothing is touched before the watches
+//! Invariants: only our own tables are written (these two, and for a moment a stand-in for each), each change is one atomic transaction,
+//! and only rules that `nft` can list and load are made. Rules stay when the daemon stops or is killed: the data path needs no daemon. Nothing is touched before the watches
 //! are synced. The table left by a predecessor serves until the moment its successor's replaces it.
 //!
 //! It deliberately runs no `nft`, watches nothing of its own, routes no packets and knows no DNS. Left out: topology hints of
@@ -148,7 +148,8 @@ fn versions() -> &'static [IpVersion] {
 /// # Errors
 /// When the kernel refuses.
 pub fn remove_all() -> anyhow::Result<()> {
-    let tables = [rules::table(IpVersion::V4), rules::table(IpVersion::V6)];
+    let versions = [IpVersion::V4, IpVersion::V6];
+    let tables: Vec<_> = versions.into_iter().flat_map(|v| [rules::table(v), rules::stand_in(v)]).collect();
     Ok(kernel::Kernel::default().delete_tables(&tables)?)
 }
 

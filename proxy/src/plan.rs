@@ -256,7 +256,7 @@ impl Plan {
             let set = rules::static_sets(self.version()).node_served;
             commands.push(Command::AddElements(table.clone(), set, served));
         }
-        // One step: a packet that falls between the old table and the new one goes on to the new one's hooks.
+        // One step: all of the old table, or all of the new one.
         let Transaction { structure, commands: rest, udp } = writer.finish(&table);
         commands.extend(structure);
         commands.extend(rest);

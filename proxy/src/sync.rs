@@ -224,8 +224,11 @@ impl Sync {
         tracked.known = false;
         tracked.adopt = false;
         let count = transaction.commands.len();
-        let kernel = self.kernel.clone();
+        let (kernel, version) = (self.kernel.clone(), tracked.plan.version());
         let transaction = blocking(move || {
+            if full {
+                return lock(&kernel).replace(transaction, version, exists);
+            }
             lock(&kernel).carry_out(&transaction)?;
             Ok(transaction)
         })

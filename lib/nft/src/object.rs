@@ -301,6 +301,23 @@ pub enum Command {
     DeleteElements(Table, Set, Vec<Element>),
 }
 
+impl Command {
+    /// The same for another table.
+    #[must_use]
+    pub fn in_table(self, table: &Table) -> Self {
+        let table = table.clone();
+        match self {
+            Self::AddTable(_) => Self::AddTable(table),
+            Self::CreateTable(_) => Self::CreateTable(table),
+            Self::DeleteTable(_) => Self::DeleteTable(table),
+            Self::AddChain(_, chain) => Self::AddChain(table, chain),
+            Self::AddSet(_, set) => Self::AddSet(table, set),
+            Self::AddElements(_, set, elements) => Self::AddElements(table, set, elements),
+            Self::DeleteElements(_, set, elements) => Self::DeleteElements(table, set, elements),
+        }
+    }
+}
+
 impl fmt::Display for Command {
     /// As `nft` would take it, for logs, dumps and golden tests.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -46,6 +46,11 @@ pub(crate) fn table(version: IpVersion) -> Table {
     Table::new(version.family(), "orlop-proxy")
 }
 
+/// The table that serves while [`table`] is made anew.
+pub(crate) fn stand_in(version: IpVersion) -> Table {
+    Table::new(version.family(), "orlop-proxy-stand-in")
+}
+
 /// `address . protocol . port`
 fn address_key(version: IpVersion) -> Vec<Selector> {
     vec![Selector::DestinationAddress(version), Selector::Protocol, Selector::DestinationPort]
