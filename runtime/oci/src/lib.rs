@@ -17,6 +17,8 @@ pub mod setup;
 
 use std::ffi::OsString;
 
+pub use program::start_setup;
+
 /// The runtime-spec that states, hooks and `features` speak (SPECIFICATION.md). Configurations of any 1.x are taken.
 pub const SPECIFICATION_VERSION: &str = "1.2.0";
 

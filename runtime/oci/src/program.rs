@@ -1,9 +1,8 @@
-//! Starting `oci-setup` from the command line: this binary again, from a copy that nobody can write to.
+//! Starting `oci-setup`: this binary again, from a copy that nobody can write to.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::PathBuf;
 use std::process::{Child, Command};
 
 use anyhow::Context;
@@ -60,26 +59,37 @@ impl Program {
     }
 
     fn start(&self, verb: &str, request: &impl Serialize, keep: &[BorrowedFd<'_>]) -> io::Result<Child> {
-        let mut file = File::from(rustix::fs::memfd_create("request", MemfdFlags::CLOEXEC)?);
-        serde_json::to_writer(&mut file, request)?;
-        file.flush()?;
-        file.rewind()?;
-        let mut inherited: Vec<BorrowedFd<'_>> = keep.to_vec();
-        inherited.push(file.as_fd());
-        for fd in &inherited {
-            orlop_linux::fd::set_inheritable(*fd, true)?;
-        }
-        let path = PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()));
-        let started = Command::new(path)
-            .args(["oci-setup", verb, &file.as_raw_fd().to_string()])
-            // libcontainer would count these descriptors once more.
-            .env_remove("LISTEN_FDS")
-            .spawn();
-        for fd in &inherited {
-            orlop_linux::fd::set_inheritable(*fd, false)?;
-        }
-        started
+        let mut command = Command::new(format!("/proc/self/fd/{}", self.0.as_raw_fd()));
+        // libcontainer would count these descriptors once more.
+        command.env_remove("LISTEN_FDS");
+        start_setup(command, verb, request, keep)
     }
+}
+
+/// Starts `PROGRAM oci-setup VERB`: it inherits its request and `keep`, and no other descriptor that is close-on-exec.
+///
+/// # Errors
+/// When the request cannot be written down or the program cannot be started.
+pub fn start_setup(
+    mut program: Command,
+    verb: &str,
+    request: &impl Serialize,
+    keep: &[BorrowedFd<'_>],
+) -> io::Result<Child> {
+    let mut file = File::from(rustix::fs::memfd_create("request", MemfdFlags::CLOEXEC)?);
+    serde_json::to_writer(&mut file, request)?;
+    file.flush()?;
+    file.rewind()?;
+    let mut inherited: Vec<BorrowedFd<'_>> = keep.to_vec();
+    inherited.push(file.as_fd());
+    for fd in &inherited {
+        orlop_linux::fd::set_inheritable(*fd, true)?;
+    }
+    let started = program.args(["oci-setup", verb, &file.as_raw_fd().to_string()]).spawn();
+    for fd in &inherited {
+        orlop_linux::fd::set_inheritable(*fd, false)?;
+    }
+    started
 }
 
 /// Until the child ends: a container's first process holds a copy of the pipe and would keep it open.

@@ -1,13 +1,12 @@
 //! Starting `oci-setup`: this binary again, from a copy of its mount that nobody can write to.
 
-use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use orlop_linux::process::{CloneOptions, Side, SingleThreaded};
-use rustix::fs::{MemfdFlags, OFlags};
+use rustix::fs::OFlags;
 use rustix::pipe::PipeFlags;
 use serde::Serialize;
 
@@ -42,25 +41,9 @@ impl Program {
         request: &impl Serialize,
         keep: &[BorrowedFd<'_>],
     ) -> io::Result<u32> {
-        let mut file = File::from(rustix::fs::memfd_create("request", MemfdFlags::CLOEXEC)?);
-        serde_json::to_writer(&mut file, request)?;
-        file.flush()?;
-        file.rewind()?;
-        let mut inherited: Vec<BorrowedFd<'_>> = keep.to_vec();
-        inherited.push(file.as_fd());
-        for fd in &inherited {
-            orlop_linux::fd::set_inheritable(*fd, true)?;
-        }
-        let started = Command::new(self.path())
-            .args(["oci-setup", verb, &file.as_raw_fd().to_string()])
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::inherit())
-            .spawn();
-        for fd in &inherited {
-            orlop_linux::fd::set_inheritable(*fd, false)?;
-        }
+        let mut command = Command::new(self.path());
+        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+        let started = orlop_oci::start_setup(command, verb, request, keep);
         // Reaped by the loop, with everything else.
         started.map(|child| child.id())
     }

@@ -15,21 +15,21 @@ const ACCOUNT: &str = "system:serviceaccount:";
 /// Who the request acts as; `None` without such headers.
 ///
 /// # Errors
-/// 400 without a user to act as, 403 for everybody who is no superuser.
+/// 400 without a user to act as and for what is not UTF-8, 403 for everybody who is no superuser.
 pub(crate) fn impersonated(identity: &Identity, headers: &HeaderMap) -> Result<Option<Identity>, ApiError> {
-    let values = |name: &str| -> Vec<String> {
-        let all = headers.get_all(name).into_iter();
-        all.filter_map(|value| value.to_str().ok())
-            .map(str::to_owned)
-            .filter(|value| !value.is_empty())
-            .collect()
+    // A value that cannot be read refuses the request: without it, it would be the superuser's own.
+    let values = |name: &str| -> Result<Vec<String>, ApiError> {
+        let texts = headers.get_all(name).into_iter().map(|value| std::str::from_utf8(value.as_bytes()));
+        let texts = texts.collect::<Result<Vec<&str>, _>>();
+        let texts = texts.map_err(|_| status::bad_request(format!("header {name} is not UTF-8")))?;
+        Ok(texts.into_iter().filter(|text| !text.is_empty()).map(str::to_owned).collect())
     };
-    let (user, groups, uid) = (values(USER), values(GROUP), values(UID));
+    let (user, groups, uid) = (values(USER)?, values(GROUP)?, values(UID)?);
     let mut extra: Vec<(String, Vec<String>)> = Vec::new();
     for name in headers.keys() {
         if let Some(key) = name.as_str().strip_prefix(EXTRA) {
             // Header names cannot hold every character of a key: the rest is percent-encoded.
-            extra.push((decode(key, false), values(name.as_str())));
+            extra.push((decode(key, false), values(name.as_str())?));
         }
     }
     let Some(user) = user.into_iter().next() else {
@@ -128,5 +128,11 @@ mod tests {
         );
         let admin = Identity::superuser("admin");
         assert_eq!(impersonated(&admin, &headers(&[(GROUP, "g")])).unwrap_err().code, 400);
+        let bytes = |value: &[u8]| {
+            let value = http::HeaderValue::from_bytes(value).unwrap();
+            impersonated(&admin, &HeaderMap::from_iter([(http::HeaderName::from_static(USER), value)]))
+        };
+        assert_eq!(bytes("jürgen".as_bytes()).unwrap().unwrap().user, "jürgen");
+        assert_eq!(bytes(b"\xff\xfe").unwrap_err().code, 400);
     }
 }
