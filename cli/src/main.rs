@@ -10,11 +10,12 @@ mod down;
 mod image;
 mod network;
 mod node;
+mod runtime;
 mod supervise;
 mod up;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -52,7 +53,7 @@ enum Command {
     /// Supervises the daemons of one node.
     Node(DaemonArgs),
     /// The container runtime (CRI).
-    Runtime(DaemonArgs),
+    Runtime(runtime::RuntimeArgs),
     /// The node agent.
     Kubelet(DaemonArgs),
     /// Overlay, Service rules and DNS of a node.
@@ -132,13 +133,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Image(args) => image::run(&args),
         Command::Node(args) => node::run(&args),
         Command::Master(args) => master(&args),
-        Command::Runtime(args) => {
-            daemon(
-                "runtime",
-                &args,
-                |frame, config| async move { orlop_runtime::start(&frame, config).await },
-            )
-        }
+        Command::Runtime(args) => runtime::run(&args),
         Command::Kubelet(args) => {
             daemon(
                 "kubelet",
@@ -193,29 +188,47 @@ where
     supervise::follow_supervisor(args.supervisor)?;
     orlop_daemon::init_tracing();
     let config: C = config::load(&args.config)?;
+    let socket = admin_socket(name, &args.config)?;
+    run_daemon(name, config, socket, start)
+}
+
+/// The part of [`daemon`] after the configuration is known.
+fn run_daemon<C, S, F>(name: &'static str, config: C, admin_socket: PathBuf, start: S) -> anyhow::Result<()>
+where
+    C: Serialize,
+    S: FnOnce(Frame, C) -> F,
+    F: Future<Output = anyhow::Result<()>>,
+{
     tracing::info!(daemon = name, config = %serde_json::to_string(&config)?, "configuration");
     let mut settings = Settings::new(name);
-    settings.admin_socket = Some(admin_socket(name, &args.config)?);
+    settings.admin_socket = Some(admin_socket);
     orlop_daemon::run(settings, |frame| start(frame, config))
 }
 
 /// The admin socket lives on tmpfs, beside the daemon's other run state.
-fn admin_socket(name: &str, config: &Path) -> anyhow::Result<std::path::PathBuf> {
+fn admin_socket(name: &str, config: &Path) -> anyhow::Result<PathBuf> {
+    Ok(node_admin_socket(name, config)?
+        .unwrap_or_else(|| Path::new("/run/orlop").join(name).join("admin.sock")))
+}
+
+/// The admin socket of a daemon whose configuration lies in a node's or a cluster's data directory.
+fn node_admin_socket(name: &str, config: &Path) -> anyhow::Result<Option<PathBuf>> {
     let data = std::path::absolute(config)?;
     let layout =
         data.ancestors().find(|path| path.join("cluster.json").exists() || path.join("pki").exists());
-    let run = match layout {
-        Some(path) => up::layout::Layout::existing(path)?.run(),
-        None => std::path::PathBuf::from("/run/orlop"),
-    };
     let node = data
         .parent()
         .and_then(Path::file_name)
         .filter(|_| data.ancestors().any(|path| path.ends_with("nodes")));
-    Ok(match node {
+    let run = match (layout, node) {
+        (Some(path), _) => up::layout::Layout::existing(path)?.run(),
+        (None, Some(_)) => PathBuf::from("/run/orlop"),
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(match node {
         Some(node) => run.join(node).join(format!("{name}-admin.sock")),
         None => run.join(name).join("admin.sock"),
-    })
+    }))
 }
 
 /// Most of what Orlop does needs root; says so instead of failing somewhere later.
