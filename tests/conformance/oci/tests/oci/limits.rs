@@ -1,6 +1,6 @@
 use std::fs;
 
-use super::rig::{Rig, has_limits, is_ours, wait_for};
+use orlop_conformance_oci::{Rig, has_limits, is_ours, wait_for};
 
 #[test]
 fn update_is_seen_in_the_control_group() {
@@ -110,7 +110,7 @@ fn events_end_with_the_container_and_tell_of_oom() {
     let mut command = rig.command(&["events", "--interval", "100ms", &rig.id]);
     let out = rig.path("events");
     command.stdout(fs::File::create(&out).unwrap());
-    let mut child = super::rig::Child(command.spawn().unwrap());
+    let mut child = orlop_conformance_oci::Child(command.spawn().unwrap());
     let seen = || fs::read_to_string(&out).unwrap();
     wait_for("the first event", || seen().contains("\"stats\""));
     fs::write(rig.rootfs().join("tmp/go"), "").unwrap();

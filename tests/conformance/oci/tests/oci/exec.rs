@@ -2,7 +2,7 @@ use std::fs;
 
 use serde_json::json;
 
-use super::rig::{Rig, is_ours, wait_for};
+use orlop_conformance_oci::{Rig, is_ours, wait_for};
 
 #[test]
 fn output_exit_code_and_options() {
@@ -139,11 +139,11 @@ fn preserved_descriptors_come_through_and_others_do_not() {
     fs::write(&given, "given\n").unwrap();
     // A shell opens the numbers; Rust's own would close on exec.
     let shell = |tail: &str| {
-        let mut command = std::process::Command::new("/bin/sh");
-        let subject = super::rig::subject();
+        let mut command = std::process::Command::new(orlop_conformance_oci::busybox());
+        let subject = rig.subject.line();
         let root = rig.root();
-        let line = format!("exec {} --root {} exec {tail}", subject.display(), root.display());
-        command.args(["-c", &line]).stdin(std::process::Stdio::null());
+        let line = format!("exec {subject} --root {} exec {tail}", root.display());
+        command.args(["sh", "-c", &line]).stdin(std::process::Stdio::null());
         rig.finish(command)
     };
     let (id, given) = (&rig.id, given.display());
@@ -151,7 +151,7 @@ fn preserved_descriptors_come_through_and_others_do_not() {
     assert_eq!(kept.ok(), "given\n");
     let listed = shell(&format!("{id} sh -c 'echo /proc/self/fd/*' 3<{given} 4<{given}")).ok();
     assert!(!listed.contains("/4"), "{listed}");
-    if super::rig::is_ours() {
+    if orlop_conformance_oci::is_ours() {
         // Go's own descriptors are in the way of runc's check.
         shell(&format!("--preserve-fds 2 {id} true 3<{given} 4<&-")).fails("not open");
     }
@@ -164,17 +164,17 @@ fn sockets_of_activation_come_through() {
     let given = rig.path("given");
     fs::write(&given, "given\n").unwrap();
     let shell = |pid: &str| {
-        let (subject, root, bundle) = (super::rig::subject(), rig.root(), rig.bundle());
+        let (subject, root, bundle) = (rig.subject.line(), rig.root(), rig.bundle());
         let line = format!(
             "LISTEN_FDS=1 LISTEN_PID={pid} exec {} --root {} run -b {} {} 3<{}",
-            subject.display(),
+            subject,
             root.display(),
             bundle.display(),
             rig.id,
             given.display()
         );
-        let mut command = std::process::Command::new("/bin/sh");
-        command.args(["-c", &line]).stdin(std::process::Stdio::null());
+        let mut command = std::process::Command::new(orlop_conformance_oci::busybox());
+        command.args(["sh", "-c", &line]).stdin(std::process::Stdio::null());
         rig.finish(command)
     };
     assert_eq!(shell("$$").ok(), "1\ngiven\n");
@@ -194,7 +194,7 @@ fn in_a_group_below_the_containers() {
         // Debian's wants the group in every hierarchy.
         return;
     }
-    let group = orlop_oci::cgroup::Hierarchies::detect().unwrap().cgroup(&rig.cgroup);
+    let group = rig.group();
     let (directory, unified) = group.controller_directory("pids").unwrap();
     fs::create_dir(directory.join("below")).unwrap();
     let seen = rig.exec(&["--cgroup", "below"], &["cat", "/proc/self/cgroup"]).ok();

@@ -2,7 +2,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::rig::{Rig, is_ours};
+use orlop_conformance_oci::{Rig, is_ours};
 
 #[test]
 fn bad_bundles() {

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::rig::{Rig, is_ours, script};
+use orlop_conformance_oci::{Rig, is_ours, script};
 
 /// Writes `KIND {state}` to the end of a file.
 fn hook(kind: &str, program: &Path, seen: &Path) -> Value {
@@ -46,7 +46,7 @@ fn six_kinds_at_their_moments_with_the_state() {
     assert!(kinds(&inside).is_empty());
     let pid = rig.pid();
     rig.verb("start").ok();
-    super::rig::wait_for("startContainer", || kinds(&inside) == ["startContainer"]);
+    orlop_conformance_oci::wait_for("startContainer", || kinds(&inside) == ["startContainer"]);
     let all = ["prestart", "createRuntime", "createContainer", "poststart"];
     assert_eq!(kinds(&out), all);
     rig.call(&["delete", "--force", &rig.id]).ok();
@@ -100,8 +100,9 @@ fn hooks_run_where_they_should_and_as_whom() {
         let text = fs::read_to_string(format!("{}.{kind}", seen.display())).unwrap();
         text.lines().map(str::to_owned).collect()
     };
-    let own =
-        |kind: &str| fs::read_link(format!("/proc/self/ns/{kind}")).unwrap().to_string_lossy().into_owned();
+    let own = |kind: &str| {
+        fs::read_link(format!("/proc/thread-self/ns/{kind}")).unwrap().to_string_lossy().into_owned()
+    };
     let (runtime, container) = (lines("createRuntime"), lines("createContainer"));
     assert_eq!(runtime[1..], [own("mnt"), own("net")]);
     assert_ne!(container[1], own("mnt"));
@@ -109,9 +110,9 @@ fn hooks_run_where_they_should_and_as_whom() {
     if is_ours() {
         assert_eq!(runtime[0], rig.bundle().to_str().unwrap());
     }
-    super::rig::wait_for("startContainer", || rig.rootfs().join("tmp/who").exists());
+    orlop_conformance_oci::wait_for("startContainer", || rig.rootfs().join("tmp/who").exists());
     let who = || fs::read_to_string(rig.rootfs().join("tmp/who")).unwrap();
-    super::rig::wait_for("it finished", || who().lines().count() == 3);
+    orlop_conformance_oci::wait_for("it finished", || who().lines().count() == 3);
     let who = who();
     let who: Vec<&str> = who.lines().collect();
     assert_eq!(who[0], "5");

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use super::rig::{Rig, is_ours};
+use orlop_conformance_oci::{Rig, is_ours};
 
 /// The terminal that comes over a console socket.
 fn receive(listener: &UnixListener) -> File {
@@ -100,7 +100,7 @@ fn in_foreground(rig: &Rig, arguments: &[&str]) {
     let mut command = rig.command(arguments);
     let stream = || File::from(slave.as_fd().try_clone_to_owned().unwrap());
     command.stdin(stream()).stdout(stream()).stderr(stream());
-    let mut child = super::rig::Child(command.spawn().unwrap());
+    let mut child = orlop_conformance_oci::Child(command.spawn().unwrap());
     drop(command);
     read_until(&mut master, "33 77");
     master.write_all(b"word\r").unwrap();
