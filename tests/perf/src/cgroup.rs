@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -20,7 +21,31 @@ impl TestCgroup {
     pub(crate) fn new(label: &str) -> anyhow::Result<Self> {
         let cgroup = Self { name: format!("orlop-perf-{}-{label}", std::process::id()) };
         std::fs::create_dir_all(cgroup.daemon())?;
+        std::fs::create_dir_all(cgroup.accounting().join("daemon"))?;
         Ok(cgroup)
+    }
+
+    /// Counts this process and its later children; those of the pods are counted where the runtime puts them.
+    pub(crate) fn account(&self, pid: u32) -> anyhow::Result<()> {
+        std::fs::write(self.accounting().join("daemon/cgroup.procs"), pid.to_string())?;
+        Ok(())
+    }
+
+    /// CPU time of everything below it.
+    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
+        let directory = self.accounting();
+        if let Ok(text) = std::fs::read_to_string(directory.join("cpuacct.usage")) {
+            return Ok(Duration::from_nanos(text.trim().parse()?));
+        }
+        let text = std::fs::read_to_string(directory.join("cpu.stat"))?;
+        let microseconds = text.lines().find_map(|line| line.strip_prefix("usage_usec "));
+        Ok(Duration::from_micros(microseconds.context("cpu.stat has no usage_usec")?.trim().parse()?))
+    }
+
+    /// Where CPU time is counted: v1's own hierarchy, or the only one.
+    fn accounting(&self) -> PathBuf {
+        let counted = Path::new(ROOT).join("cpuacct");
+        if counted.exists() { counted.join(&self.name) } else { Path::new(ROOT).join(&self.name) }
     }
 
     /// The directory whose `cgroup.procs` the daemon writes itself into: one hierarchy is enough to find it again.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   start (up, master / etcd, in turn) -> peers (containerd + runc, `orlop runtime`) -> idle memory
-//!         -> one pod at a time, ours / theirs in turn -> ten idle pods' shims -> fifty pods at once -> take down, look for leftovers
+//!         -> CRI's verbs one by one -> one pod at a time, ours / theirs in turn -> ten idle pods' shims -> fifty pods at once
+//!         -> a hundred pods by CRI -> take down, look for leftovers
 //! ```
 //!
 //! Upstream's kubelet and kube-apiserver are not in Debian. The references are parts of what they need: a lower bound, named in
@@ -15,6 +16,7 @@ mod cgroup;
 mod cri;
 mod daemon;
 mod etcd;
+mod hundred;
 mod idle;
 mod interrupt;
 mod memory;
@@ -23,6 +25,7 @@ mod pods;
 mod report;
 mod sample;
 mod start;
+mod verbs;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -32,7 +35,7 @@ use anyhow::Context as _;
 
 use etcd::Etcd;
 use peer::Peer;
-use pods::Subjects;
+use pods::{Runtimes, Subjects};
 use report::Row;
 
 /// Before idle memory is measured.
@@ -47,51 +50,81 @@ struct Rounds {
 }
 
 fn main() -> anyhow::Result<()> {
-    let rounds = match std::env::args().nth(1).as_deref() {
-        None => Rounds { starts: 5, pods: 15, many: 5 },
-        Some("--quick") => Rounds { starts: 1, pods: 3, many: 1 },
-        Some(other) => anyhow::bail!("unknown argument {other:?}: only --quick is known"),
-    };
+    let mut rounds = Rounds { starts: 5, pods: 15, many: 5 };
+    let mut cri_only = false;
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            "--quick" => rounds = Rounds { starts: 1, pods: 3, many: 1 },
+            "--cri" => cri_only = true,
+            other => anyhow::bail!("unknown argument {other:?}: --quick and --cri are known"),
+        }
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     interrupt::watch(&runtime)?;
-    let mut rows = Vec::new();
+    let (mut rows, mut directories) = (Vec::new(), Vec::new());
     start::size(&mut rows)?;
-    let (result, left) = measure(&runtime, rounds, &mut rows);
+    let result = if cri_only {
+        measure_cri(&runtime, rounds, &mut rows, &mut directories)
+    } else {
+        measure(&runtime, rounds, &mut rows, &mut directories)
+    };
     let mut out = std::io::stdout().lock();
     write!(out, "{}\n{}\n{}\n", report::plain(&rows), memory::DEFINITION, machine())?;
     writeln!(out, "Ratio: ours / reference, below 1 is better. (least–most) of all runs.\n")?;
     write!(out, "{}", report::markdown(&rows))?;
     out.flush()?;
     result?;
-    anyhow::ensure!(left.is_empty(), "left behind: {left:?}");
+    directories.retain(|path| path.exists());
+    anyhow::ensure!(directories.is_empty(), "left behind: {directories:?}");
     Ok(())
 }
 
-/// Fills the rows as far as it comes, and gives what is left on the machine after all subjects are gone.
+/// Everything. Fills the rows as far as it comes; `directories` must be gone once all subjects are.
 fn measure(
     runtime: &tokio::runtime::Runtime,
     rounds: Rounds,
     rows: &mut Vec<Row>,
-) -> (anyhow::Result<()>, Vec<PathBuf>) {
-    let mut directories = Vec::new();
-    let result = (|| {
-        let mut etcd = Etcd::new()?;
-        let cluster = start::measure(rounds.starts, &mut etcd, rows)?;
-        let containerd = runtime.block_on(Peer::containerd()).context("containerd")?;
-        let orlop = runtime.block_on(Peer::orlop()).context("orlop runtime")?;
-        directories.extend([containerd.directory(), orlop.directory()]);
-        cluster.import(&orlop_tests::image::busybox());
-        std::thread::sleep(SETTLE);
-        let pid = etcd.pid().context("etcd runs")?;
-        idle::measure(&cluster, containerd.daemon_pid(), pid, rows)?;
-        let subjects = Subjects { runtime, cluster: &cluster, containerd: &containerd, orlop: &orlop };
-        pods::one(subjects, rounds.pods, rows)?;
-        pods::memory(subjects, rows)?;
-        pods::many(subjects, rounds.many, rows)?;
-        cluster.down_clean();
-        Ok(())
-    })();
-    (result, directories.into_iter().filter(|path| path.exists()).collect())
+    directories: &mut Vec<PathBuf>,
+) -> anyhow::Result<()> {
+    let mut etcd = Etcd::new()?;
+    let cluster = start::measure(rounds.starts, &mut etcd, rows)?;
+    let (containerd, orlop) = start_peers(runtime, directories)?;
+    cluster.import(&orlop_tests::image::busybox());
+    std::thread::sleep(SETTLE);
+    let pid = etcd.pid().context("etcd runs")?;
+    idle::measure(&cluster, containerd.daemon_pid(), pid, rows)?;
+    let runtimes = Runtimes { runtime, containerd: &containerd, orlop: &orlop };
+    let subjects = Subjects { cluster: &cluster, runtimes };
+    verbs::measure(runtimes, rounds.pods, rows)?;
+    pods::one(subjects, rounds.pods, rows)?;
+    pods::memory(subjects, rows)?;
+    pods::many(subjects, rounds.many, rows)?;
+    hundred::measure(runtimes, rows)?;
+    cluster.down_clean();
+    Ok(())
+}
+
+/// The runtimes alone.
+fn measure_cri(
+    runtime: &tokio::runtime::Runtime,
+    rounds: Rounds,
+    rows: &mut Vec<Row>,
+    directories: &mut Vec<PathBuf>,
+) -> anyhow::Result<()> {
+    let (containerd, orlop) = start_peers(runtime, directories)?;
+    let runtimes = Runtimes { runtime, containerd: &containerd, orlop: &orlop };
+    verbs::measure(runtimes, rounds.pods, rows)?;
+    hundred::measure(runtimes, rows)
+}
+
+fn start_peers(
+    runtime: &tokio::runtime::Runtime,
+    directories: &mut Vec<PathBuf>,
+) -> anyhow::Result<(Peer, Peer)> {
+    let containerd = runtime.block_on(Peer::containerd()).context("containerd")?;
+    let orlop = runtime.block_on(Peer::orlop()).context("orlop runtime")?;
+    directories.extend([containerd.directory(), orlop.directory()]);
+    Ok((containerd, orlop))
 }
 
 /// What it ran on.

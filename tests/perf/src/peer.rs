@@ -83,6 +83,7 @@ impl Peer {
         let (machine, cgroup) = (Machine::new(), TestCgroup::new(label)?);
         let log = directory.path().join("daemon.log");
         let daemon = Daemon::start_isolated(&machine, &cgroup.daemon(), words, &log)?;
+        cgroup.account(daemon.pid())?;
         let socket = directory.path().join("cri.sock");
         let cri = Cri::new(&format!("unix://{}", socket.display()), directory.path().join("logs"))?;
         Ok(Self { daemon, cgroup, cri, log, directory, machine })
@@ -114,12 +115,17 @@ impl Peer {
     /// `count` pods with names that begin with `name`.
     pub(crate) fn orders(&self, name: &str, count: usize) -> Vec<PodOrder> {
         let names = (0..count).map(|number| format!("{name}-{number}"));
-        names.map(|name| PodOrder { cgroup: self.cgroup.pod(&name), name }).collect()
+        names.map(|name| PodOrder { cgroup: self.cgroup.pod(&name), name, host_network: false }).collect()
     }
 
     /// The daemon's process.
     pub(crate) fn daemon_pid(&self) -> u32 {
         self.daemon.pid()
+    }
+
+    /// CPU time of the daemon, its helpers, shims and containers since the start.
+    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
+        self.cgroup.cpu()
     }
 
     /// What a pod costs beside its own containers: shims, and the infra container where there is one.

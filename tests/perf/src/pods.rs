@@ -20,24 +20,32 @@ const IDLE: usize = 10;
 
 pub(crate) const REFERENCE: &str = "containerd + runc by CRI alone, without kubelet and API server";
 
-/// The cluster and both runtimes.
+/// Both runtimes below CRI.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Subjects<'subjects> {
+pub(crate) struct Runtimes<'subjects> {
     /// Drives CRI.
     pub runtime: &'subjects Runtime,
-    /// All of Orlop.
-    pub cluster: &'subjects Cluster,
     /// containerd with runc.
     pub containerd: &'subjects Peer,
     /// `orlop runtime`.
     pub orlop: &'subjects Peer,
 }
 
+/// The cluster and both runtimes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subjects<'subjects> {
+    /// All of Orlop.
+    pub cluster: &'subjects Cluster,
+    /// By CRI alone.
+    pub runtimes: Runtimes<'subjects>,
+}
+
 impl Subjects<'_> {
     /// Runs pods through CRI alone, and removes them.
     fn run_by_cri(&self, peer: &Peer, name: &str, count: usize) -> anyhow::Result<Duration> {
-        let (elapsed, pods) = self.runtime.block_on(peer.cri.run_pods(&peer.orders(name, count)))?;
-        self.runtime.block_on(peer.cri.remove_pods(&pods))?;
+        let runtime = self.runtimes.runtime;
+        let (elapsed, pods) = runtime.block_on(peer.cri.run_pods(&peer.orders(name, count), count))?;
+        runtime.block_on(peer.cri.remove_pods(&pods))?;
         Ok(elapsed)
     }
 
@@ -57,10 +65,10 @@ pub(crate) fn one(subjects: Subjects, rounds: usize, rows: &mut Vec<Row>) -> any
         let name = format!("one-{round}");
         let times = (
             subjects.run_by_api(&name, 1, Creator::Post).context("our pod by POST")?,
-            subjects.run_by_cri(subjects.containerd, &name, 1).context("containerd")?,
+            subjects.run_by_cri(subjects.runtimes.containerd, &name, 1).context("containerd")?,
             api::time_to_kubectl_line(subjects.cluster, &format!("line-{round}"))
                 .context("our pod by kubectl")?,
-            subjects.run_by_cri(subjects.orlop, &name, 1).context("orlop runtime")?,
+            subjects.run_by_cri(subjects.runtimes.orlop, &name, 1).context("orlop runtime")?,
             time_of_kubectl(subjects.cluster),
         );
         api::delete_pods(subjects.cluster)?;
@@ -107,11 +115,14 @@ pub(crate) fn many(subjects: Subjects, rounds: usize, rows: &mut Vec<Row>) -> an
         interrupt::check()?;
         let name = |how: &str| format!("many-{how}-{round}");
         post.push(subjects.run_by_api(&name("post"), MANY, Creator::Post).context("our pods by POST")?);
-        containerd.push(subjects.run_by_cri(subjects.containerd, &name("cri"), MANY).context("containerd")?);
+        containerd.push(
+            subjects.run_by_cri(subjects.runtimes.containerd, &name("cri"), MANY).context("containerd")?,
+        );
         kubectl.push(
             subjects.run_by_api(&name("kubectl"), MANY, Creator::Kubectl).context("our pods by kubectl")?,
         );
-        orlop.push(subjects.run_by_cri(subjects.orlop, &name("cri"), MANY).context("orlop runtime")?);
+        orlop
+            .push(subjects.run_by_cri(subjects.runtimes.orlop, &name("cri"), MANY).context("orlop runtime")?);
     }
     let reference = || Some((Measure::Time(containerd.clone()), REFERENCE));
     let row = |what: &str, target, ours| Row {
@@ -129,17 +140,22 @@ pub(crate) fn many(subjects: Subjects, rounds: usize, rows: &mut Vec<Row>) -> an
 /// Idle memory of what stands beside the containers of ten pods.
 pub(crate) fn memory(subjects: Subjects, rows: &mut Vec<Row>) -> anyhow::Result<()> {
     api::time_to_running(subjects.cluster, &api::pods("idle", IDLE)?, Creator::Post)?;
-    let run = |peer: &Peer| subjects.runtime.block_on(peer.cri.run_pods(&peer.orders("idle", IDLE)));
-    let (theirs, ours) = (run(subjects.containerd)?.1, run(subjects.orlop)?.1);
+    let run =
+        |peer: &Peer| subjects.runtimes.runtime.block_on(peer.cri.run_pods(&peer.orders("idle", IDLE), IDLE));
+    let (theirs, ours) = (run(subjects.runtimes.containerd)?.1, run(subjects.runtimes.orlop)?.1);
     std::thread::sleep(SETTLE);
     let shims = crate::idle::state_directory(subjects.cluster)?;
     let shims = processes(|line| line.contains(" shim ") && line.contains(&shims))?;
     anyhow::ensure!(shims.len() == IDLE, "{} shims of {IDLE} pods", shims.len());
     let name = "containerd-shim-runc-v2 + infra container (busybox sleep as pause), per pod";
-    let reference = Resident::of(&subjects.containerd.pod_overhead_pids()?)?.per(IDLE);
+    let reference = Resident::of(&subjects.runtimes.containerd.pod_overhead_pids()?)?.per(IDLE);
     for (what, target, pids) in [
         (format!("idle resident memory, a shim ({IDLE} pods, their sum / {IDLE})"), Some(2.0), shims),
-        ("the same below `orlop runtime` by CRI alone".to_owned(), None, subjects.orlop.pod_overhead_pids()?),
+        (
+            "the same below `orlop runtime` by CRI alone".to_owned(),
+            None,
+            subjects.runtimes.orlop.pod_overhead_pids()?,
+        ),
     ] {
         rows.push(Row {
             what,
@@ -148,7 +164,7 @@ pub(crate) fn memory(subjects: Subjects, rows: &mut Vec<Row>) -> anyhow::Result<
             reference: Some((Measure::Memory(reference), name)),
         });
     }
-    subjects.runtime.block_on(subjects.containerd.cri.remove_pods(&theirs))?;
-    subjects.runtime.block_on(subjects.orlop.cri.remove_pods(&ours))?;
+    subjects.runtimes.runtime.block_on(subjects.runtimes.containerd.cri.remove_pods(&theirs))?;
+    subjects.runtimes.runtime.block_on(subjects.runtimes.orlop.cri.remove_pods(&ours))?;
     api::delete_pods(subjects.cluster)
 }

@@ -14,6 +14,8 @@ pub(crate) enum Measure {
     Memory(Resident),
     /// Size of files, in 10^6 bytes.
     Size(f64),
+    /// Hundredths of one processor.
+    Percent(f64),
 }
 
 impl Measure {
@@ -21,7 +23,7 @@ impl Measure {
         match self {
             Self::Time(samples) => samples.median(),
             Self::Memory(resident) => resident.distinct,
-            Self::Size(megabytes) => *megabytes,
+            Self::Size(number) | Self::Percent(number) => *number,
         }
     }
 
@@ -32,6 +34,7 @@ impl Measure {
                 format!("{:.1} MB (Pss {:.1})", resident.distinct, resident.proportional)
             }
             Self::Size(megabytes) => format!("{megabytes:.1} MB"),
+            Self::Percent(percent) => format!("{percent:.2} %"),
         }
     }
 }
@@ -39,9 +42,12 @@ impl Measure {
 /// `median ms (least–most)`.
 fn show_time(samples: &Samples) -> String {
     let median = samples.median();
+    let digits = usize::from(median < 30.0);
     match samples.range() {
-        Some((least, most)) if samples.len() > 1 => format!("{median:.0} ms ({least:.0}–{most:.0})"),
-        _ => format!("{median:.0} ms"),
+        Some((least, most)) if samples.len() > 1 => {
+            format!("{median:.digits$} ms ({least:.digits$}–{most:.digits$})")
+        }
+        _ => format!("{median:.digits$} ms"),
     }
 }
 
@@ -65,6 +71,7 @@ impl Row {
             Measure::Time(_) if target >= 1000.0 => format!("< {} s", target / 1000.0),
             Measure::Time(_) => format!("< {target} ms"),
             Measure::Memory(_) | Measure::Size(_) => format!("< {target} MB"),
+            Measure::Percent(_) => format!("< {target} %"),
         }
     }
 
