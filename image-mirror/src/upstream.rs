@@ -285,6 +285,7 @@ pub(crate) fn refused(error: &ClientError, unknown: impl FnOnce() -> RegistryErr
             RegistryError::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", error.to_string())
         }
         ClientError::Status { .. }
+        | ClientError::NoHost { .. }
         | ClientError::Connect { .. }
         | ClientError::Timeout { .. }
         | ClientError::Cut { .. }

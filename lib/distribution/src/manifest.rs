@@ -28,6 +28,9 @@ pub const MANIFEST_LIMIT: u64 = 8 << 20;
 /// Most bytes of an image configuration.
 pub const CONFIG_LIMIT: u64 = 8 << 20;
 
+/// Most layers of an image: overlayfs stacks 500 lower ones.
+pub const LAYER_LIMIT: usize = 500;
+
 /// Why a manifest was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
@@ -47,6 +50,17 @@ pub enum ManifestError {
         /// What the index offers.
         offered: Vec<String>,
     },
+    /// A layer that is no tar, or one that nobody here can read.
+    #[error("layer {digest} has the unknown media type {media_type:?}")]
+    UnknownLayer {
+        /// The layer.
+        digest: Digest,
+        /// Its media type.
+        media_type: String,
+    },
+    /// overlayfs stacks no more (OVL_MAX_STACK of Linux).
+    #[error("image has {0} layers, at most {LAYER_LIMIT} can be mounted")]
+    TooManyLayers(usize),
     /// The manifest is an artifact without an image in it.
     #[error("{0} is not a container image")]
     NotAnImage(String),
@@ -64,31 +78,61 @@ pub struct Platform {
     /// Such as `v8` for arm64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
+    /// Version of the operating system; of no meaning on Linux.
+    #[serde(default, rename = "os.version", skip_serializing_if = "Option::is_none")]
+    pub os_version: Option<String>,
+    /// Features of the operating system; of no meaning on Linux.
+    #[serde(default, rename = "os.features", skip_serializing_if = "Vec::is_empty")]
+    pub os_features: Vec<String>,
 }
 
 impl Platform {
+    /// A Linux machine.
+    pub fn linux(architecture: &str, variant: Option<&str>) -> Self {
+        Self {
+            architecture: architecture.to_owned(),
+            os: "linux".to_owned(),
+            variant: variant.map(str::to_owned),
+            ..Self::default()
+        }
+    }
+
     /// The machine this runs on.
     pub fn host() -> Self {
         let architecture = match std::env::consts::ARCH {
             "x86_64" => "amd64",
             "aarch64" => "arm64",
             "x86" => "386",
-            "powerpc64" => "ppc64le",
+            "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+            "powerpc64" => "ppc64",
+            "loongarch64" => "loong64",
             other => other,
         };
-        Self { architecture: architecture.to_owned(), os: "linux".to_owned(), variant: None }
+        Self::linux(architecture, None)
     }
 
-    /// How well `self` runs on `host`: none when not at all, smaller is better.
+    /// How well `self` runs on `host`: none when not at all, smaller is better. The rules are containerd's: a 64-bit processor also
+    /// runs the 32-bit images of its family, when there is nothing better.
     fn rank(&self, host: &Platform) -> Option<u8> {
-        if self.os != host.os || self.architecture != host.architecture {
+        if self.os != host.os {
             return None;
         }
-        match (self.architecture.as_str(), self.variant.as_deref()) {
-            (_, None | Some("")) | ("arm64", Some("v8")) | ("amd64", Some("v1")) => Some(0),
+        let variant = self.variant.as_deref().unwrap_or_default();
+        let arm = |first: u8| match variant {
+            "v8" => Some(first),
+            "" | "v7" => Some(first + 1),
+            "v6" => Some(first + 2),
+            "v5" => Some(first + 3),
+            _ => None,
+        };
+        match (host.architecture.as_str(), self.architecture.as_str()) {
             // Higher feature levels may use instructions that this processor has not.
-            ("amd64", Some(_)) => None,
-            (_, Some(_)) => Some(1),
+            ("amd64", "amd64") => matches!(variant, "" | "v1").then_some(0),
+            ("amd64", "386") => Some(10),
+            ("arm64", "arm64") => matches!(variant, "" | "v8" | "v8.0").then_some(0),
+            ("arm64", "arm") => arm(10),
+            ("arm", "arm") => arm(0).filter(|rank| *rank > 0),
+            (host, own) => (host == own).then_some(u8::from(!variant.is_empty())),
         }
     }
 }
@@ -338,7 +382,7 @@ impl ConfigSummary {
             }
             .clone(),
             os: if platform.os.is_empty() { &host.os } else { &platform.os }.clone(),
-            variant: None,
+            ..Platform::default()
         };
         if stated.rank(host).is_none() {
             return Err(ManifestError::NoPlatform {
@@ -356,6 +400,69 @@ pub fn is_image_config(media_type: &str) -> bool {
         media_type,
         OCI_CONFIG | "application/vnd.docker.container.image.v1+json" | "application/octet-stream"
     )
+}
+
+/// What a layer's media type says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerKind {
+    /// A tar, compressed or not.
+    Ordinary,
+    /// A tar that a registry need not hold (image-spec layer.md, "Non-Distributable Layers").
+    Foreign,
+}
+
+/// The kind of a layer by its media type; none for what is not known. How a layer is compressed is told by its content.
+pub fn layer_kind(media_type: &str) -> Option<LayerKind> {
+    let (base, compression) = match media_type.strip_prefix("application/vnd.docker.image.rootfs.") {
+        Some(rest) => match rest.split_once(".tar") {
+            Some((base, compression)) => (base, compression.strip_prefix('.').unwrap_or(compression)),
+            None => return None,
+        },
+        None => {
+            let (base, compression) =
+                media_type.strip_prefix("application/vnd.oci.image.layer.")?.split_once(".tar")?;
+            (base, compression.strip_prefix('+').unwrap_or(compression))
+        }
+    };
+    if !matches!(compression, "" | "gzip" | "zstd") {
+        return None;
+    }
+    match base {
+        "v1" | "diff" => Some(LayerKind::Ordinary),
+        "nondistributable.v1" | "foreign.diff" => Some(LayerKind::Foreign),
+        _ => None,
+    }
+}
+
+impl ImageManifest {
+    /// Checks that every layer can be read here.
+    ///
+    /// # Errors
+    /// [`ManifestError::UnknownLayer`], [`ManifestError::TooManyLayers`], or sizes that cannot be.
+    pub fn check_layers(&self) -> Result<(), ManifestError> {
+        if self.layers.len() > LAYER_LIMIT {
+            return Err(ManifestError::TooManyLayers(self.layers.len()));
+        }
+        for layer in &self.layers {
+            if layer_kind(&layer.media_type).is_none() {
+                let (digest, media_type) = (layer.digest.clone(), layer.media_type.clone());
+                return Err(ManifestError::UnknownLayer { digest, media_type });
+            }
+        }
+        self.size().map(|_| ())
+    }
+
+    /// Bytes of configuration and layers as announced.
+    ///
+    /// # Errors
+    /// More than any disk holds.
+    pub fn size(&self) -> Result<u64, ManifestError> {
+        let mut sizes = self.layers.iter().map(|layer| layer.size);
+        sizes
+            .try_fold(self.config.size, u64::checked_add)
+            .filter(|sum| *sum < 1 << 60)
+            .ok_or_else(|| ManifestError::Malformed("its layers have impossible sizes".to_owned()))
+    }
 }
 
 /// Whether this media type is an image manifest.
@@ -390,11 +497,7 @@ mod tests {
     fn entry(architecture: &str, os: &str, variant: Option<&str>) -> Descriptor {
         let mut descriptor =
             Descriptor::new(OCI_MANIFEST, Digest::sha256(format!("{architecture}{variant:?}").as_bytes()), 1);
-        descriptor.platform = Some(Platform {
-            architecture: architecture.into(),
-            os: os.into(),
-            variant: variant.map(Into::into),
-        });
+        descriptor.platform = Some(Platform { os: os.into(), ..Platform::linux(architecture, variant) });
         descriptor
     }
 
@@ -410,7 +513,7 @@ mod tests {
     }
 
     fn amd64() -> Platform {
-        Platform { architecture: "amd64".into(), os: "linux".into(), variant: None }
+        Platform::linux("amd64", None)
     }
 
     #[test]
@@ -428,6 +531,127 @@ mod tests {
         let none = index(vec![entry("arm64", "linux", None), entry("unknown", "unknown", None)]);
         let error = none.choose(&amd64()).unwrap_err().to_string();
         assert_eq!(error, "no image for linux/amd64 in the index, it has linux/arm64, unknown/unknown");
+    }
+
+    #[test]
+    fn variants() {
+        let offered = [
+            ("arm", "v5"),
+            ("arm", "v7"),
+            ("arm64", "v8"),
+            ("386", ""),
+            ("amd64", "v2"),
+            ("amd64", "v1"),
+            ("s390x", ""),
+        ];
+        let all = index(
+            offered.map(|(architecture, variant)| entry(architecture, "linux", Some(variant))).to_vec(),
+        );
+        let without = |best: &str| {
+            index(
+                all.manifests
+                    .iter()
+                    .filter(|entry| entry.platform.as_ref().unwrap().architecture != best)
+                    .cloned()
+                    .collect(),
+            )
+        };
+        let chosen = |index: &ImageIndex, host: &str| {
+            index
+                .choose(&Platform::linux(host, None))
+                .ok()
+                .and_then(|entry| entry.platform.clone())
+                .map(|platform| platform.to_string())
+        };
+        for (host, best, next) in [
+            ("amd64", Some("linux/amd64/v1"), Some("linux/386")),
+            ("arm64", Some("linux/arm64/v8"), Some("linux/arm/v7")),
+            ("arm", Some("linux/arm/v7"), None),
+            ("s390x", Some("linux/s390x"), None),
+            ("riscv64", None, None),
+        ] {
+            assert_eq!(chosen(&all, host).as_deref(), best, "{host}");
+            assert_eq!(chosen(&without(host), host).as_deref(), next, "{host}");
+        }
+        let text =
+            r#"{"architecture":"amd64","os":"windows","os.version":"10.0.1","os.features":["win32k"]}"#;
+        let platform: Platform = serde_json::from_str(text).unwrap();
+        assert_eq!(platform.os_version.as_deref(), Some("10.0.1"));
+        assert_eq!(serde_json::to_string(&platform).unwrap(), text);
+    }
+
+    #[test]
+    fn kinds_of_layers() {
+        for (media_type, kind) in [
+            ("application/vnd.oci.image.layer.v1.tar", Some(LayerKind::Ordinary)),
+            ("application/vnd.oci.image.layer.v1.tar+gzip", Some(LayerKind::Ordinary)),
+            ("application/vnd.oci.image.layer.v1.tar+zstd", Some(LayerKind::Ordinary)),
+            ("application/vnd.docker.image.rootfs.diff.tar.gzip", Some(LayerKind::Ordinary)),
+            ("application/vnd.docker.image.rootfs.diff.tar", Some(LayerKind::Ordinary)),
+            ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", Some(LayerKind::Foreign)),
+            ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", Some(LayerKind::Foreign)),
+            ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", None),
+            ("application/vnd.oci.image.layer.v1.tar.gzip2", None),
+            ("application/vnd.cncf.helm.chart.content.v1.tar+gzip", None),
+            ("application/vnd.oci.empty.v1+json", None),
+            ("", None),
+        ] {
+            assert_eq!(layer_kind(media_type), kind, "{media_type}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_lie() {
+        let manifest = |sizes: &[&str]| {
+            let layers: Vec<String> = sizes
+                .iter()
+                .map(|size| format!(r#"{{"mediaType":"{OCI_LAYER}","digest":"{HEX}","size":{size}}}"#))
+                .collect();
+            let text = format!(
+                r#"{{"schemaVersion":2,"config":{{"mediaType":"{OCI_CONFIG}","digest":"{HEX}","size":2}},"layers":[{}]}}"#,
+                layers.join(",")
+            );
+            match Manifest::parse(text.as_bytes(), None)? {
+                Manifest::Image(image) => image.check_layers(),
+                Manifest::Index(_) => unreachable!(),
+            }
+        };
+        assert_eq!(manifest(&["1", "2"]), Ok(()));
+        for sizes in [
+            &["-1"][..],
+            &["18446744073709551615", "5"],
+            &["18446744073709551616"],
+            &["1.5"],
+            &["1152921504606846976"],
+        ] {
+            assert!(manifest(sizes).is_err(), "{sizes:?}");
+        }
+        assert!(matches!(manifest(&["1"; 501]), Err(ManifestError::TooManyLayers(501))));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_document_makes_it_panic(
+            keys in proptest::collection::vec((proptest::sample::select(vec!["schemaVersion", "mediaType", "config", "layers", "manifests",
+                "fsLayers", "digest", "size", "platform", "os", "architecture", "rootfs", "diff_ids", "urls", "annotations"]), 0..12usize), 0..12),
+            noise in ".{0,40}",
+        ) {
+            let values = ["2", "1", "null", "[]", "{}", "-1", "1e999", "\"x\"", "[[[[{}]]]]", "[{\"digest\":\"sha256:..\"}]",
+                "{\"diff_ids\":[1]}", "{\"mediaType\":\"a\",\"size\":2}"];
+            let members: Vec<String> = keys.iter().map(|(key, value)| format!("\"{key}\":{}", values[*value])).collect();
+            let text = format!("{{{}}}{}", members.join(","), if keys.len() % 3 == 0 { noise.as_str() } else { "" });
+            let parsed = Manifest::parse(text.as_bytes(), Some(OCI_MANIFEST));
+            if let Ok(Manifest::Image(image)) = &parsed {
+                let _ = (image.check_layers(), ConfigSummary::parse(text.as_bytes(), image, &amd64()));
+            }
+            let _ = Manifest::parse(noise.as_bytes(), None);
+        }
+    }
+
+    #[test]
+    fn deep_documents_are_refused() {
+        let text = format!("{{\"schemaVersion\":2,\"annotations\":{}", "[".repeat(100_000));
+        assert!(Manifest::parse(text.as_bytes(), None).is_err());
     }
 
     #[test]

@@ -62,6 +62,15 @@ pub enum ImageError {
         /// Why.
         source: UnpackError,
     },
+    /// A layer that only its publisher holds.
+    #[error(
+        "layer {digest} is non-distributable and the registry does not hold it; URLs outside the registry are not followed: \
+         push the image with its non-distributable layers to a registry of yours"
+    )]
+    Foreign {
+        /// The layer.
+        digest: Digest,
+    },
     /// A blob that a record needs is gone or is not what its digest says.
     #[error("blob {digest} is damaged: {reason}; remove the image and pull or import it again")]
     Damaged {
@@ -101,7 +110,7 @@ impl ImageError {
             ImageError::Damaged { .. } | ImageError::Interrupted(_) => ImageErrorKind::Internal,
             ImageError::Registry { source, .. } => registry_kind(source),
             ImageError::Unknown(_) => ImageErrorKind::NotFound,
-            ImageError::Invalid { .. } => ImageErrorKind::Invalid,
+            ImageError::Invalid { .. } | ImageError::Foreign { .. } => ImageErrorKind::Invalid,
             ImageError::Joined(error) => error.kind(),
             ImageError::Archive(ArchiveError::Store(error)) | ImageError::Blob(error) => blob_kind(error),
             ImageError::Archive(_) => ImageErrorKind::Invalid,
@@ -129,7 +138,9 @@ fn registry_kind(error: &RegistryError) -> ImageErrorKind {
     match error {
         RegistryError::NotFound { .. } => ImageErrorKind::NotFound,
         RegistryError::Unauthorized { .. } => ImageErrorKind::Unauthorized,
-        RegistryError::Manifest(_) | RegistryError::Hosts(_) => ImageErrorKind::Invalid,
+        RegistryError::Manifest(_) | RegistryError::Hosts(_) | RegistryError::NoHost { .. } => {
+            ImageErrorKind::Invalid
+        }
         RegistryError::RateLimited { .. }
         | RegistryError::Status { .. }
         | RegistryError::Connect { .. }

@@ -124,7 +124,8 @@ impl Inner {
                     let source =
                         blob.map_or_else(|| self.blobs.path(&layer.digest), |blob| blob.path().to_owned());
                     let file = File::open(&source).map_err(|error| ImageError::io("open", &source, error))?;
-                    let lower = LowerView::new(below.iter().rev().cloned().collect());
+                    let lower = LowerView::new(below.iter().rev().cloned().collect())
+                        .map_err(|source| ImageError::io("read", &self.paths.layers(), source))?;
                     let unpacked = self.layers.stage(lease.session(), file, diff_id, Some(&lower));
                     let unpacked = unpacked
                         .map_err(|source| ImageError::Unpack { digest: layer.digest.clone(), source })?;
@@ -223,7 +224,7 @@ fn name_records(image: &ArchiveImage) -> Vec<NameRecord> {
         config: image.manifest.config.digest.clone(),
         layers: layers.iter().map(|layer| layer.digest.clone()).collect(),
         chain: chain_ids(&image.config.rootfs.diff_ids),
-        size: manifest_size + image.manifest.config.size + layers.iter().map(|layer| layer.size).sum::<u64>(),
+        size: manifest_size + image.manifest.size().unwrap_or(0),
         pinned: true,
     };
     let mut names: Vec<String> = Vec::new();

@@ -110,7 +110,7 @@ impl LayerStore {
 
     /// Fits a layer that was unpacked alone onto those below it.
     pub(crate) fn adopt_lower(&self, staged: &StagedLayer, lower: &LowerView) -> Result<(), UnpackError> {
-        unpack::adopt_lower(&staged.unpacked, &staged.tree(), lower)
+        unpack::adopt_lower(&staged.unpacked, &staged.tree(), lower, self.limits)
     }
 
     /// Gives a layer its name. When another operation was faster, its result is taken.
@@ -165,8 +165,15 @@ impl LayerStore {
     }
 
     /// The layers below, for unpacking the next one; `chain` is bottom first.
-    pub(crate) fn lower_view(&self, chain: &[Digest]) -> LowerView {
-        LowerView::new(chain.iter().rev().map(|chain_id| self.tree(chain_id)).collect())
+    pub(crate) fn lower_view(&self, chain: &[Digest]) -> Result<LowerView, ImageError> {
+        let trees = chain.iter().rev().map(|chain_id| self.tree(chain_id)).collect();
+        LowerView::new(trees).map_err(|source| ImageError::io("read", &self.paths.layers(), source))
+    }
+
+    /// The trees that a mount of this chain shows, top first.
+    pub(crate) fn visible(&self, chain: &[Digest]) -> Result<Vec<PathBuf>, ImageError> {
+        let trees = chain.iter().rev().map(|chain_id| self.tree(chain_id)).collect();
+        unpack::visible(trees).map_err(|source| ImageError::io("read", &self.paths.layers(), source))
     }
 
     /// An empty directory for images without layers: overlayfs wants at least one.

@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use orlop_types::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::files::{Paths, children, read_json, write_json};
+use crate::unpack::Attributes;
 use crate::{ImageError, Usage};
 
 /// `layers.json`: which layers the container stands on. A garbage collection leaves them alone, also when the image is removed.
@@ -45,10 +46,10 @@ pub(crate) fn create(
     directory: &Path,
     session: &str,
     info: &RootfsInfo,
-    root_mode: &fs::Metadata,
+    top: &Path,
 ) -> Result<(), ImageError> {
     let temporary = paths.containers().join(format!(".{session}.{}", crate::files::unique_name()));
-    let result = fill(&temporary, info, root_mode).and_then(|()| {
+    let result = fill(&temporary, info, top).and_then(|()| {
         fs::rename(&temporary, directory)
             .map_err(|source| ImageError::io("rename into place", directory, source))
     });
@@ -59,15 +60,16 @@ pub(crate) fn create(
     result
 }
 
-fn fill(temporary: &Path, info: &RootfsInfo, root: &fs::Metadata) -> Result<(), ImageError> {
+fn fill(temporary: &Path, info: &RootfsInfo, top: &Path) -> Result<(), ImageError> {
     let (upper, work) = (temporary.join("fs"), temporary.join("work"));
     let failed = |source: io::Error| ImageError::io("create", temporary, source);
     for path in [temporary, &upper, &work] {
         fs::create_dir(path).map_err(failed)?;
     }
     // overlayfs takes the root directory's attributes from the upper layer, so it has to look like the image's.
-    std::os::unix::fs::chown(&upper, Some(root.uid()), Some(root.gid())).map_err(failed)?;
-    fs::set_permissions(&upper, fs::Permissions::from_mode(root.mode() & 0o7777)).map_err(failed)?;
+    let attributes = fs::symlink_metadata(top).and_then(|root| Attributes::of_path(top, &root));
+    let attributes = attributes.map_err(|source| ImageError::io("look at", top, source))?;
+    fs::File::open(&upper).and_then(|upper| attributes.apply(&upper)).map_err(failed)?;
     write_json(&temporary.join("layers.json"), info)
 }
 

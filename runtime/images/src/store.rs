@@ -230,8 +230,7 @@ impl Inner {
             }
             None => self.create_rootfs(&directory, image_id)?,
         };
-        let mut lower: Vec<PathBuf> =
-            info.chain.iter().rev().map(|chain_id| self.layers.tree(chain_id)).collect();
+        let mut lower: Vec<PathBuf> = self.layers.visible(&info.chain)?;
         if lower.is_empty() {
             lower.push(self.layers.empty_tree()?);
         }
@@ -254,9 +253,8 @@ impl Inner {
             Some(chain_id) => self.layers.tree(chain_id),
             None => self.layers.empty_tree()?,
         };
-        let root = fs::symlink_metadata(&top).map_err(|source| ImageError::io("look at", &top, source))?;
         let info = RootfsInfo { version: 1, image: image.id.clone(), chain: image.chain.clone() };
-        rootfs::create(&self.paths, directory, lease.session(), &info, &root)?;
+        rootfs::create(&self.paths, directory, lease.session(), &info, &top)?;
         Ok(info)
     }
 
@@ -295,7 +293,7 @@ impl Inner {
         let (chain_id, below) = chain.split_last().expect("the chain holds at least the layer itself");
         let missing = || ImageError::Damaged { digest: layer.clone(), reason: "it is missing".to_owned() };
         let blob = self.blobs.open_blob(layer)?.ok_or_else(missing)?;
-        let lower = self.layers.lower_view(below);
+        let lower = self.layers.lower_view(below)?;
         let staged = self.layers.stage(lease.session(), blob, diff_id, Some(&lower));
         let staged = staged.map_err(|source| ImageError::Unpack { digest: layer.clone(), source })?;
         self.layers.commit(staged, chain_id)

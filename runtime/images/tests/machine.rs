@@ -8,23 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use orlop_images::{Config, ImageErrorKind, ImageStore};
-use support::{Tar, gzip, image, tree};
-
-/// Runs one test of this file again, in a mount namespace of its own: nothing mounted there is seen outside.
-fn in_mount_namespace(test: &str, run: impl FnOnce()) {
-    if std::env::var_os("ORLOP_IMAGES_NAMESPACE").is_some() {
-        run();
-        return;
-    }
-    let status = Command::new("unshare")
-        .args(["--mount", "--propagation", "private"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env("ORLOP_IMAGES_NAMESPACE", "1")
-        .status()
-        .unwrap();
-    assert!(status.success(), "{test}");
-}
+use support::{Tar, gzip, image, in_mount_namespace, tree};
 
 fn open(root: &Path) -> ImageStore {
     ImageStore::open(Config { root: root.to_owned(), ..Config::default() }).unwrap()

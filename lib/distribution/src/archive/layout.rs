@@ -105,6 +105,7 @@ fn resolve(
                 if !is_image_config(&manifest.config.media_type) {
                     return Ok(None);
                 }
+                manifest.check_layers().map_err(|error| members.manifest_error(&digest, error))?;
                 check_size(members, &manifest.config, "the configuration of an image")?;
                 for layer in &manifest.layers {
                     check_size(members, layer, "a layer of an image")?;

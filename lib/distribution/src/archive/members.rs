@@ -121,6 +121,9 @@ impl<'a> Members<'a> {
     /// Digest and size of a member, staged or stored by now. Follows links inside the archive.
     pub(super) fn member(&mut self, name: &str) -> Result<(Digest, u64), ArchiveError> {
         if self.directory {
+            if normalise(name.as_bytes()).as_deref() != Some(name) {
+                return Err(self.entry(name, "leads out of the directory"));
+            }
             let path = self.path.join(name);
             let file = File::open(&path).map_err(|source| self.entry(name, source))?;
             let mut file = io::BufReader::with_capacity(128 * 1024, file);

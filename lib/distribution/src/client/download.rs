@@ -12,8 +12,10 @@ use super::{RegistryClient, pause};
 use crate::Credential;
 use crate::manifest::Descriptor;
 
-/// Cuts in a row, without a byte between them, before a host is given up.
+/// Cuts in a row, with less than [`PROGRESS_BYTES`] between them, before a host is given up.
 const CUT_LIMIT: u32 = 4;
+/// A connection that carried so much before it was cut was of use.
+const PROGRESS_BYTES: u64 = 1 << 20;
 
 /// A blob on its way. A connection that breaks is taken up again where it was, at the same host or the next one.
 ///
@@ -30,6 +32,10 @@ pub struct BlobDownload {
     body: Option<Incoming>,
     /// Bytes to throw away: the host ignored the range.
     skip: u64,
+    /// Where the last connection started.
+    started: u64,
+    /// The host has no ranges, or wrong ones: the blob is asked for whole.
+    whole: bool,
 }
 
 impl RegistryClient {
@@ -45,7 +51,7 @@ impl RegistryClient {
     ) -> Result<u64, RegistryError> {
         let what = format!("blob {digest} of {}", reference.name());
         let mut told = RegistryError::NotFound { what: what.clone(), host: reference.registry().to_owned() };
-        for host in &self.hosts(reference)? {
+        for host in self.hosts(reference)?.iter().filter(|host| host.can_pull) {
             let path = format!("{}/blobs/{digest}", reference.repository());
             let call = self.call(host, Method::HEAD, &path);
             let response = match self.send_authorized(call, reference.repository(), credential).await {
@@ -84,8 +90,12 @@ impl RegistryClient {
         skip_hosts: usize,
     ) -> Result<BlobDownload, RegistryError> {
         let mut hosts = self.hosts(reference)?;
-        if hosts.iter().any(|host| host.can_pull) {
-            hosts.retain(|host| host.can_pull);
+        hosts.retain(|host| host.can_pull);
+        if hosts.is_empty() {
+            return Err(RegistryError::NoHost {
+                registry: reference.registry().to_owned(),
+                capability: "pull",
+            });
         }
         if skip_hosts >= hosts.len() {
             let what = descriptor.digest.to_string();
@@ -102,6 +112,8 @@ impl RegistryClient {
             cuts: 0,
             body: None,
             skip: 0,
+            started: 0,
+            whole: false,
         })
     }
 }
@@ -136,10 +148,7 @@ impl BlobDownload {
                 Some(body) => self.read(body).await,
             };
             match result {
-                Ok(Some(chunk)) => {
-                    self.cuts = 0;
-                    return Ok(Some(chunk));
-                }
+                Ok(Some(chunk)) => return Ok(Some(chunk)),
                 Ok(None) => {}
                 Err(error) => self.recover(error).await?,
             }
@@ -153,34 +162,51 @@ impl BlobDownload {
         let host = &self.hosts[self.host];
         let path = format!("{}/blobs/{}", self.reference.repository(), self.descriptor.digest);
         let mut call = self.client.call(host, Method::GET, &path);
-        if self.offset > 0 {
+        let with_range = self.offset > 0 && !self.whole;
+        if with_range {
             let range = format!("bytes={}-", self.offset);
             call.headers.insert(RANGE, HeaderValue::from_str(&range).expect("digits are a header"));
         }
         let response =
             self.client.send_authorized(call, self.reference.repository(), self.credential.as_ref()).await?;
+        let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let size = self.descriptor.size;
+        self.started = self.offset;
         self.skip = match response.status() {
-            StatusCode::OK => self.offset,
-            StatusCode::PARTIAL_CONTENT => {
-                let starts = response
-                    .headers()
-                    .get(CONTENT_RANGE)
-                    .and_then(|value| value.to_str().ok())
-                    .and_then(range_start);
-                match starts {
-                    Some(start) if start <= self.offset => self.offset - start,
-                    _ => return Err(self.protocol("a part that was not asked for")),
+            StatusCode::OK => {
+                let length = header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
+                if length.is_some_and(|length| length != size) {
+                    return Err(self.protocol(&format!(
+                        "a blob of {} bytes, {size} were announced",
+                        length.unwrap_or(0)
+                    )));
+                }
+                self.offset
+            }
+            StatusCode::PARTIAL_CONTENT if with_range => {
+                match header(CONTENT_RANGE).and_then(content_range) {
+                    Some((start, end, total))
+                        if start <= self.offset
+                            && end + 1 == size
+                            && total.is_none_or(|total| total == size) =>
+                    {
+                        self.offset - start
+                    }
+                    _ => {
+                        self.whole = true;
+                        return Err(self.cut("a part that was not asked for"));
+                    }
                 }
             }
+            StatusCode::RANGE_NOT_SATISFIABLE if with_range => {
+                self.whole = true;
+                return Err(self.cut("no part of the blob (416)"));
+            }
+            StatusCode::PARTIAL_CONTENT => return Err(self.protocol("a part that was not asked for")),
             _ => {
                 let what = format!("blob {} of {}", self.descriptor.digest, self.reference.name());
-                return Err(failure(
-                    &host.authority,
-                    &what,
-                    response,
-                    self.client.inner.config.stall_timeout,
-                )
-                .await);
+                let stall = self.client.inner.config.stall_timeout;
+                return Err(failure(&host.authority, &what, response, stall).await);
             }
         };
         self.body = Some(response.into_body());
@@ -221,7 +247,11 @@ impl BlobDownload {
         self.body = None;
         let overrun = self.offset > self.descriptor.size;
         let limit = if self.offset > 0 { CUT_LIMIT } else { self.client.retries(&self.hosts[self.host]) };
-        if error.is_retryable() && self.cuts < limit {
+        if self.offset - self.started >= PROGRESS_BYTES {
+            self.cuts = 0;
+        }
+        self.started = self.offset;
+        if error.may_retry() && self.cuts < limit {
             self.cuts += 1;
             tracing::debug!(digest = %self.descriptor.digest, offset = self.offset, %error, "download is taken up again");
             pause(self.cuts, error.retry_after()).await;
@@ -232,9 +262,14 @@ impl BlobDownload {
             tracing::debug!(digest = %self.descriptor.digest, %error, "the next host is asked");
             self.host += 1;
             self.cuts = 0;
+            self.whole = false;
             return Ok(());
         }
         Err(error)
+    }
+
+    fn cut(&self, reason: &str) -> RegistryError {
+        RegistryError::Cut { host: self.hosts[self.host].authority.clone(), reason: reason.to_owned() }
     }
 
     fn protocol(&self, reason: &str) -> RegistryError {
@@ -242,7 +277,40 @@ impl BlobDownload {
     }
 }
 
-/// The first position of `bytes START-END/SIZE` (RFC 9110 section 14.4).
-fn range_start(text: &str) -> Option<u64> {
-    text.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
+/// First and last position of `bytes START-END/SIZE`, and the size where it is known (RFC 9110 section 14.4).
+fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
+    let (range, size) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let (start, end) = range.split_once('-')?;
+    let size = if size == "*" { None } else { Some(size.parse().ok()?) };
+    let (start, end) = (start.parse().ok()?, end.parse().ok()?);
+    (start <= end && end < u64::MAX && size.is_none_or(|size| end < size)).then_some((start, end, size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        for (text, expected) in [
+            ("bytes 5-9/10", Some((5, 9, Some(10)))),
+            ("bytes 5-9/*", Some((5, 9, None))),
+            ("bytes 5-9/9", None),
+            ("bytes 9-5/10", None),
+            ("bytes */10", None),
+            ("bytes 0-18446744073709551615/*", None),
+            ("bytes -1-5/10", None),
+            ("items 5-9/10", None),
+            ("", None),
+        ] {
+            assert_eq!(content_range(text), expected, "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_range_makes_it_panic(text in "(bytes )?[0-9*/-]{0,50}") {
+            let _ = content_range(&text);
+        }
+    }
 }

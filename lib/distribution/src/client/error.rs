@@ -5,6 +5,13 @@ use orlop_types::Digest;
 use super::hosts::HostsError;
 use crate::manifest::ManifestError;
 
+/// Longest wait that a host may ask for (`Retry-After`, RFC 9110 section 10.2.3).
+pub(super) const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(30);
+
+fn later(retry_after: Option<Duration>) -> String {
+    retry_after.map_or_else(String::new, |after| format!(" (try again in {}s)", after.as_secs()))
+}
+
 /// Why a registry did not give what was asked for. Texts are fit for an event that a user reads.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -25,7 +32,7 @@ pub enum RegistryError {
         reason: String,
     },
     /// Too many requests.
-    #[error("{host} limits the rate of requests: {reason}")]
+    #[error("{host} limits the rate of requests: {reason}{}", later(*retry_after))]
     RateLimited {
         /// Who said so.
         host: String,
@@ -35,7 +42,7 @@ pub enum RegistryError {
         retry_after: Option<Duration>,
     },
     /// Any other answer that is no success.
-    #[error("{host} answered {status}: {reason}")]
+    #[error("{host} answered {status}: {reason}{}", later(*retry_after))]
     Status {
         /// Who said so.
         host: String,
@@ -43,6 +50,16 @@ pub enum RegistryError {
         status: u16,
         /// Its words.
         reason: String,
+        /// When it may be asked again.
+        retry_after: Option<Duration>,
+    },
+    /// The hosts file leaves nobody to ask.
+    #[error("no host of {registry} may be used to {capability}: see capabilities in its hosts.toml")]
+    NoHost {
+        /// The registry.
+        registry: String,
+        /// What is missing.
+        capability: &'static str,
     },
     /// No connection.
     #[error("failed to connect to {host}: {reason}")]
@@ -110,13 +127,21 @@ impl RegistryError {
             | RegistryError::Content { .. }
             | RegistryError::Protocol { .. }
             | RegistryError::Manifest(_)
+            | RegistryError::NoHost { .. }
             | RegistryError::Hosts(_) => false,
         }
     }
 
+    /// Whether it pays to wait for the next attempt here: a host that wants more patience than [`RETRY_AFTER_LIMIT`] is given up.
+    pub(super) fn may_retry(&self) -> bool {
+        self.is_retryable() && self.retry_after().is_none_or(|after| after <= RETRY_AFTER_LIMIT)
+    }
+
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
-            RegistryError::RateLimited { retry_after, .. } => *retry_after,
+            RegistryError::RateLimited { retry_after, .. } | RegistryError::Status { retry_after, .. } => {
+                *retry_after
+            }
             _ => None,
         }
     }

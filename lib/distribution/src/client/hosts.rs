@@ -1,7 +1,11 @@
 //! Which hosts serve a registry: containerd's `hosts.toml` (containerd docs/hosts.md), a mirror, the registry itself.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Bytes of a hosts file that are read.
+const HOSTS_LIMIT: u64 = 1 << 20;
 
 /// Why a hosts file is of no use.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -66,26 +70,34 @@ pub struct HostEntry {
     dial_timeout: Option<Duration>,
 }
 
-/// Reads the hosts file of a registry: `DIR/HOST:PORT/hosts.toml`, `DIR/HOST_PORT_/hosts.toml`, `DIR/_default/hosts.toml`. None when
-/// there is none.
+/// Reads what is configured for a registry: `hosts.toml`, or without one certificates (`*.crt` authorities, `*.cert` and `*.key`), in
+/// the first directory there is of `HOST_PORT_`, `HOST:PORT` and `_default`. None when there is none.
 ///
 /// # Errors
 /// [`HostsError`].
 pub fn read_hosts(directory: &Path, registry: &str) -> Result<Option<HostsFile>, HostsError> {
-    let mut names = vec![registry.to_owned()];
+    let mut names = Vec::new();
     if let Some((host, port)) = registry.rsplit_once(':') {
         names.push(format!("{host}_{port}_"));
     }
-    names.push("_default".to_owned());
-    for name in names {
-        let path = directory.join(name).join("hosts.toml");
-        match std::fs::read_to_string(&path) {
-            Ok(text) => return HostsFile::parse(&text, &path).map(Some),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(HostsError { path, reason: error.to_string() }),
+    names.extend([registry.to_owned(), "_default".to_owned()]);
+    let Some(found) = names.iter().map(|name| directory.join(name)).find(|path| path.is_dir()) else {
+        return Ok(None);
+    };
+    let path = found.join("hosts.toml");
+    let fail = |error: std::io::Error| HostsError { path: path.clone(), reason: error.to_string() };
+    let mut text = String::new();
+    match std::fs::File::open(&path) {
+        Ok(file) => {
+            file.take(HOSTS_LIMIT).read_to_string(&mut text).map_err(fail)?;
         }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(fail(error)),
     }
-    Ok(None)
+    if text.trim().is_empty() {
+        return HostsFile::of_certificates(&found).map(Some).map_err(fail);
+    }
+    HostsFile::parse(&text, &path).map(Some)
 }
 
 impl HostsFile {
@@ -93,6 +105,22 @@ impl HostsFile {
     pub fn of_server(url: &str) -> Self {
         let server = HostEntry { url: Some(url.to_owned()), ..HostEntry::default() };
         HostsFile { server, ..Self::default() }
+    }
+
+    /// Docker's layout: certificates and no hosts file.
+    fn of_certificates(directory: &Path) -> std::io::Result<Self> {
+        let mut file = HostsFile { path: directory.to_owned(), ..Self::default() };
+        let entries = std::fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.path()));
+        let mut paths = entries.collect::<Result<Vec<_>, _>>()?;
+        paths.sort();
+        for path in paths {
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some("crt") => file.server.ca.push(path),
+                Some("cert") => file.server.client.push((path.clone(), Some(path.with_extension("key")))),
+                _ => {}
+            }
+        }
+        Ok(file)
     }
 
     /// Parses a hosts file; relative certificate paths are taken from its directory.
@@ -129,7 +157,7 @@ impl HostEntry {
         let mut entry = HostEntry::default();
         for (key, value) in table {
             match key.as_str() {
-                "capabilities" => entry.capabilities = Some(texts(key, value)?),
+                "capabilities" => entry.capabilities = capabilities(&texts(key, value)?)?,
                 "ca" => entry.ca = texts(key, value)?.iter().map(|path| directory.join(path)).collect(),
                 "client" => entry.client = client(value, directory)?,
                 "skip_verify" => {
@@ -147,6 +175,11 @@ impl HostEntry {
                             .headers
                             .extend(texts(name, value)?.into_iter().map(|value| (name.clone(), value)));
                     }
+                    if let Some((name, _)) =
+                        entry.headers.iter().find(|(name, value)| !is_header(name, value))
+                    {
+                        return Err(format!("header {name:?} is not a header of HTTP, or its value is not"));
+                    }
                 }
                 // What newer versions of the format add must not stop pulls.
                 _ => {}
@@ -156,12 +189,7 @@ impl HostEntry {
     }
 
     fn host(&self, url: &str, registry: &str) -> Result<Host, String> {
-        let loopback = is_loopback(url.split('/').next().unwrap_or_default());
-        let full = if url.contains("://") {
-            url.to_owned()
-        } else {
-            format!("{}://{url}", if loopback { "http" } else { "https" })
-        };
+        let full = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
         let uri: http::Uri = full.parse().map_err(|error| format!("{url:?} is not a URL: {error}"))?;
         let authority = uri.authority().ok_or_else(|| format!("{url:?} has no host"))?.to_string();
         if !matches!(uri.scheme_str(), Some("http" | "https")) || authority.contains('@') {
@@ -211,7 +239,12 @@ pub fn plan_hosts(
     for entry in &file.hosts {
         hosts.push(entry.host(entry.url.as_deref().unwrap_or_default(), registry).map_err(fail)?);
     }
-    let server = file.server.url.clone().unwrap_or_else(|| default_authority(registry));
+    let server = file.server.url.clone().unwrap_or_else(|| {
+        let authority = default_authority(registry);
+        // Nothing says what a registry on this machine speaks.
+        let scheme = if is_loopback(&authority) { "http" } else { "https" };
+        format!("{scheme}://{authority}")
+    });
     hosts.push(file.server.host(&server, registry).map_err(fail)?);
     let mut seen = std::collections::HashSet::new();
     hosts.retain(|host| seen.insert(host.url.clone()));
@@ -229,7 +262,7 @@ fn default_authority(registry: &str) -> String {
     }
 }
 
-/// `localhost`, 127.0.0.0/8 and ::1, with or without a port (but 443 means TLS).
+/// `localhost`, 127.0.0.0/8 and ::1 with a port, as in containerd; without one, or with 443, TLS is meant.
 pub(super) fn is_loopback(authority: &str) -> bool {
     let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
@@ -239,7 +272,7 @@ pub(super) fn is_loopback(authority: &str) -> bool {
             None => (authority, None),
         },
     };
-    if port == Some("443") {
+    if matches!(port, None | Some("443")) {
         return false;
     }
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
@@ -275,17 +308,41 @@ fn client(value: &toml::Value, directory: &Path) -> Result<Vec<(PathBuf, Option<
     }
 }
 
-/// Go's durations as far as hosts files use them: `1s`, `500ms`, `2m`.
+/// What a host may be used for; no list, or an empty one, is everything.
+fn capabilities(list: &[String]) -> Result<Option<Vec<String>>, String> {
+    let list: Vec<String> = list.iter().map(|name| name.to_lowercase()).collect();
+    if let Some(unknown) = list.iter().find(|name| !matches!(name.as_str(), "pull" | "resolve" | "push")) {
+        return Err(format!("unknown capability {unknown:?} (pull, resolve and push are known)"));
+    }
+    Ok(Some(list).filter(|list| !list.is_empty()))
+}
+
+fn is_header(name: &str, value: &str) -> bool {
+    name.parse::<http::HeaderName>().is_ok() && value.parse::<http::HeaderValue>().is_ok()
+}
+
+/// Go's durations: decimal numbers with units, such as `1.5s`, `500ms` and `1m30s`.
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("dial_timeout {text:?} is not a duration such as \"3s\"");
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
-    let number: f64 = text[..end].parse().map_err(|_| wrong())?;
-    let seconds = match &text[end..] {
-        "ms" => number / 1000.0,
-        "s" => number,
-        "m" => number * 60.0,
-        _ => return Err(wrong()),
-    };
+    let mut rest = text;
+    let mut seconds = 0.0;
+    while !rest.is_empty() || text.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let number: f64 = rest[..end].parse().map_err(|_| wrong())?;
+        rest = &rest[end..];
+        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        seconds += number
+            * match &rest[..unit] {
+                "ns" => 1e-9,
+                "us" | "µs" => 1e-6,
+                "ms" => 1e-3,
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3600.0,
+                _ => return Err(wrong()),
+            };
+        rest = &rest[unit..];
+    }
     Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
 }
 
@@ -302,6 +359,8 @@ mod tests {
     fn the_order_of_hosts() {
         assert_eq!(urls("docker.io", None, None), ["https://registry-1.docker.io/v2"]);
         assert_eq!(urls("localhost:5000", None, None), ["http://localhost:5000/v2"]);
+        assert_eq!(urls("localhost", None, None), ["https://localhost/v2"]);
+        assert_eq!(urls("r:1", Some("[host.\"127.0.0.1:5000\"]"), None)[0], "https://127.0.0.1:5000/v2");
         assert_eq!(urls("[::1]:5000", None, None), ["http://[::1]:5000/v2"]);
         assert_eq!(urls("127.9.9.9:443", None, None), ["https://127.9.9.9:443/v2"]);
         assert_eq!(urls("127.0.0.1.evil.example", None, None), ["https://127.0.0.1.evil.example/v2"]);
@@ -337,13 +396,74 @@ mod tests {
 
     #[test]
     fn mistakes_name_the_file() {
-        for text in ["server = 1", "host = 1", "[host.x]\nca = 1", "[host.x]\ndial_timeout = \"soon\"", "x ="]
-        {
+        for text in [
+            "server = 1",
+            "host = 1",
+            "[host.x]\nca = 1",
+            "[host.x]\ndial_timeout = \"soon\"",
+            "[host.x]\ndial_timeout = \"\"",
+            "[host.x]\ncapabilities = [\"fly\"]",
+            "[host.x.header]\n\"a b\" = \"c\"",
+            "[host.x.header]\na = \"\\n\"",
+            "x =",
+        ] {
             let error = HostsFile::parse(text, Path::new("/certs.d/x/hosts.toml")).unwrap_err().to_string();
             assert!(error.contains("/certs.d/x/hosts.toml"), "{error}");
         }
         let file = HostsFile::parse("server = \"ftp://x\"", Path::new("/f")).unwrap();
         assert!(plan_hosts("x", Some(file), None).is_err());
+    }
+
+    #[test]
+    fn what_a_host_may_be_used_for() {
+        for (text, pull, resolve) in [
+            ("", true, true),
+            ("capabilities = []", true, true),
+            ("capabilities = [\"PULL\"]", true, false),
+            ("capabilities = [\"push\", \"resolve\"]", false, true),
+        ] {
+            let file = HostsFile::parse(&format!("[host.m]\n{text}"), Path::new("/f")).unwrap();
+            let host = &plan_hosts("r", Some(file), None).unwrap()[0];
+            assert_eq!((host.can_pull, host.can_resolve), (pull, resolve), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_of_go() {
+        for (text, milliseconds) in
+            [("1500ms", 1500), ("1m30s", 90_000), ("1.5s", 1500), ("1h0.5s", 3_600_500)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)));
+        }
+        for text in ["", "5", "s", "-1s", "1x", "1e9h", "1..5s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn certificates_without_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path().join("reg:5000");
+        std::fs::create_dir(&at).unwrap();
+        for name in ["ca.crt", "client.cert", "client.key", "README"] {
+            std::fs::write(at.join(name), "").unwrap();
+        }
+        let file = read_hosts(directory.path(), "reg:5000").unwrap().unwrap();
+        let host = plan_hosts("reg:5000", Some(file), None).unwrap().remove(0);
+        assert_eq!((host.url.as_str(), host.ca), ("https://reg:5000/v2", vec![at.join("ca.crt")]));
+        assert_eq!(host.client, [(at.join("client.cert"), Some(at.join("client.key")))]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in ".{0,300}", value in "[\\[\\]{}\"a-z0-9_,. ]{0,60}") {
+            let _ = duration(&text);
+            for text in [text, format!("[host.\"x\"]\nclient = {value}"), format!("ca = {value}\nheader = {value}")] {
+                if let Ok(file) = HostsFile::parse(&text, Path::new("/f")) {
+                    let _ = plan_hosts("r:1", Some(file), Some("http://m"));
+                }
+            }
+        }
     }
 
     #[test]
@@ -359,7 +479,7 @@ mod tests {
         };
         let found = || read_hosts(directory.path(), "reg:5000").unwrap().and_then(|file| file.server.url);
         assert_eq!(found(), None);
-        for name in ["_default", "reg_5000_", "reg:5000"] {
+        for name in ["_default", "reg:5000", "reg_5000_"] {
             write(name);
             assert_eq!(found(), Some(format!("https://{name}")));
         }

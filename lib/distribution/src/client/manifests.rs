@@ -37,12 +37,7 @@ impl RegistryClient {
     ) -> Result<FetchedManifest, RegistryError> {
         let hosts = self.hosts(reference)?;
         let by_tag = reference.digest().is_none();
-        let mut usable: Vec<&Host> =
-            hosts.iter().filter(|host| if by_tag { host.can_resolve } else { host.can_pull }).collect();
-        if usable.is_empty() {
-            // A file that takes every right away leaves the registry itself.
-            usable.extend(hosts.last());
-        }
+        let usable = hosts.iter().filter(|host| if by_tag { host.can_resolve } else { host.can_pull });
         let mut told: Option<RegistryError> = None;
         for host in usable {
             match self.manifest_from(host, reference, credential).await {
@@ -54,9 +49,10 @@ impl RegistryClient {
                 }
             }
         }
-        Err(told.unwrap_or_else(|| RegistryError::NotFound {
-            what: reference.to_string(),
-            host: reference.registry().to_owned(),
+        let capability = if by_tag { "resolve" } else { "pull" };
+        Err(told.unwrap_or_else(|| RegistryError::NoHost {
+            registry: reference.registry().to_owned(),
+            capability,
         }))
     }
 
@@ -69,7 +65,7 @@ impl RegistryClient {
         let mut attempt = 0;
         loop {
             match self.manifest_once(host, reference, credential).await {
-                Err(error) if error.is_retryable() && attempt < self.retries(host) => {
+                Err(error) if error.may_retry() && attempt < self.retries(host) => {
                     attempt += 1;
                     pause(attempt, error.retry_after()).await;
                 }

@@ -99,9 +99,9 @@ impl RegistryClient {
     }
 }
 
-/// A pause before attempt `attempt` (from 1): doubling from a quarter second to four, with jitter.
+/// A pause before attempt `attempt` (from 1): what the host wants, else doubling from a quarter second to four, with jitter.
 async fn pause(attempt: u32, wanted: Option<Duration>) {
     let step = Duration::from_millis(250).saturating_mul(1 << attempt.min(4).saturating_sub(1));
     let jittered = step.mul_f64(0.5 + rand::random::<f64>() / 2.0);
-    tokio::time::sleep(wanted.unwrap_or(jittered).min(Duration::from_secs(10))).await;
+    tokio::time::sleep(wanted.unwrap_or(jittered).min(error::RETRY_AFTER_LIMIT)).await;
 }

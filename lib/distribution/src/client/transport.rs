@@ -71,6 +71,10 @@ impl Transport {
                 return Err(protocol(format!("a redirect from https to {next}")));
             }
             if next.scheme() != uri.scheme() || next.authority() != uri.authority() {
+                // A body holds a token.
+                if !call.body.is_empty() {
+                    return Err(protocol(format!("a redirect of a request with content, to {next}")));
+                }
                 // Whoever is behind the redirect must not learn the credential (RFC 9110 section 15.4).
                 headers.remove(AUTHORIZATION);
                 headers.remove(COOKIE);
@@ -228,8 +232,7 @@ pub(super) async fn failure(
 ) -> RegistryError {
     let status = response.status();
     let retry_after = response.headers().get(http::header::RETRY_AFTER);
-    let retry_after =
-        retry_after.and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_secs);
+    let retry_after = retry_after.and_then(|value| retry_after_of(value.to_str().ok()?));
     let body = read_body(host, response, ERROR_BODY_LIMIT, stall.min(Duration::from_secs(5)))
         .await
         .unwrap_or_default();
@@ -240,8 +243,17 @@ pub(super) async fn failure(
         404 => RegistryError::NotFound { what: what.to_owned(), host },
         401 | 403 => RegistryError::Unauthorized { host, reason },
         429 => RegistryError::RateLimited { host, reason, retry_after },
-        status => RegistryError::Status { host, status, reason },
+        status => RegistryError::Status { host, status, reason, retry_after },
     }
+}
+
+/// Seconds, or a date (RFC 9110 section 10.2.3).
+fn retry_after_of(text: &str) -> Option<Duration> {
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = jiff::fmt::rfc2822::parse(text.trim()).ok()?.timestamp();
+    Some(Duration::try_from(until.duration_since(jiff::Timestamp::now())).unwrap_or(Duration::ZERO))
 }
 
 /// The first message of an error document (distribution-spec, "Error Codes").
@@ -280,6 +292,24 @@ mod tests {
             assert_eq!(resolve(&base, location).unwrap().to_string(), expected);
         }
         assert!(resolve(&base, "file:///etc/passwd").is_none());
+    }
+
+    #[test]
+    fn when_to_ask_again() {
+        assert_eq!(retry_after_of("7"), Some(Duration::from_secs(7)));
+        assert_eq!(retry_after_of("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        assert!(
+            retry_after_of("Wed, 21 Oct 2150 07:28:00 GMT").is_some_and(|after| after.as_secs() > 1_000_000)
+        );
+        assert_eq!(retry_after_of("soon"), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_header_makes_it_panic(text in ".{0,60}") {
+            let base: Uri = "https://r:5000/v2/x/blobs/y".parse().unwrap();
+            let _ = (retry_after_of(&text), resolve(&base, &text), words(text.as_bytes()));
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use orlop_distribution::blobs::{BlobError, BlobWriter};
 use orlop_distribution::client::{BlobDownload, RegistryError};
-use orlop_distribution::manifest::Descriptor;
+use orlop_distribution::manifest::{Descriptor, LayerKind, layer_kind};
 use orlop_types::{Digest, DigestError};
 
 use super::feed::{Feed, FeedReader, feed};
@@ -36,6 +36,16 @@ pub(super) fn wrong_content(download: &BlobDownload, digest: &Digest, error: &Di
     }
 }
 
+/// A registry need not hold such a layer. The URLs that its descriptor may name are not followed: whoever writes a manifest must not
+/// choose whom this machine talks to.
+fn foreign(plan: &LayerPlan, error: ImageError) -> ImageError {
+    let missing = matches!(&error, ImageError::Registry { source: RegistryError::NotFound { .. }, .. });
+    if missing && layer_kind(&plan.layer.media_type) == Some(LayerKind::Foreign) {
+        return ImageError::Foreign { digest: plan.layer.digest.clone() };
+    }
+    error
+}
+
 /// What came out of one attempt.
 enum Attempt {
     Done(Option<StagedLayer>),
@@ -53,7 +63,11 @@ impl Pull<'_> {
         let (has_blob, has_layer) = blocking(move || {
             lease.keep_blob(&layer.digest)?;
             lease.keep_layer(&chain_id)?;
-            Ok((inner.blobs.size(&layer.digest)?.is_some(), inner.layers.exists(&chain_id)))
+            let size = inner.blobs.size(&layer.digest)?;
+            if let Some(actual) = size.filter(|size| *size != layer.size) {
+                return Err(BlobError::Size { digest: layer.digest, expected: layer.size, actual }.into());
+            }
+            Ok((size.is_some(), inner.layers.exists(&chain_id)))
         })
         .await?;
         if has_blob {
@@ -65,7 +79,9 @@ impl Pull<'_> {
             let client = &self.inner.puller.client;
             let download = client.download(self.reference, &plan.layer, self.credential, skip);
             let mut download = download.map_err(|error| self.failed(error))?;
-            match self.attempt(plan, &mut download, !has_layer).await? {
+            let attempt =
+                self.attempt(plan, &mut download, !has_layer).await.map_err(|error| foreign(plan, error))?;
+            match attempt {
                 Attempt::Done(staged) => return Ok(staged),
                 Attempt::WrongContent(error) if download.host_index() + 1 < download.host_count() => {
                     tracing::warn!(host = download.host_name(), %error, "wrong content, the next host is asked");
@@ -177,7 +193,7 @@ impl Inner {
         }
         let digest = &plan.layer.digest;
         if let Some(staged) = staged {
-            let lower = self.layers.lower_view(&plan.chain[..plan.chain.len() - 1]);
+            let lower = self.layers.lower_view(&plan.chain[..plan.chain.len() - 1])?;
             match self.layers.adopt_lower(&staged, &lower) {
                 Ok(()) => return self.layers.commit(staged, chain_id),
                 Err(UnpackError::NeedsLower) => {

@@ -197,7 +197,13 @@ impl Pull<'_> {
                 Manifest::Index(index) => {
                     indexes.push(fetched.digest);
                     let chosen = index.choose(&host).map_err(|error| self.failed(error))?;
-                    fetched = self.fetch_manifest(&self.reference.with_digest(chosen.digest.clone())).await?;
+                    let (expected, chosen) = (chosen.size, self.reference.with_digest(chosen.digest.clone()));
+                    fetched = self.fetch_manifest(&chosen).await?;
+                    let actual = fetched.bytes.len();
+                    if actual as u64 != expected {
+                        let reason = format!("it has {actual} bytes, the index says {expected}");
+                        return Err(self.failed(ManifestError::Malformed(reason)));
+                    }
                 }
                 Manifest::Image(manifest) => {
                     if !is_image_config(&manifest.config.media_type) {
@@ -205,6 +211,7 @@ impl Pull<'_> {
                             self.failed(ManifestError::NotAnImage(manifest.config.media_type.clone()))
                         );
                     }
+                    manifest.check_layers().map_err(|error| self.failed(error))?;
                     let config = self.fetch_config(&manifest, &host).await?;
                     return Ok(Resolved {
                         target,
@@ -285,9 +292,7 @@ impl Pull<'_> {
 
 fn records(reference: &Reference, resolved: &Resolved, chain: &[Digest]) -> Vec<NameRecord> {
     let manifest = &resolved.manifest;
-    let size = resolved.manifest_size
-        + manifest.config.size
-        + manifest.layers.iter().map(|layer| layer.size).sum::<u64>();
+    let size = resolved.manifest_size + manifest.size().unwrap_or(0);
     let mut names = vec![reference.with_digest(resolved.target.clone()).to_string()];
     if reference.digest().is_none() {
         names.push(reference.to_string());

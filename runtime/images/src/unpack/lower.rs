@@ -1,4 +1,7 @@
 //! The merged view of the layers below, as overlayfs would show it, without mounting anything.
+//!
+//! overlayfs looks at the mark of an opaque directory everywhere but at the root of a layer. A layer whose root is opaque hides all
+//! layers below it, so [`visible`] cuts the stack there, for this view and for mounts.
 
 use std::ffi::OsStr;
 use std::fs::Metadata;
@@ -6,6 +9,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+
+use super::path::split;
 
 /// Directories of unpacked layers, top first.
 #[derive(Clone, Debug, Default)]
@@ -17,26 +22,39 @@ pub(crate) struct LowerView {
 pub(super) enum Found {
     Missing,
     Directory(PathBuf, Metadata),
-    Symlink(Vec<u8>),
+    Symlink(PathBuf, Metadata),
+    /// A file, device, pipe or socket.
     Other(PathBuf, Metadata),
 }
 
+/// Cuts a stack of layers, top first, below the first one whose root is opaque.
+pub(crate) fn visible(mut top_first: Vec<PathBuf>) -> io::Result<Vec<PathBuf>> {
+    for index in 0..top_first.len() {
+        if is_opaque(&top_first[index])? {
+            top_first.truncate(index + 1);
+            break;
+        }
+    }
+    Ok(top_first)
+}
+
 impl LowerView {
-    pub(crate) fn new(top_first: Vec<PathBuf>) -> Self {
-        Self { layers: top_first }
+    /// Of trees of layers, top first.
+    pub(crate) fn new(top_first: Vec<PathBuf>) -> io::Result<Self> {
+        Ok(Self { layers: visible(top_first)? })
     }
 
     /// Looks up a path whose parents are directories; no link is followed.
-    pub(super) fn lookup(&self, names: &[Vec<u8>]) -> io::Result<Found> {
-        // Paths of the same directory in those layers that take part in it, top first.
-        let mut candidates: Vec<PathBuf> = self.layers.clone();
-        let Some((last, parents)) = names.split_last() else {
-            return match candidates.first() {
+    pub(super) fn lookup(&self, path: &[u8]) -> io::Result<Found> {
+        let Some((above, last)) = split(path) else {
+            return match self.layers.first() {
                 Some(root) => Ok(Found::Directory(root.clone(), std::fs::symlink_metadata(root)?)),
                 None => Ok(Found::Missing),
             };
         };
-        for name in parents {
+        // Paths of the same directory in those layers that take part in it, top first.
+        let mut candidates: Vec<PathBuf> = self.layers.clone();
+        for name in above.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
             let mut next = Vec::new();
             for candidate in candidates {
                 let path = candidate.join(OsStr::from_bytes(name));
@@ -59,7 +77,7 @@ impl LowerView {
             return Ok(if kind.is_dir() {
                 Found::Directory(path, metadata)
             } else if kind.is_symlink() {
-                Found::Symlink(std::fs::read_link(&path)?.as_os_str().as_bytes().to_vec())
+                Found::Symlink(path, metadata)
             } else if kind.is_char_device() && metadata.rdev() == 0 {
                 Found::Missing
             } else {

@@ -17,7 +17,7 @@ pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
 
 /// What an entry's node shall look like.
 #[derive(Clone, Debug)]
-pub(super) struct Attributes {
+pub(crate) struct Attributes {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) mode: u32,
@@ -49,7 +49,7 @@ impl Attributes {
     }
 
     /// As found in a layer below.
-    pub(super) fn of_path(path: &Path, metadata: &Metadata) -> io::Result<Self> {
+    pub(crate) fn of_path(path: &Path, metadata: &Metadata) -> io::Result<Self> {
         let mut xattrs = Vec::new();
         if !metadata.file_type().is_symlink() {
             for name in xattr::list(path)?.filter(|name| is_allowed_xattr(name.as_bytes())) {
@@ -68,7 +68,7 @@ impl Attributes {
     }
 
     /// Everything but the times. Owner first: chown clears set-id bits and capabilities.
-    pub(super) fn apply(&self, node: impl AsFd) -> io::Result<()> {
+    pub(crate) fn apply(&self, node: impl AsFd) -> io::Result<()> {
         let node = node.as_fd();
         rustix::fs::fchown(node, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))?;
         rustix::fs::fchmod(node, Mode::from_raw_mode(self.mode))?;
@@ -82,6 +82,20 @@ impl Attributes {
             }
         }
         Ok(())
+    }
+
+    /// As [`Attributes::apply`], for a directory that may have others: what an earlier entry said does not count any more.
+    pub(super) fn replace(&self, node: impl AsFd) -> io::Result<()> {
+        let node = node.as_fd();
+        let mut names = vec![0u8; 64 * 1024];
+        let length = match rustix::fs::flistxattr(node, names.as_mut_slice()) {
+            Err(rustix::io::Errno::OPNOTSUPP) => 0,
+            result => result?,
+        };
+        for name in names[..length].split(|byte| *byte == 0).filter(|name| is_allowed_xattr(name)) {
+            rustix::fs::fremovexattr(node, name)?;
+        }
+        self.apply(node)
     }
 
     pub(super) fn times(&self) -> Timestamps {

@@ -7,15 +7,20 @@
 //! A layer can be unpacked before the layers below it are there. Then directories that the tar only implies get default
 //! metadata and are remembered, and [`adopt_lower`] gives them the metadata of the layers below, or finds that the layer has to be
 //! unpacked again on top of them ([`UnpackError::NeedsLower`]): an implied directory may be a symbolic link below (`lib` in images with a
-//! merged `/usr`), and a hard link may point to a file below.
+//! merged `/usr`), and a hard link may point to a file below. Both ways give the same tree: the same entries in the same order, on
+//! top of the same layers.
 
+mod fit;
 mod lower;
 mod metadata;
+mod parents;
 mod path;
 mod tree;
+mod whiteout;
 mod writing;
 
-pub(crate) use lower::LowerView;
+pub(crate) use lower::{LowerView, visible};
+pub(crate) use metadata::Attributes;
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -25,7 +30,7 @@ use orlop_distribution::tarball::TarReader;
 use orlop_types::{Algorithm, Digest, Digester};
 
 use crate::Usage;
-use tree::Tree;
+use tree::{Loose, Tree};
 
 /// Why a layer could not be unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +82,8 @@ pub(crate) struct Unpacked {
     /// Digest of the uncompressed tar.
     pub(crate) diff_id: Digest,
     pub(crate) usage: Usage,
-    /// Directories that the tar only implied, when they could not be looked up below.
-    implied: Vec<Vec<u8>>,
+    /// What could not be looked up below.
+    loose: Loose,
 }
 
 /// Unpacks `source`, a tar compressed in any known way, into the existing empty directory `destination`.
@@ -94,7 +99,7 @@ pub(crate) fn unpack(
     let hashing =
         Hashing { source, digester: Digester::new(Algorithm::Sha256), count: 0, limit: limits.bytes };
     let mut tar = TarReader::new(hashing);
-    let mut tree = Tree::open(destination, lower)?;
+    let mut tree = Tree::open(destination, lower, limits)?;
     let mut entries = 0u64;
     while let Some(entry) = tar.next_entry().map_err(|error| stream_error(error, limits))? {
         entries += 1;
@@ -106,14 +111,16 @@ pub(crate) fn unpack(
         }
         tree.apply(&entry, &mut tar).map_err(|error| match error {
             UnpackError::Stream(error) => stream_error(error, limits),
+            // On top of the layers below the same entry may make sense.
+            UnpackError::Entry { .. } if lower.is_none() => UnpackError::NeedsLower,
             other => other,
         })?;
     }
     let mut hashing = tar.into_inner();
     // The digest covers what follows the end marker, too.
     io::copy(&mut hashing, &mut io::sink()).map_err(|error| stream_error(error, limits))?;
-    let (usage, implied) = tree.finish()?;
-    Ok(Unpacked { diff_id: hashing.digester.finish(), usage, implied })
+    let (usage, loose) = tree.finish()?;
+    Ok(Unpacked { diff_id: hashing.digester.finish(), usage, loose })
 }
 
 /// The digest of a tar compressed in any known way, read to its end.
@@ -130,8 +137,9 @@ pub(crate) fn adopt_lower(
     unpacked: &Unpacked,
     destination: &Path,
     lower: &LowerView,
+    limits: Limits,
 ) -> Result<(), UnpackError> {
-    tree::adopt_lower(&unpacked.implied, destination, lower)
+    fit::adopt_lower(&unpacked.loose, destination, lower, limits)
 }
 
 fn stream_error(error: io::Error, limits: Limits) -> UnpackError {

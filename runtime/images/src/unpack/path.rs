@@ -1,27 +1,72 @@
-//! Paths of tar entries as lists of names. Pure.
+//! Paths inside a layer. Pure.
 
 use std::collections::VecDeque;
 
-/// Names from the root of the layer down; never `.`, `..` or empty.
-pub(super) type Names = Vec<Vec<u8>>;
+/// Names from the root of the layer down, joined by slashes; never `.`, `..` or an empty name. The root itself is empty.
+pub(super) type LayerPath = Vec<u8>;
 
 /// Cleans an entry's path the way every layer reader does: leading slashes and dots go away, `..` is resolved by name. None when
 /// the path leads out of the layer or holds a zero byte.
-pub(super) fn clean(path: &[u8]) -> Option<Names> {
+pub(super) fn clean(path: &[u8]) -> Option<LayerPath> {
     if path.contains(&0) {
         return None;
     }
-    let mut names = Names::new();
+    let mut cleaned = LayerPath::with_capacity(path.len());
     for name in path.split(|byte| *byte == b'/') {
         match name {
             b"" | b"." => {}
-            b".." => {
-                names.pop()?;
-            }
-            name => names.push(name.to_vec()),
+            b".." if cleaned.is_empty() => return None,
+            b".." => cleaned.truncate(parent(&cleaned).len()),
+            name => push(&mut cleaned, name),
         }
     }
-    Some(names)
+    Some(cleaned)
+}
+
+/// Adds a name.
+pub(super) fn push(path: &mut LayerPath, name: &[u8]) {
+    if !path.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+}
+
+/// The path with a name added.
+pub(super) fn child(path: &[u8], name: &[u8]) -> LayerPath {
+    let mut path = path.to_vec();
+    push(&mut path, name);
+    path
+}
+
+/// The path without its last name; the root of the root is the root.
+pub(super) fn parent(path: &[u8]) -> &[u8] {
+    path.iter().rposition(|byte| *byte == b'/').map_or(&[], |slash| &path[..slash])
+}
+
+/// Parent and last name; none for the root.
+pub(super) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let above = parent(path);
+    let name = if above.is_empty() { path } else { &path[above.len() + 1..] };
+    (!path.is_empty()).then_some((above, name))
+}
+
+/// The directories above a path, the root first, without the path itself.
+pub(super) fn ancestors(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| &path[..at]);
+    (!path.is_empty()).then_some(&path[..0]).into_iter().chain(slashes)
+}
+
+/// How many names.
+pub(super) fn depth(path: &[u8]) -> usize {
+    ancestors(path).count()
+}
+
+/// The first and the first one past the paths below `path`, in the order of bytes.
+pub(super) fn below(path: &[u8]) -> (LayerPath, Option<LayerPath>) {
+    if path.is_empty() {
+        return (vec![0], None);
+    }
+    ([path, b"/"].concat(), Some([path, &[b'/' + 1]].concat()))
 }
 
 /// The steps of a symbolic link's target, to be walked one by one.
@@ -33,12 +78,11 @@ pub(super) fn steps(target: &[u8]) -> VecDeque<Vec<u8>> {
         .collect()
 }
 
-pub(super) fn join(names: &[Vec<u8>]) -> Vec<u8> {
-    names.join(&b'/')
-}
-
-pub(super) fn show(names: &[Vec<u8>]) -> String {
-    String::from_utf8_lossy(&join(names)).into_owned()
+pub(super) fn show(path: &[u8]) -> String {
+    if path.is_empty() {
+        return "/".to_owned();
+    }
+    String::from_utf8_lossy(path).into_owned()
 }
 
 /// What a name says beyond itself (image-spec layer.md, "Whiteouts").
@@ -78,12 +122,6 @@ mod tests {
 
     #[test]
     fn paths_are_cleaned() {
-        let names = |text: &str| {
-            text.split('/')
-                .filter(|part| !part.is_empty())
-                .map(|part| part.as_bytes().to_vec())
-                .collect::<Names>()
-        };
         for (given, expected) in [
             ("./a/b/", Some("a/b")),
             ("/etc/passwd", Some("etc/passwd")),
@@ -92,9 +130,25 @@ mod tests {
             ("../etc/passwd", None),
             ("a/../../b", None),
         ] {
-            assert_eq!(clean(given.as_bytes()), expected.map(names), "{given}");
+            assert_eq!(clean(given.as_bytes()), expected.map(|text| text.as_bytes().to_vec()), "{given}");
         }
         assert_eq!(clean(b"a\0b"), None);
+    }
+
+    #[test]
+    fn parts_of_paths() {
+        assert_eq!(split(b"a/b/c"), Some((&b"a/b"[..], &b"c"[..])));
+        assert_eq!(split(b"a"), Some((&b""[..], &b"a"[..])));
+        assert_eq!(split(b""), None);
+        assert_eq!(ancestors(b"a/b/c").collect::<Vec<_>>(), [&b""[..], b"a", b"a/b"]);
+        assert_eq!((depth(b""), depth(b"a"), depth(b"a/b")), (0, 1, 2));
+        let (first, past) = below(b"a/b");
+        let past = past.unwrap();
+        for (path, inside) in
+            [("a/b/c", true), ("a/b", false), ("a/b-", false), ("a/b0", false), ("a/c", false)]
+        {
+            assert_eq!((&first[..]..&past[..]).contains(&path.as_bytes()), inside, "{path}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod fake;
 pub mod registry;
 
 use std::io::Write as _;
@@ -63,6 +64,11 @@ impl Tar {
 
     pub fn device(self, path: &str) -> Self {
         self.raw(path, tar::EntryType::Char, 0o666, "", b"")
+    }
+
+    /// A device 1, 3 or a named pipe.
+    pub fn special(self, path: &str, kind: tar::EntryType, mode: u32) -> Self {
+        self.raw(path, kind, mode, "", b"")
     }
 
     pub fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
@@ -164,6 +170,22 @@ impl TestImage {
         }
         files
     }
+}
+
+/// Runs one test of its file again, in a mount namespace of its own: nothing mounted there is seen outside.
+pub fn in_mount_namespace(test: &str, run: impl FnOnce()) {
+    if std::env::var_os("ORLOP_IMAGES_NAMESPACE").is_some() {
+        run();
+        return;
+    }
+    let status = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "private"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env("ORLOP_IMAGES_NAMESPACE", "1")
+        .status()
+        .unwrap();
+    assert!(status.success(), "{test}");
 }
 
 pub fn tar_of(files: &[(String, Vec<u8>)]) -> Vec<u8> {
