@@ -14,6 +14,7 @@
 //! - [`netns`]: a closure inside a network namespace.
 //! - [`process`]: clone(2) for single-threaded programs, start times, signal dispositions.
 //! - [`seccomp`]: seccomp(2) filters.
+//! - [`user_namespace`]: user namespaces and what belongs to them, as descriptors.
 
 pub mod bpf;
 pub mod fd;
@@ -23,6 +24,7 @@ pub mod mount;
 pub mod netns;
 pub mod process;
 pub mod seccomp;
+pub mod user_namespace;
 
 /// The error of the last system call.
 fn last_error() -> std::io::Error {

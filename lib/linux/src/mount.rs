@@ -2,22 +2,55 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::CWD;
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 /// `struct mount_attr`.
 #[repr(C)]
-#[derive(Default)]
-struct Attributes {
-    set: u64,
-    clear: u64,
-    propagation: u64,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// `MOUNT_ATTR_*` to set.
+    pub set: u64,
+    /// `MOUNT_ATTR_*` to clear, before.
+    pub clear: u64,
+    /// `MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE` or `MS_UNBINDABLE`; 0 leaves it.
+    pub propagation: u64,
     user_namespace: u64,
 }
 
 const MOUNT_ATTR_RDONLY: u64 = 0x0000_0001;
 const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+
+impl Attributes {
+    /// Of these attributes and none of the propagation types.
+    pub fn new(set: u64, clear: u64) -> Self {
+        Self { set, clear, ..Self::default() }
+    }
+
+    /// Of a propagation type alone.
+    pub fn of_propagation(propagation: u64) -> Self {
+        Self { propagation, ..Self::default() }
+    }
+}
+
+/// Changes a mount, and with `recursive` all below it, at once or not at all.
+pub fn set_attributes_of(mount: impl AsFd, recursive: bool, attributes: Attributes) -> io::Result<()> {
+    set_attributes(mount.as_fd(), recursive, &mut { attributes })
+}
+
+/// A detached copy of what is mounted at `path` (open_tree(2)), with `recursive` of everything below too.
+pub fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    open_tree(CWD, path, flags).map_err(io::Error::from)
+}
+
+/// Attaches a detached mount at `path`.
+pub fn attach(mount: impl AsFd, path: &Path) -> io::Result<()> {
+    move_mount(mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(io::Error::from)
+}
 
 fn set_attributes(mount: BorrowedFd<'_>, recursive: bool, attributes: &mut Attributes) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };

@@ -133,6 +133,25 @@ impl Cgroup {
         Some(hierarchy.mount.join(&self.path))
     }
 
+    /// Gives its directory and the files that the kernel says go with it to a user (cgroup-v2.rst, "Model of Delegation").
+    pub fn delegate(&self, uid: u32, gid: u32) -> io::Result<()> {
+        const KERNEL_LIST: &str = "/sys/kernel/cgroup/delegate";
+        let Some(directory) = self.unified_directory() else { return Ok(()) };
+        let listed = fs::read_to_string(KERNEL_LIST);
+        // As the kernel had it before it kept a list (4.15).
+        let listed =
+            listed.unwrap_or_else(|_| "cgroup.procs\ncgroup.subtree_control\ncgroup.threads\n".to_owned());
+        std::os::unix::fs::chown(&directory, Some(uid), Some(gid))?;
+        for file in listed.lines() {
+            match std::os::unix::fs::chown(directory.join(file), Some(uid), Some(gid)) {
+                // Files of controllers that are not on here.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
     /// Makes it in every hierarchy and moves the caller in.
     pub fn enter_new(&self) -> io::Result<()> {
         for (hierarchy, directory) in self.hierarchies.iter().zip(self.all_directories()) {

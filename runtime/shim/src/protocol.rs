@@ -8,7 +8,7 @@
 //! - [`Request::Attach`] and [`Request::PortForward`]: a session. Attach carries stream frames both ways: one byte of channel
 //!   ([`channel`]), `u32` big endian length, data ([`STREAM_FRAME_LIMIT_BYTES`] at most). PortForward carries raw bytes.
 //!
-//! In `config.json`, a namespace of type network, ipc, uts or pid with `"path": "pod"` is the pod's own (the shim's; pid: the shared one).
+//! In `config.json`, a namespace of type network, ipc, uts, user or pid with `"path": "pod"` is the pod's own (the shim's; pid: the shared one).
 //! The pod's `/dev/shm` is `STATE_DIR/shm`, mounted in the shim's mount namespace: containers bind it from there. A program that cannot be
 //! executed fails [`Request::Start`] and [`Request::Exec`], not [`Request::Create`].
 //!
@@ -66,6 +66,32 @@ pub struct ShimConfig {
     pub cgroup: String,
     /// Size of `/dev/shm` of the pod in bytes.
     pub shm_bytes: u64,
+    /// A user namespace of the pod's own (`hostUsers: false`); its other new namespaces belong to it, and the owners of its containers'
+    /// root file systems are mapped through it. `None` is the host's.
+    #[serde(default)]
+    pub user_namespace: Option<UserNamespace>,
+}
+
+/// The maps of a pod's user namespace; both have at least one line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UserNamespace {
+    /// Users.
+    pub uid_mappings: Vec<IdMapping>,
+    /// Groups.
+    pub gid_mappings: Vec<IdMapping>,
+}
+
+/// One line of a map, as in CRI and the runtime specification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IdMapping {
+    /// First id inside.
+    pub container_id: u32,
+    /// The same one on the machine.
+    pub host_id: u32,
+    /// How many.
+    pub length: u32,
 }
 
 /// One container, as the daemon asks for it. The bundle's `config.json` is already in `bundle`.

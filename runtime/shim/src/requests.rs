@@ -121,7 +121,7 @@ impl Shim {
     fn begin_creation(&mut self, id: &str) -> anyhow::Result<()> {
         let key = self.new_key();
         let container = self.containers.get_mut(id).context("unknown container")?;
-        rootfs::mount_overlay(&container.request.rootfs, &container.rootfs())
+        rootfs::mount_overlay(&container.request.rootfs, &container.rootfs(), self.user.as_ref())
             .context("failed to mount the root file system")?;
         let terminal = container.request.terminal;
         let console = match terminal {
@@ -134,7 +134,7 @@ impl Shim {
             bundle: container.request.bundle.clone(),
             rootfs: Some(container.rootfs()),
             work: container.work(),
-            namespaces: pod_namespaces(self.reaper),
+            namespaces: pod_namespaces(self.reaper, self.user.as_ref()),
             console_socket: terminal.then(|| container.work().join("console.sock")),
             sibling: true,
             preserve_fds: 0,
@@ -413,13 +413,19 @@ pub(crate) fn send(pid: u32, signal: i32) -> std::io::Result<()> {
     orlop_linux::process::send_signal(pid, signal)
 }
 
-fn pod_namespaces(reaper: Option<u32>) -> std::collections::BTreeMap<String, std::path::PathBuf> {
+fn pod_namespaces(
+    reaper: Option<u32>,
+    user: Option<&crate::pod::PodUser>,
+) -> std::collections::BTreeMap<String, std::path::PathBuf> {
     let own = std::process::id();
     let mut namespaces: std::collections::BTreeMap<String, std::path::PathBuf> =
         [("network", "net"), ("ipc", "ipc"), ("uts", "uts")]
             .into_iter()
             .map(|(name, file)| (name.to_owned(), format!("/proc/{own}/ns/{file}").into()))
             .collect();
+    if let Some(user) = user {
+        namespaces.insert("user".to_owned(), format!("/proc/{own}/fd/{}", user.namespace.as_raw_fd()).into());
+    }
     if let Some(reaper) = reaper {
         namespaces.insert("pid".to_owned(), format!("/proc/{reaper}/ns/pid").into());
     }

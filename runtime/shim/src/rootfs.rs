@@ -1,10 +1,12 @@
 //! A container's root: an overlay, mounted in the shim's own mount namespace.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use orlop_linux::mount::{attach, clone_tree, set_id_map};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
@@ -12,13 +14,60 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
 };
 
+use crate::pod::PodUser;
 use crate::protocol::RootfsMount;
 
 /// mount(2) takes one page of options.
 const OPTIONS_LIMIT_BYTES: usize = 4096;
 
-/// Mounts the overlay at `target`, which is made if missing.
-pub(crate) fn mount_overlay(rootfs: &RootfsMount, target: &Path) -> io::Result<()> {
+/// Mounts the overlay at `target`, which is made if missing. With a user namespace, the layers' files belong to whom it maps their owners
+/// to, so that every pod shares one copy of them; the writable part is the pod's alone and keeps the machine's ids.
+pub(crate) fn mount_overlay(rootfs: &RootfsMount, target: &Path, user: Option<&PodUser>) -> io::Result<()> {
+    let Some(user) = user else { return mount_plain(rootfs, target) };
+    std::fs::create_dir_all(target)?;
+    let quiet = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("layers", target, "tmpfs", quiet, Some(c"mode=0700,size=1m"))?;
+    let overlay = give_root(&rootfs.upper, user).and_then(|()| mapped_overlay(rootfs, target, user));
+    // An overlay keeps its layers by itself (kernel: overlayfs.rst), so the places that they needed go with this.
+    unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+    attach(overlay?, target)
+}
+
+/// The overlay's own root is its writable directory's.
+fn give_root(upper: &Path, user: &PodUser) -> io::Result<()> {
+    let found = std::fs::metadata(upper)?;
+    if (found.uid(), found.gid()) == (0, 0) {
+        std::os::unix::fs::chown(upper, Some(user.root.0), Some(user.root.1))?;
+    }
+    Ok(())
+}
+
+/// The overlay, detached, of idmapped copies of its layers that are mounted in the directory `scratch`.
+fn mapped_overlay(rootfs: &RootfsMount, scratch: &Path, user: &PodUser) -> io::Result<OwnedFd> {
+    let map = |from: &Path, name: String| -> io::Result<PathBuf> {
+        let tree = clone_tree(from, false)?;
+        set_id_map(&tree, &user.namespace, false).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => io::Error::other(format!(
+                "the file system of {} does not support idmapped mounts, which pods with a user namespace need",
+                from.display()
+            )),
+            _ => error,
+        })?;
+        let place = scratch.join(name);
+        std::fs::create_dir(&place)?;
+        attach(tree, &place)?;
+        Ok(place)
+    };
+    let lower = rootfs.lower.iter().enumerate().map(|(at, layer)| map(layer, at.to_string()));
+    let lower = lower.collect::<io::Result<Vec<_>>>()?;
+    // Not the writable part: overlayfs works there as the machine's root, whom the map does not know.
+    let mapped = RootfsMount { lower, ..rootfs.clone() };
+    let merged = scratch.join("merged");
+    mount_plain(&mapped, &merged)?;
+    clone_tree(&merged, false)
+}
+
+fn mount_plain(rootfs: &RootfsMount, target: &Path) -> io::Result<()> {
     if rootfs.lower.is_empty() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a root file system needs a layer"));
     }

@@ -13,6 +13,7 @@ use crate::connection::{Connection, Mode};
 use crate::container::Container;
 use crate::frame::{take_frame, take_stream_frame};
 use crate::log::Stream;
+use crate::pod::PodUser;
 use crate::protocol::{ErrorKind, Event, Request, Response, ShimConfig};
 use crate::running::{Role, Running, Stage};
 use crate::spawn::Program;
@@ -44,12 +45,22 @@ pub(crate) struct Ending {
     pub(crate) give_up_at: Instant,
 }
 
+/// Namespaces of the pod's that the shim is not in.
+pub(crate) struct Namespaces {
+    /// Process 1 of the shared PID namespace.
+    pub(crate) reaper: Option<u32>,
+    /// The pod's user namespace.
+    pub(crate) user: Option<PodUser>,
+}
+
 /// All state of a shim. One thread owns it.
 pub struct Shim {
     pub(crate) config: ShimConfig,
     pub(crate) program: Program,
     pub(crate) hierarchies: Hierarchies,
     pub(crate) reaper: Option<u32>,
+    /// The pod's user namespace, unless it is the machine's.
+    pub(crate) user: Option<PodUser>,
     listener: UnixListener,
     signals: SignalFd,
     pub(crate) connections: BTreeMap<u64, Connection>,
@@ -67,7 +78,7 @@ impl Shim {
         config: ShimConfig,
         program: Program,
         hierarchies: Hierarchies,
-        reaper: Option<u32>,
+        namespaces: Namespaces,
         listener: UnixListener,
         signals: SignalFd,
     ) -> Self {
@@ -75,7 +86,8 @@ impl Shim {
             config,
             program,
             hierarchies,
-            reaper,
+            reaper: namespaces.reaper,
+            user: namespaces.user,
             listener,
             signals,
             connections: BTreeMap::new(),

@@ -48,6 +48,19 @@ impl Program {
         started.map(|child| child.id())
     }
 
+    /// As [`Program::start_reaper`], for a PID namespace that belongs to the pod's user namespace.
+    pub(crate) fn start_reaper_of(&self, user: &OwnedFd) -> anyhow::Result<u32> {
+        let mut command = Command::new(self.path());
+        command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        orlop_linux::fd::set_inheritable(user.as_fd(), true)?;
+        let started = command.args(["oci-setup", "reaper", &user.as_raw_fd().to_string()]).output();
+        orlop_linux::fd::set_inheritable(user.as_fd(), false)?;
+        let said = String::from_utf8(started?.stdout)?;
+        said.trim()
+            .parse()
+            .map_err(|_| anyhow::anyhow!("the reaper of the shared PID namespace did not start"))
+    }
+
     /// Starts process 1 of the pod's shared PID namespace; returns its pid as we see it.
     pub(crate) fn start_reaper(&self, single: &SingleThreaded) -> anyhow::Result<u32> {
         let path = std::ffi::CString::new(self.path().into_os_string().into_encoded_bytes())?;

@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::exit_file::write_json;
 use crate::pod;
 use crate::protocol::{ShimConfig, VERSION};
-use crate::server::Shim;
+use crate::server::{Namespaces, Shim};
 use crate::spawn::Program;
 
 /// What the child says when it serves.
@@ -96,8 +96,12 @@ fn prepare(config: ShimConfig, single: &SingleThreaded) -> anyhow::Result<Shim> 
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
         .context("failed to become a subreaper")?;
     redirect_streams(&config.state_dir)?;
-    pod::isolate(&config)?;
-    let reaper = if config.shared_pid_namespace { Some(program.start_reaper(single)?) } else { None };
+    let user = pod::isolate(&config, single)?;
+    let reaper = match (config.shared_pid_namespace, &user) {
+        (false, _) => None,
+        (true, None) => Some(program.start_reaper(single)?),
+        (true, Some(user)) => Some(program.start_reaper_of(&user.namespace)?),
+    };
     let mut awaited = SigSet::empty();
     awaited.add(Signal::SIGCHLD);
     awaited.thread_block()?;
@@ -108,7 +112,8 @@ fn prepare(config: ShimConfig, single: &SingleThreaded) -> anyhow::Result<Shim> 
     let identity = Identity { pid, start_time: orlop_linux::process::start_time(pid)?, version: VERSION };
     write_json(&config.state_dir.join("shim.json"), &serde_json::to_vec(&identity)?)
         .context("failed to write shim.json")?;
-    Ok(Shim::new(config, program, hierarchies, reaper, listener, signals))
+    let namespaces = Namespaces { reaper, user };
+    Ok(Shim::new(config, program, hierarchies, namespaces, listener, signals))
 }
 
 /// Nothing of the daemon's terminal or pipes stays.

@@ -107,6 +107,7 @@ impl Runtime {
             sysctls: linux.sysctls.into_iter().collect::<BTreeMap<_, _>>(),
             cgroup: sandbox.shim_cgroup(),
             shm_bytes: self.config.shm_bytes,
+            user_namespace: None,
         }
     }
 

@@ -2,49 +2,6 @@
 
 use serde_json::json;
 
-/// As libcontainer reads them, with the recursive forms.
-const MOUNT_OPTIONS: &[&str] = &[
-    "async",
-    "atime",
-    "bind",
-    "defaults",
-    "dev",
-    "diratime",
-    "dirsync",
-    "exec",
-    "iversion",
-    "lazytime",
-    "loud",
-    "mand",
-    "noatime",
-    "nodev",
-    "nodiratime",
-    "noexec",
-    "noiversion",
-    "nolazytime",
-    "nomand",
-    "norelatime",
-    "nostrictatime",
-    "nosuid",
-    "private",
-    "rbind",
-    "relatime",
-    "remount",
-    "ro",
-    "rprivate",
-    "rshared",
-    "rslave",
-    "runbindable",
-    "rw",
-    "shared",
-    "silent",
-    "slave",
-    "strictatime",
-    "suid",
-    "sync",
-    "unbindable",
-];
-
 pub(super) fn main() -> anyhow::Result<()> {
     let mut capabilities: Vec<String> = caps::all().iter().map(ToString::to_string).collect();
     capabilities.sort();
@@ -52,7 +9,7 @@ pub(super) fn main() -> anyhow::Result<()> {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": crate::SPECIFICATION_VERSION,
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
-        "mountOptions": MOUNT_OPTIONS,
+        "mountOptions": crate::setup::mounts::options::UNDERSTOOD,
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": capabilities,
@@ -78,7 +35,7 @@ pub(super) fn main() -> anyhow::Result<()> {
             "apparmor": {"enabled": true},
             "selinux": {"enabled": false},
             "intelRdt": {"enabled": false},
-            "mountExtensions": {"idmap": {"enabled": false}},
+            "mountExtensions": {"idmap": {"enabled": true}},
         },
     });
     super::print(&format!("{}\n", serde_json::to_string_pretty(&features)?))

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,9 +11,11 @@ use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
-use oci_spec::runtime::{LinuxDeviceCgroup, Spec};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxNamespaceType, Spec};
 
-use super::{Answer, CreateRequest, hooks, rules, set_oom_score_adjustment, take};
+use super::reasons::Reasons;
+use super::user_namespace::UserNamespace;
+use super::{Answer, CreateRequest, hooks, mounts, rules, set_oom_score_adjustment, take, user_namespace};
 use crate::cgroup::Hierarchies;
 use crate::devices;
 use crate::hooks::HookState;
@@ -35,16 +37,29 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
     let mut mile =
         LastMile::prepare(process, profile).context("failed to prepare the container's process")?;
     mile.add_environment(&request.environment);
-    let mut derived = rules::derive(&spec, &request.id, &rootfs, &request.namespaces)?;
+    let user = UserNamespace::of(&spec, &request.namespaces)?;
+    let user_path = user.as_ref().map(UserNamespace::path);
+    let mut derived = rules::derive(&spec, &request.id, &rootfs, &request.namespaces, user_path)?;
     refuse_strange_device_directory(&rootfs)?;
+    let streams = Streams { stdin, stdout, stderr };
+    let mut _held = Vec::new();
+    if let Some(user) = &user {
+        _held = user_namespace::hold_others(&mut derived)?;
+        let wanted = process.user();
+        user.own_streams(streams.all(), wanted.uid(), wanted.gid())?;
+    }
 
     let bundle = request.work.join("bundle");
     let state = request.work.join("state");
     fs::create_dir_all(&bundle)
         .and_then(|()| fs::create_dir_all(&state))
         .context("failed to make the work directory")?;
+    let prepared = mounts::prepare(&mut derived, &rootfs, user.as_ref())?;
+    if let Some(root) = derived.root_mut() {
+        root.set_path(prepared.rootfs.clone());
+    }
     let seen_by_hooks = hook_state(request, &spec);
-    hooks::substitute(&mut derived, &seen_by_hooks, &request.work, &rootfs)?;
+    hooks::substitute(&mut derived, &seen_by_hooks, &request.work, &prepared)?;
     if let Some(given) = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().as_ref()) {
         mile.run_before(given.clone(), HookState { status: "created".to_owned(), ..seen_by_hooks });
     }
@@ -55,11 +70,18 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
     if request.new_keyring {
         orlop_linux::keyring::join_session(&request.id).context("failed to make a session keyring")?;
     }
-    let executor = LastMileExecutor { mile: Arc::new(mile), status, check_program: request.check_program };
-    let container = build(request, executor, Streams { stdin, stdout, stderr }, &bundle, &state)?;
+    let executor = LastMileExecutor {
+        mile: Arc::new(mile),
+        status,
+        check_program: request.check_program,
+        mounts: prepared.later,
+    };
+    let container = build(request, executor, streams, &bundle, &state)?;
     let pid = container.pid().context("the container has no process")?;
     let pid = u32::try_from(pid.as_raw())?;
-    if let Err(error) = guard_devices(&spec, &request.id) {
+    let guarded =
+        guard_devices(&spec, &request.id).and_then(|()| delegate(&spec, &request.id, user.as_ref()));
+    if let Err(error) = guarded {
         let _ = nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(i32::try_from(pid)?),
             nix::sys::signal::SIGKILL,
@@ -73,6 +95,17 @@ struct Streams {
     stdin: Option<OwnedFd>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
+}
+
+impl Streams {
+    /// Those given, and for the rest our own, which the container inherits.
+    fn all(&self) -> [BorrowedFd<'_>; 3] {
+        [
+            self.stdin.as_ref().map_or(rustix::stdio::stdin(), AsFd::as_fd),
+            self.stdout.as_ref().map_or(rustix::stdio::stdout(), AsFd::as_fd),
+            self.stderr.as_ref().map_or(rustix::stdio::stderr(), AsFd::as_fd),
+        ]
+    }
 }
 
 fn build(
@@ -97,6 +130,7 @@ fn build(
     if let Some(stderr) = streams.stderr {
         builder = builder.with_stderr(stderr);
     }
+    let reasons = Reasons::collect()?;
     let built = builder
         .as_init(bundle)
         .with_systemd(false)
@@ -107,7 +141,14 @@ fn build(
     built.map_err(|error| match hooks::failure(&request.work) {
         // libcontainer knows no more than that ours failed.
         Some(said) => anyhow::Error::msg(said),
-        None => anyhow::Error::new(error).context("failed to create the container"),
+        None => {
+            let error = anyhow::Error::new(error).context("failed to create the container");
+            // As the innermost text, where a chain of errors has it.
+            match reasons.first() {
+                Some(reason) => anyhow::Error::msg(format!("{error:#}: {reason}")),
+                None => error,
+            }
+        }
     })
 }
 
@@ -168,11 +209,35 @@ fn guard_devices(spec: &Spec, id: &str) -> anyhow::Result<()> {
     orlop_linux::bpf::attach_device_program(&group, &program).context("failed to attach the device policy")
 }
 
+/// On a unified machine a container with a user namespace of its own may manage what is below its group, if it has a cgroup namespace
+/// and may write there (runtime-spec config-linux.md, "Cgroup ownership").
+fn delegate(spec: &Spec, id: &str, user: Option<&UserNamespace>) -> anyhow::Result<()> {
+    let (Some(user), Some(linux)) = (user, spec.linux()) else { return Ok(()) };
+    let mut namespaces = linux.namespaces().iter().flatten();
+    let own_view = namespaces
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup && namespace.path().is_none());
+    let is_ro = |option: &String| option == "ro";
+    let writable = spec.mounts().iter().flatten().any(|mount| {
+        mount.destination() == Path::new("/sys/fs/cgroup") && !mount.options().iter().flatten().any(is_ro)
+    });
+    let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
+    if !(own_view && writable && hierarchies.is_unified()) {
+        return Ok(());
+    }
+    let (uid, gid) = user.outside(0, 0)?;
+    let path = rules::cgroup_path(spec, id)?;
+    hierarchies
+        .cgroup(&path.to_string_lossy())
+        .delegate(uid, gid)
+        .context("failed to give the control group to the container")
+}
+
 #[derive(Clone)]
 struct LastMileExecutor {
     mile: Arc<LastMile>,
     status: Option<Arc<OwnedFd>>,
     check_program: bool,
+    mounts: mounts::Later,
 }
 
 impl Executor for LastMileExecutor {
@@ -183,7 +248,12 @@ impl Executor for LastMileExecutor {
     }
 
     /// Whether the program exists is known for certain by exec alone; looking before is for callers that expect it of `create`.
+    ///
+    /// Called in the container as its root, before anybody is told that it exists.
     fn validate(&self, _derived: &Spec) -> Result<(), ExecutorValidationError> {
+        self.mounts
+            .apply()
+            .map_err(|error| ExecutorValidationError::ArgValidationError(format!("{error:#}")))?;
         if !self.check_program {
             return Ok(());
         }

@@ -14,6 +14,7 @@ use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process, Spec};
 use orlop_linux::process::{CloneOptions, Side, SingleThreaded};
 
 use super::create::{exit_code, report};
+use super::user_namespace::UserNamespace;
 use super::{Answer, ExecRequest, rules, set_oom_score_adjustment, take, terminal};
 use crate::cgroup::Hierarchies;
 use crate::last_mile::{LastMile, LastMileError};
@@ -68,6 +69,14 @@ pub fn exec(request: &ExecRequest) -> anyhow::Result<Answer> {
     enter_cgroup(request, &cgroup)?;
     set_limits(process.rlimits().as_deref().unwrap_or_default())?;
     let foreign = foreign_namespaces(request.target.pid)?;
+
+    if foreign.contains(CloneFlags::CLONE_NEWUSER) {
+        let user = UserNamespace::of_process(request.target.pid)
+            .context("failed to look at the container's user namespace")?;
+        let given = [&streams.stdin, &streams.stdout, &streams.stderr];
+        let given = given.into_iter().flatten().map(AsFd::as_fd);
+        user.own_streams(given, process.user().uid(), process.user().gid())?;
+    }
 
     // From here on the container's processes may see us; they must not get at our memory or descriptors.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;

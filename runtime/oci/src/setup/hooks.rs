@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use oci_spec::runtime::{Hook, Hooks, Spec};
 use serde::{Deserialize, Serialize};
 
+use super::mounts::Prepared;
 use crate::hooks::{HookState, Kind, run_all};
 
 /// In the work directory.
@@ -22,6 +23,8 @@ struct Kept {
     hooks: Hooks,
     state: HookState,
     rootfs: PathBuf,
+    /// Where hooks of the runtime's namespaces run, if libcontainer is in another mount namespace.
+    mount_namespace: Option<PathBuf>,
 }
 
 /// Keeps the real hooks and puts ours in their place. Those of `startContainer` are the last mile's; `poststart` and `poststop` belong to
@@ -30,7 +33,7 @@ pub(super) fn substitute(
     derived: &mut Spec,
     state: &HookState,
     work: &Path,
-    rootfs: &Path,
+    prepared: &Prepared,
 ) -> anyhow::Result<()> {
     let Some(hooks) = derived.hooks().clone() else { return Ok(()) };
     let ours = |kind: Kind, given: &Option<Vec<Hook>>| -> anyhow::Result<Option<Vec<Hook>>> {
@@ -51,7 +54,13 @@ pub(super) fn substitute(
     replaced.set_prestart(ours(Kind::Prestart, hooks.prestart())?);
     replaced.set_create_runtime(ours(Kind::CreateRuntime, hooks.create_runtime())?);
     replaced.set_create_container(ours(Kind::CreateContainer, hooks.create_container())?);
-    let kept = Kept { hooks, state: state.clone(), rootfs: rootfs.to_path_buf() };
+    let starter = || PathBuf::from(format!("/proc/{}/ns/mnt", std::os::unix::process::parent_id()));
+    let kept = Kept {
+        hooks,
+        state: state.clone(),
+        rootfs: prepared.rootfs.clone(),
+        mount_namespace: prepared.moved.then(starter),
+    };
     fs::write(work.join(FILE), serde_json::to_vec(&kept)?).context("failed to keep the hooks")?;
     derived.set_hooks(Some(replaced));
     Ok(())
@@ -99,6 +108,11 @@ fn serve(kind: &str, work: &Path) -> anyhow::Result<()> {
         Kind::CreateContainer => std::os::unix::process::parent_id(),
         _ => given.pid.context("the container's state has no pid")?,
     };
+    if let (Some(path), Kind::Prestart | Kind::CreateRuntime) = (&kept.mount_namespace, kind) {
+        let namespace = fs::File::open(path).context("failed to find the runtime's mount namespace")?;
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNS)
+            .context("failed to join the runtime's mount namespace")?;
+    }
     run_all(kind, hooks.as_deref().unwrap_or_default(), &state, directory, None)?;
     Ok(())
 }

@@ -10,9 +10,12 @@
 mod create;
 mod exec;
 mod hooks;
+pub(crate) mod mounts;
 mod reaper;
+mod reasons;
 pub mod rules;
 mod terminal;
+mod user_namespace;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -139,7 +142,8 @@ pub fn main(arguments: &[OsString]) -> i32 {
             (answer, exec(&request))
         }),
         (Some("hooks"), _) => hooks::main(text(1), arguments.get(2)),
-        (Some("reaper"), _) => reaper::main(),
+        (Some("reaper"), Some(user)) => reaper::start_in(user),
+        (Some("reaper"), None) => reaper::main(),
         _ => {
             let _ = writeln!(
                 io::stderr(),

@@ -56,12 +56,13 @@ pub fn cgroup_path(spec: &Spec, id: &str) -> Result<PathBuf, DeriveError> {
     }
 }
 
-/// Derives.
+/// Derives. `user_namespace` is where libcontainer finds the one that the container runs in, unless that is ours.
 pub fn derive(
     given: &Spec,
     id: &str,
     rootfs: &Path,
     pod_namespaces: &BTreeMap<String, PathBuf>,
+    user_namespace: Option<PathBuf>,
 ) -> Result<Spec, DeriveError> {
     let mut spec = given.clone();
     let process = given.process().as_ref().ok_or(DeriveError::NoProcess)?;
@@ -70,9 +71,17 @@ pub fn derive(
 
     linux.set_cgroups_path(Some(cgroup_path(given, id)?));
     linux.set_seccomp(None);
-    let namespaces =
-        linux.namespaces().iter().flatten().map(|namespace| substitute(namespace, pod_namespaces));
-    linux.set_namespaces(Some(namespaces.collect::<Result<Vec<_>, _>>()?));
+    let others = linux.namespaces().iter().flatten();
+    let others = others.filter(|namespace| namespace.typ() != LinuxNamespaceType::User);
+    let mut namespaces =
+        others.map(|namespace| substitute(namespace, pod_namespaces)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(path) = user_namespace {
+        let mut namespace = LinuxNamespace::default();
+        namespace.set_typ(LinuxNamespaceType::User).set_path(Some(path));
+        namespaces.push(namespace);
+    }
+    linux.set_namespaces(Some(namespaces));
+    linux.set_uid_mappings(None).set_gid_mappings(None);
     // Only the recursive forms are in use (CRI says rslave), only the short names are understood, and they are applied recursively.
     let propagation =
         linux.rootfs_propagation().as_ref().map(|name| name.strip_prefix('r').unwrap_or(name).to_owned());
@@ -130,7 +139,7 @@ mod tests {
     #[test]
     fn hands_over_set_up_only() {
         let pod = BTreeMap::from([("network".to_owned(), PathBuf::from("/proc/5/ns/net"))]);
-        let derived = derive(&spec(CONFIG), "c1", Path::new("/b/rootfs"), &pod).unwrap();
+        let derived = derive(&spec(CONFIG), "c1", Path::new("/b/rootfs"), &pod, None).unwrap();
         let process = derived.process().as_ref().unwrap();
         assert_eq!(process.user().uid(), 0);
         assert!(process.capabilities().is_none() && process.no_new_privileges().is_none());
@@ -148,7 +157,7 @@ mod tests {
 
     #[test]
     fn refuses() {
-        let no_pod = derive(&spec(CONFIG), "c1", Path::new("/r"), &BTreeMap::new());
+        let no_pod = derive(&spec(CONFIG), "c1", Path::new("/r"), &BTreeMap::new(), None);
         assert_eq!(no_pod.unwrap_err(), DeriveError::NoPodNamespace("network".to_owned()));
         let systemd = CONFIG.replace("kube/c1", "a.slice:b:c");
         assert!(matches!(cgroup_path(&spec(&systemd), "x"), Err(DeriveError::CgroupsPath(_))));

@@ -68,6 +68,7 @@ impl Pod {
             sysctls: BTreeMap::from([("net.ipv4.ip_unprivileged_port_start".into(), "0".into())]),
             cgroup: format!("{cgroup}/shim"),
             shm_bytes: 1 << 20,
+            user_namespace: None,
         };
         change(&mut config);
         let file = directory.path().join("shim-config.json");
