@@ -7,6 +7,8 @@ mod exec;
 mod failures;
 #[path = "oci/hooks.rs"]
 mod hooks;
+#[path = "oci/idmap.rs"]
+mod idmap;
 #[path = "oci/lifecycle.rs"]
 mod lifecycle;
 #[path = "oci/limits.rs"]
