@@ -25,6 +25,11 @@ struct Shim {
     events: broadcast::Sender<Event>,
 }
 
+/// The protocol's version that this one speaks: a shim of another binary.
+fn version() -> u32 {
+    std::env::var("FAKE_SHIM_VERSION").map_or(1, |text| text.parse().unwrap())
+}
+
 fn now() -> i64 {
     i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap()
 }
@@ -36,7 +41,8 @@ async fn main() {
     let listener = UnixListener::bind(config.state_dir.join("shim.sock")).unwrap();
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let start_time: u64 = stat[stat.rfind(')').unwrap() + 2..].split(' ').nth(19).unwrap().parse().unwrap();
-    let identity = serde_json::json!({ "pid": std::process::id(), "startTime": start_time, "version": 1 });
+    let identity =
+        serde_json::json!({ "pid": std::process::id(), "startTime": start_time, "version": version() });
     std::fs::write(config.state_dir.join("shim.tmp"), identity.to_string()).unwrap();
     std::fs::rename(config.state_dir.join("shim.tmp"), config.state_dir.join("shim.json")).unwrap();
     let shim = Arc::new(Shim { config, containers: Mutex::default(), events: broadcast::channel(64).0 });
@@ -88,7 +94,7 @@ impl Shim {
 
     async fn answer(self: Arc<Self>, request: Request) -> Response {
         match request {
-            Request::Hello { .. } => Response::Hello { version: 1, pid: std::process::id() },
+            Request::Hello { .. } => Response::Hello { version: version(), pid: std::process::id() },
             Request::State => {
                 let containers =
                     self.containers.lock().unwrap().values().map(|(_, state)| state.clone()).collect();

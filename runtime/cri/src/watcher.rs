@@ -17,6 +17,8 @@ use crate::runtime::{QUESTION_DEADLINE, Runtime};
 use crate::shim;
 
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
+/// A shim that said nothing for this long is asked.
+const CHECK_PERIOD: Duration = Duration::from_secs(60);
 /// Attempts to hear a shim that lives; after them it counts as hung and is killed.
 const ATTEMPT_LIMIT: u32 = 10;
 
@@ -70,7 +72,21 @@ impl Runtime {
             tracing::debug!(sandbox = id, error = chain(&error), "could not ask the shim");
         }
         loop {
-            match shim::read_event(&mut events).await {
+            let mut next = std::pin::pin!(shim::read_event(&mut events));
+            let event = loop {
+                match tokio::time::timeout(CHECK_PERIOD, &mut next).await {
+                    Ok(event) => break event,
+                    // A shim that hangs is silent too, and what ends below it would never be heard of.
+                    Err(_) => match self.refresh(id).await {
+                        Ok(()) => {}
+                        Err(error) => {
+                            tracing::warn!(sandbox = id, error = chain(&error), "the shim does not answer");
+                            return false;
+                        }
+                    },
+                }
+            };
+            match event {
                 Ok(event) => self.observe(&event.container),
                 Err(error) => {
                     tracing::debug!(sandbox = id, error = chain(&error), "the shim stopped talking");

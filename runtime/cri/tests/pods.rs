@@ -233,6 +233,42 @@ async fn a_killed_shim_ends_its_pod() {
 }
 
 #[tokio::test]
+async fn shims_of_a_neighbouring_version_are_taken_over_and_no_others() {
+    let mut node = Node::new();
+    node.write_network();
+    node.import_image();
+    let speaking = |node: &Node, version: u32| {
+        let mut config = node.config();
+        let fake = config.shim_command.join(" ");
+        config.shim_command = vec!["/usr/bin/env".into(), format!("FAKE_SHIM_VERSION={version}"), fake];
+        config
+    };
+    if support::real_shim().is_some() {
+        println!("SKIP: a real shim speaks one version");
+        return;
+    }
+    let config = speaking(&node, 0);
+    let mut client = node.start_with(config).await;
+    let sandbox = client.run_pod(&pod(&node, "old")).await.unwrap();
+    let id = client.create(&sandbox, container("c", &["/bin/busybox", "sleep", "600"])).await.unwrap();
+    client.start(&id).await.unwrap();
+    node.stop().await;
+    let mut client = node.start().await;
+    assert_eq!(client.status(&id).await.state(), v1::ContainerState::ContainerRunning);
+    assert_eq!(client.exec_sync(&id, &["/bin/busybox", "true"]).await.unwrap().exit_code, 0);
+    client.remove_pod(&sandbox).await.unwrap();
+    node.stop().await;
+    let config = speaking(&node, 3);
+    let mut client = node.start_with(config).await;
+    let sandbox = client.run_pod(&pod(&node, "strange")).await.unwrap();
+    let refused =
+        client.create(&sandbox, container("c", &["/bin/busybox", "sleep", "600"])).await.unwrap_err();
+    assert!(refused.message().contains("version 3"), "{refused}");
+    client.remove_pod(&sandbox).await.unwrap();
+    assert_nothing_left(&node);
+}
+
+#[tokio::test]
 async fn images_are_listed_found_and_removed() {
     let mut node = Node::new();
     node.import_image();

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::frame::{read_frame, read_stream_frame, write_frame, write_stream_frame};
-use crate::protocol::{ErrorKind, Event, Request, Response, VERSION};
+use crate::protocol::{ErrorKind, Event, Request, Response, VERSION, is_spoken};
 
 /// What a call may end in.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,7 @@ impl Client {
         stream.set_write_timeout(Some(deadline))?;
         let mut client = Self { stream };
         match client.call(&Request::Hello { version: VERSION })? {
-            Response::Hello { .. } => Ok(client),
+            Response::Hello { version, .. } if is_spoken(version) => Ok(client),
             other => Err(ClientError::Unexpected(Box::new(other))),
         }
     }

@@ -134,4 +134,59 @@ mod tests {
         assert!(take_stream_frame(&mut vec![1, 0, 1, 0, 1]).is_err());
         assert!(read_frame::<Request>(&mut &[0xff_u8; 8][..]).is_err());
     }
+
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_in_any_cut_are_frames_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0_usize..200) {
+            // Whole or in two pieces: the same frames, nothing kept that is not a frame's beginning.
+            let take_all = |pieces: [&[u8]; 2]| {
+                let (mut input, mut frames) = (Vec::new(), Vec::new());
+                for piece in pieces {
+                    input.extend_from_slice(piece);
+                    loop {
+                        match take_frame(&mut input) {
+                            Ok(Some(body)) => frames.push(body),
+                            Ok(None) => break,
+                            Err(_) => return (frames, None),
+                        }
+                    }
+                }
+                (frames, Some(input))
+            };
+            let cut = cut.min(bytes.len());
+            let whole = take_all([&bytes, &[]]);
+            prop_assert_eq!(&take_all([&bytes[..cut], &bytes[cut..]]), &whole);
+            let taken: usize = whole.0.iter().map(|body| body.len() + 4).sum();
+            if let Some(rest) = whole.1 {
+                prop_assert_eq!(&bytes[taken..], &rest[..]);
+            }
+            let _ = read_frame::<Request>(&mut &bytes[..]);
+        }
+
+        #[test]
+        fn stream_frames_come_back_in_any_cut(
+            frames in proptest::collection::vec((any::<u8>(), proptest::collection::vec(any::<u8>(), 0..50)), 0..8),
+            cuts in proptest::collection::vec(0_usize..400, 0..6),
+        ) {
+            let mut bytes = Vec::new();
+            for (channel, data) in &frames {
+                write_stream_frame(&mut bytes, *channel, data).unwrap();
+            }
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+            cuts.push(bytes.len());
+            cuts.sort_unstable();
+            let (mut input, mut seen, mut from) = (Vec::new(), Vec::new(), 0);
+            for cut in cuts {
+                input.extend_from_slice(&bytes[from..cut]);
+                from = cut;
+                while let Some(frame) = take_stream_frame(&mut input).unwrap() {
+                    seen.push(frame);
+                }
+            }
+            prop_assert_eq!(seen, frames);
+            prop_assert!(input.is_empty());
+        }
+    }
 }

@@ -219,4 +219,37 @@ mod tests {
         log.write(Stream::Stdout, b"four\n");
         assert!(std::fs::read_to_string(&path).unwrap().ends_with("F four\n"));
     }
+
+    proptest::proptest! {
+        /// What the pieces say, put together again, is what went in, however it arrived; no piece is too long.
+        #[test]
+        fn nothing_is_lost_in_any_cut(
+            lengths in proptest::collection::vec(0_usize..40_000, 0..6),
+            ended: bool,
+            cuts in proptest::collection::vec(0_usize..200_000, 0..6),
+        ) {
+            let mut text = Vec::new();
+            for (number, length) in lengths.iter().enumerate() {
+                text.extend(std::iter::repeat_n(b'a' + u8::try_from(number).unwrap(), *length));
+                text.push(b'\n');
+            }
+            if !ended {
+                text.extend_from_slice(b"rest");
+            }
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(text.len())).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> = cuts.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
+            let mut back = Vec::new();
+            for line in feed(&pieces).lines() {
+                let (head, content) = line.split_at("T stdout F ".len());
+                assert!(content.len() <= PIECE_LIMIT_BYTES);
+                back.extend_from_slice(content.as_bytes());
+                if head.ends_with("F ") {
+                    back.push(b'\n');
+                }
+            }
+            proptest::prop_assert_eq!(back, text);
+        }
+    }
 }

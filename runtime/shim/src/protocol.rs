@@ -14,7 +14,14 @@
 //!
 //! A session of either kind ends with one frame on [`channel::EXIT`]: for an attach it is the container's exit.
 //!
-//! Versioned: [`Request::Hello`] first; a shim of an older binary answers with its own version and goes on serving.
+//! Versions: [`Request::Hello`] first; each side tells its own and goes on. A shim lives as long as its pod, so after an upgrade a daemon meets
+//! shims of an older binary, and after a downgrade of a newer one. The rule that makes both work:
+//!
+//! 1. Within a version only optional things are added: fields that may be absent (`#[serde(default)]`, also in [`ShimConfig`]), requests that
+//!    the daemon can do without. Whoever reads ignores what it does not know.
+//! 2. Anything else raises [`VERSION`] by one, and the code then speaks the version before as well, on both sides, until the next one.
+//! 3. So versions that are at most one apart understand each other ([`is_spoken`]). A daemon that meets any other shim says so and ends its
+//!    pod, which the kubelet makes anew: upgrade one version at a time, or drain the node.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,6 +30,12 @@ use serde::{Deserialize, Serialize};
 
 /// The version this code speaks. Additions are optional fields; anything else raises it.
 pub const VERSION: u32 = 1;
+
+/// Whether this code can talk to the other side's version.
+pub const fn is_spoken(version: u32) -> bool {
+    version.abs_diff(VERSION) <= 1
+}
+
 /// Largest JSON frame.
 pub const FRAME_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 /// Largest data part of a stream frame.

@@ -259,12 +259,22 @@ impl Shim {
         Ok(None)
     }
 
+    fn check_session_room(&self) -> Result<(), Refusal> {
+        match self.has_session_room() {
+            true => Ok(()),
+            false => {
+                Err((ErrorKind::Failed, "the pod has too many open sessions: end one of them".to_owned()))
+            }
+        }
+    }
+
     fn exec_session(
         &mut self,
         key: u64,
         id: &str,
         process: &ExecProcess,
     ) -> Result<Option<Response>, Refusal> {
+        self.check_session_room()?;
         self.exec(id, process, Role::Session { connection: key })?;
         Ok(None)
     }
@@ -332,6 +342,7 @@ impl Shim {
         stdout: bool,
         stderr: bool,
     ) -> Result<Option<Response>, Refusal> {
+        self.check_session_room()?;
         let container = self
             .containers
             .get(id)
@@ -347,6 +358,7 @@ impl Shim {
     }
 
     fn port_forward(&mut self, key: u64, port: u16) -> Result<Option<Response>, Refusal> {
+        self.check_session_room()?;
         let forward = Forward::open(port).map_err(|error| (ErrorKind::Failed, error.to_string()))?;
         let connected = !forward.connecting;
         if let Some(connection) = self.connections.get_mut(&key) {

@@ -7,14 +7,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::event::PollFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use crate::connection::Mode;
+use crate::connection::{Connection, Mode};
 use crate::log::Stream;
 use crate::protocol::{ErrorKind, ExitStatus, Response, TerminalSize, channel};
-use crate::running::{Console, Role};
+use crate::running::{Console, Role, Running, Stage};
 use crate::server::Shim;
 
 /// Of each stream of a collected exec. Both, in base64, fit into one frame.
 const COLLECTED_BYTES: usize = 1400 * 1024;
+
+/// Attach, exec and port forward together, of the connections that a shim takes.
+const SESSION_LIMIT: usize = 128;
 
 impl Shim {
     /// Hands output to everybody who wants it.
@@ -148,16 +151,24 @@ impl Shim {
         }
     }
 
-    /// Nobody is there any more for an exec'd process: its input ends, its terminal hangs up, its output goes nowhere.
+    /// Nobody is there any more for an exec'd process: its input ends, its terminal hangs up, and without one its next output is
+    /// SIGPIPE, as with ssh. Reading on would keep what only talks (`tail -f`) until the container ends.
     fn hang_up(&mut self, process: u64) {
-        let Some(running) = self.processes.get_mut(&process) else {
-            return;
-        };
-        if running.terminal.is_some() {
+        if let Some(running) = self.processes.get_mut(&process) {
             running.close_streams();
-        } else {
-            running.end_input();
         }
+    }
+
+    /// Room for one more session: the rest of the connections is for requests, or a pod with busy users would look hung.
+    pub(crate) fn has_session_room(&self) -> bool {
+        let carries = |connection: &&Connection| {
+            matches!(connection.mode, Mode::Attach { .. } | Mode::Exec { .. } | Mode::Forward(_))
+        };
+        let starting = |running: &&Running| {
+            matches!(running.role, Role::Session { .. }) && !matches!(running.stage, Stage::Running)
+        };
+        let open = self.connections.values().filter(carries).count();
+        open + self.processes.values().filter(starting).count() < SESSION_LIMIT
     }
 
     /// The terminal's master side arrives.

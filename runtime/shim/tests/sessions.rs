@@ -263,23 +263,81 @@ fn ports_are_forwarded_into_the_pod() {
 }
 
 #[test]
-fn logs_rotate() {
+fn logs_rotate_without_losing_or_doubling_a_line() {
     needs_root!();
     let pod = Pod::start();
-    pod.run("c1", &["sh", "-c", "i=0; while :; do echo line $i; i=$((i+1)); sleep 0.01; done"]);
-    while pod.log("c1").len() < 3 {
-        std::thread::sleep(Duration::from_millis(5));
+    pod.run("c1", &["sh", "-c", "seq 1 200000; echo end"]);
+    // As the kubelet does: rename, then reopen, again and again while the container writes.
+    let mut rotated = Vec::new();
+    while pod.log("c1").last().is_none_or(|line| !line.ends_with("F end")) {
+        let old = pod.directory.path().join(format!("old-{}", rotated.len()));
+        std::fs::rename(pod.log_path("c1"), &old).unwrap();
+        pod.call(&Request::ReopenLog { id: "c1".into() }).unwrap();
+        rotated.push(old);
+        if rotated.len() > 300 {
+            break;
+        }
     }
-    let old = pod.directory.path().join("old.log");
-    std::fs::rename(pod.log_path("c1"), &old).unwrap();
-    pod.call(&Request::ReopenLog { id: "c1".into() }).unwrap();
-    while pod.log("c1").len() < 3 {
-        std::thread::sleep(Duration::from_millis(5));
+    assert_eq!(pod.wait("c1").code, 0);
+    rotated.push(pod.log_path("c1"));
+    let text: String = rotated.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let lines: Vec<&str> = text.lines().map(|line| line.split_once(" stdout F ").unwrap().1).collect();
+    assert_eq!(lines.len(), 200_001);
+    for (at, line) in lines[..200_000].iter().enumerate() {
+        assert_eq!(*line, (at + 1).to_string());
     }
-    pod.stop("c1", 0);
-    let both = std::fs::read_to_string(old).unwrap() + &std::fs::read_to_string(pod.log_path("c1")).unwrap();
-    for (number, line) in both.lines().enumerate() {
-        assert!(line.ends_with(&format!(" stdout F line {number}")), "{line}");
+    pod.end();
+}
+
+#[test]
+fn a_full_disk_stops_no_container() {
+    needs_root!();
+    let pod = Pod::start();
+    let mut container = pod.container("c1", &["sh", "-c", "seq 1 100000; exit 4"], |_| {});
+    container.log_path = Some("/dev/full".into());
+    pod.create(container).unwrap();
+    pod.start_container("c1").unwrap();
+    assert_eq!(pod.wait("c1").code, 4);
+    assert!(pod.shim_log().contains("100000 lines could not be written"), "{}", pod.shim_log());
+    pod.end();
+}
+
+#[test]
+fn sessions_are_bounded_and_leave_room_for_requests() {
+    needs_root!();
+    let pod = Pod::start();
+    pod.run("c1", &["sleep", "1000"]);
+    let attach = Request::Attach { id: "c1".into(), stdin: false, stdout: true, stderr: true };
+    let mut open = Vec::new();
+    let refused = loop {
+        let mut client = pod.client();
+        match client.call(&attach) {
+            Ok(_) => open.push(client),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(open.len(), 128);
+    assert!(
+        matches!(&refused, ClientError::Refused { message, .. } if message.contains("too many")),
+        "{refused}"
+    );
+    assert_eq!(pod.exec("c1", &["true"], 0).unwrap().2, 0);
+    drop(open);
+    // The shim hears of their ends in its own time.
+    while pod.client().call(&attach).is_err() {}
+    pod.end();
+}
+
+#[test]
+fn a_client_that_leaves_ends_what_only_talks_to_it() {
+    needs_root!();
+    let pod = Pod::start();
+    pod.run("c1", &["sleep", "1000"]);
+    let mut client = exec(&pod, process(&["sh", "-c", "while echo x; do sleep 0.01; done"]));
+    expect(&mut client, "x");
+    drop(client);
+    while pod.exec("c1", &["ps"], 0).unwrap().0.contains("echo x") {
+        std::thread::sleep(Duration::from_millis(10));
     }
     pod.end();
 }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use orlop_shim::protocol::{ErrorKind, Event, FRAME_LIMIT_BYTES, Request, Response, VERSION};
+use orlop_shim::protocol::{ErrorKind, Event, FRAME_LIMIT_BYTES, Request, Response, VERSION, is_spoken};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
@@ -28,6 +28,9 @@ pub(crate) enum ShimError {
     /// It answered what no shim answers.
     #[error("the pod's shim answered out of protocol: {0}")]
     Protocol(String),
+    /// It is more than one version away.
+    #[error("the pod's shim speaks version {0} of its protocol, this daemon {VERSION} and its neighbours")]
+    Version(u32),
     /// It refused.
     #[error("{message}")]
     Refused {
@@ -53,7 +56,9 @@ impl ShimError {
                 CriError::Failed { act: act.to_owned(), cause: message.as_str().into() }
             }
             Self::Timeout(_) => CriError::Timeout(format!("{act}: {self}")),
-            Self::Connect(_) | Self::Broken(_) | Self::Protocol(_) => CriError::failed(act, self),
+            Self::Connect(_) | Self::Broken(_) | Self::Protocol(_) | Self::Version(_) => {
+                CriError::failed(act, self)
+            }
         }
     }
 
@@ -104,7 +109,8 @@ impl ShimClient {
             let mut stream = UnixStream::connect(&self.socket).await.map_err(ShimError::Connect)?;
             write_frame(&mut stream, &Request::Hello { version: VERSION }).await?;
             match answer(&mut stream).await? {
-                Response::Hello { .. } => Ok(stream),
+                Response::Hello { version, .. } if is_spoken(version) => Ok(stream),
+                Response::Hello { version, .. } => Err(ShimError::Version(version)),
                 other => Err(unexpected(&other)),
             }
         };
