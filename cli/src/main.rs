@@ -1,7 +1,7 @@
 //! The `orlop` binary: one file, many commands.
 //!
 //! Dispatch: by the name it was called with (`orlop-oci`, `orlop-cni`), then by subcommand. What must stay small and
-//! single-threaded (`shim`, `oci`, `oci-setup`, `cni`) is reached before any argument parser or runtime starts.
+//! single-threaded (`shim`, `oci`, `oci-setup`, `cni`) or small (`streamer`) is reached before any argument parser or runtime starts.
 //!
 //! Where to read next: `up/` (a whole cluster), `node.rs` (one node's daemons), `network.rs` (the network process).
 
@@ -106,6 +106,7 @@ fn dispatch_small(arguments: &[OsString]) -> Option<ExitCode> {
         Some("oci") => Some(exit(orlop_oci::main(rest(2)))),
         Some("cni") => Some(orlop_cni::main_plugin()),
         Some("shim") => Some(exit(orlop_shim::main(rest(2)))),
+        Some("streamer") => Some(exit(orlop_runtime::streamer_main(rest(2)))),
         Some("oci-setup") => Some(exit(orlop_oci::setup_main(rest(2)))),
         Some("kubelet") if arguments.get(2).is_some_and(|argument| argument == "--version") => {
             // kubeadm's preflight reads exactly this form.

@@ -29,9 +29,11 @@ fn init(default: &str) {
     let json = std::env::var("ORLOP_LOG_FORMAT").is_ok_and(|format| format == "json");
     let registry = tracing_subscriber::registry().with(filter);
     let started = if json {
-        registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init()
+        registry.with(fmt::layer().json().with_writer(std::io::stderr).log_internal_errors(false)).try_init()
     } else {
-        registry.with(fmt::layer().with_ansi(false).with_writer(std::io::stderr)).try_init()
+        let layer = fmt::layer().with_ansi(false).with_writer(std::io::stderr);
+        // A log that nobody reads any more is no reason to panic, which a report of it to the same place would.
+        registry.with(layer.log_internal_errors(false)).try_init()
     };
     if started.is_ok() {
         let _ = FILTER.set(handle);

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use orlop_daemon::config::Validate;
 use serde::{Deserialize, Serialize};
 
+use crate::streaming::TlsFiles;
+
 /// `sun_path` holds 108 bytes with its final zero (unix(7)); the shim's socket is `STATE/sandboxes/ID/shim.sock`.
 const SOCKET_PATH_LIMIT_BYTES: usize = 107;
 
@@ -29,8 +31,19 @@ pub struct Config {
     pub cni_timeout_seconds: u64,
     /// How a shim is started; empty is this program with the argument `shim`.
     pub shim_command: Vec<String>,
-    /// Where exec, attach and port-forward sessions are served: a loopback address.
+    /// How the server of sessions is started; empty is this program with the argument `streamer`.
+    pub streamer_command: Vec<String>,
+    /// Where exec, attach and port-forward sessions are served; port 0 is any free one. URLs name it, so it is an address of this
+    /// machine, and one that is not loopback needs TLS.
     pub stream_address: SocketAddr,
+    /// Certificate chain of `streamAddress`, PEM; with `streamTlsPrivateKeyFile`. Read again when it changes.
+    pub stream_tls_cert_file: Option<PathBuf>,
+    /// Its key, PEM.
+    pub stream_tls_private_key_file: Option<PathBuf>,
+    /// Authorities, PEM: clients of `streamAddress` need a certificate of one of them.
+    pub stream_client_ca_file: Option<PathBuf>,
+    /// Seconds without a byte in either direction after which a session ends.
+    pub stream_idle_timeout_seconds: u64,
     /// Registry configuration in containerd's layout (`HOST/hosts.toml`).
     pub registry_hosts_dir: Option<PathBuf>,
     /// Registry asked before the one that an image names.
@@ -56,7 +69,12 @@ impl Default for Config {
             cni_bin_dirs: vec![PathBuf::from("/opt/cni/bin")],
             cni_timeout_seconds: 60,
             shim_command: Vec::new(),
+            streamer_command: Vec::new(),
             stream_address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            stream_tls_cert_file: None,
+            stream_tls_private_key_file: None,
+            stream_client_ca_file: None,
+            stream_idle_timeout_seconds: 4 * 3600,
             registry_hosts_dir: None,
             registry_mirror: None,
             pull_concurrency: 4,
@@ -73,6 +91,40 @@ impl Config {
         let path = PathBuf::from(self.listen.strip_prefix("unix://").unwrap_or(&self.listen));
         path.is_absolute().then_some(path)
     }
+
+    /// TLS of sessions, where it is configured.
+    pub(crate) fn stream_tls(&self) -> Option<TlsFiles> {
+        let certificate = self.stream_tls_cert_file.clone()?;
+        let key = self.stream_tls_private_key_file.clone()?;
+        Some(TlsFiles { certificate, key, client_authorities: self.stream_client_ca_file.clone() })
+    }
+
+    fn stream_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let (address, secured) = (self.stream_address, self.stream_tls_cert_file.is_some());
+        if secured != self.stream_tls_private_key_file.is_some() {
+            problems.push("streamTlsCertFile and streamTlsPrivateKeyFile need each other".to_owned());
+        }
+        if self.stream_client_ca_file.is_some() && !secured {
+            problems.push(
+                "streamClientCaFile needs streamTlsCertFile: without TLS nobody shows a certificate"
+                    .to_owned(),
+            );
+        }
+        if address.ip().is_unspecified() {
+            problems.push(format!(
+                "streamAddress {address} is every address: give the one that the kubelet is to connect to"
+            ));
+        } else if !address.ip().is_loopback() && !secured {
+            problems.push(format!(
+                "streamAddress {address} is not a loopback address: give streamTlsCertFile and streamTlsPrivateKeyFile"
+            ));
+        }
+        if self.stream_idle_timeout_seconds == 0 {
+            problems.push("streamIdleTimeoutSeconds is 0: give at least 1".to_owned());
+        }
+        problems
+    }
 }
 
 impl Validate for Config {
@@ -84,12 +136,7 @@ impl Validate for Config {
         if self.cgroup_driver != "cgroupfs" {
             problems.push(format!("cgroupDriver {:?} is not supported: use cgroupfs", self.cgroup_driver));
         }
-        if !self.stream_address.ip().is_loopback() {
-            problems.push(format!(
-                "streamAddress {} is not a loopback address: sessions carry no TLS",
-                self.stream_address
-            ));
-        }
+        problems.extend(self.stream_problems());
         if self.pull_concurrency == 0 {
             problems.push("pullConcurrency is 0: give at least 1".to_owned());
         }
@@ -111,5 +158,31 @@ impl Validate for Config {
             ));
         }
         problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_are_encrypted_wherever_others_could_listen() {
+        let with = |address: &str, change: fn(&mut Config)| {
+            let mut config = Config { stream_address: address.parse().unwrap(), ..Config::default() };
+            change(&mut config);
+            config.stream_problems().join(";")
+        };
+        let tls = |config: &mut Config| {
+            config.stream_tls_cert_file = Some("/c".into());
+            config.stream_tls_private_key_file = Some("/k".into());
+        };
+        assert_eq!(with("127.0.0.1:0", |_| {}), "");
+        assert_eq!(with("10.1.2.3:10010", tls), "");
+        assert!(with("10.1.2.3:10010", |_| {}).contains("give streamTlsCertFile"));
+        assert!(with("0.0.0.0:10010", tls).contains("every address"));
+        assert!(
+            with("[::1]:0", |config| config.stream_tls_cert_file = Some("/c".into())).contains("each other")
+        );
+        assert!(with("[::1]:0", |config| config.stream_client_ca_file = Some("/c".into())).contains("needs"));
     }
 }

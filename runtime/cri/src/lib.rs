@@ -13,8 +13,8 @@
 //!   StopPodSandbox: containers killed → CNI DEL → shim ends → record(Stopped)
 //! ```
 //!
-//! Tasks: `cri` (gRPC server), `streaming` (sessions), one watcher per live shim (its events), one per session. Verbs run in
-//! [flights] of their own, so a kubelet's deadline cuts none off halfway and a retry joins.
+//! Tasks: `cri` (gRPC server), one watcher per live shim (its events). Verbs run in [flights] of their own, so a kubelet's
+//! deadline cuts none off halfway and a retry joins. Sessions are served by a process of their own, see `streaming/mod.rs`.
 //!
 //! Read next: [`runtime`] (shared state), `verbs/` (one file per verb), `spec/plan.rs` (CRI → OCI), `adopt.rs` (restart).
 
@@ -56,6 +56,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 
 pub use config::Config;
 pub use error::CriError;
+pub use streaming::streamer_main;
 
 /// What open connections may take after the drain started.
 const DRAIN_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
@@ -67,20 +68,17 @@ const DRAIN_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
 pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
     let guard = frame.ready().guard("pods-adopted");
     let socket = config.socket_path().context("listen is not a unix socket")?;
-    let (streams, stream_listener) =
-        streaming::Streams::bind(config.stream_address).await.context("failed to listen for sessions")?;
+    for directory in [&config.root, &config.state] {
+        files::make_private_dir(directory)
+            .with_context(|| format!("failed to create {}", directory.display()))?;
+    }
+    let streams = streaming::Streams::open(&config).await?;
     let runtime = runtime::Runtime::open(frame, config, streams)?;
     adopt::adopt(&runtime).await.context("failed to take over what runs")?;
     let listener = bind(&socket)?;
     guard.set();
     let dumped = runtime.clone();
     frame.dump("runtime", move || dumped.dump());
-    let served = runtime.clone();
-    let drain = frame.drain();
-    frame.spawn("streaming", async move {
-        streaming::serve(served, stream_listener, drain).await;
-        Ok(())
-    });
     let drain = frame.drain();
     frame.spawn("cri", async move { serve(runtime, listener, drain).await });
     Ok(())

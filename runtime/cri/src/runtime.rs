@@ -46,7 +46,7 @@ pub(crate) struct Runtime {
     pub features: CgroupFeatures,
     /// Capabilities that containers can be given.
     pub capabilities: std::collections::BTreeSet<String>,
-    /// Sessions waiting for their client.
+    /// Gives out URLs of sessions.
     pub streams: Streams,
     /// Durations and failures.
     pub metrics: Metrics,
@@ -267,7 +267,7 @@ impl Runtime {
                 (sandbox.id.as_str(), value)
             })
             .collect();
-        serde_json::json!({ "sandboxes": sandboxes, "subscribers": self.events.receiver_count(), "sessions": self.streams.waiting() })
+        serde_json::json!({ "sandboxes": sandboxes, "subscribers": self.events.receiver_count() })
     }
 
     /// Directory that holds all sandboxes.

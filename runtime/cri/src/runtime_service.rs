@@ -306,7 +306,7 @@ impl RuntimeService for RuntimeApi {
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
         let wish = Wish::exec(&self.runtime, request.into_inner())?;
-        Ok(Response::new(v1::ExecResponse { url: self.runtime.streams.url(wish)? }))
+        Ok(Response::new(v1::ExecResponse { url: self.runtime.streams.url(wish).await? }))
     }
 
     async fn attach(
@@ -314,7 +314,7 @@ impl RuntimeService for RuntimeApi {
         request: Request<v1::AttachRequest>,
     ) -> Result<Response<v1::AttachResponse>, Status> {
         let wish = Wish::attach(&self.runtime, request.into_inner())?;
-        Ok(Response::new(v1::AttachResponse { url: self.runtime.streams.url(wish)? }))
+        Ok(Response::new(v1::AttachResponse { url: self.runtime.streams.url(wish).await? }))
     }
 
     async fn port_forward(
@@ -322,7 +322,7 @@ impl RuntimeService for RuntimeApi {
         request: Request<v1::PortForwardRequest>,
     ) -> Result<Response<v1::PortForwardResponse>, Status> {
         let wish = Wish::port_forward(&self.runtime, request.into_inner())?;
-        Ok(Response::new(v1::PortForwardResponse { url: self.runtime.streams.url(wish)? }))
+        Ok(Response::new(v1::PortForwardResponse { url: self.runtime.streams.url(wish).await? }))
     }
 
     async fn container_stats(

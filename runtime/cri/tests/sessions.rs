@@ -112,6 +112,164 @@ async fn attach_ends_with_the_container() {
     stopper.await.unwrap();
 }
 
+#[tokio::test]
+async fn every_dialect_of_websocket_is_spoken() {
+    let mut lab = lab().await;
+    let script = ["/bin/busybox", "sh", "-c", "echo out; exit 3"];
+    for protocol in ["channel.k8s.io", "v4.channel.k8s.io", "v5.channel.k8s.io"] {
+        let url = exec_url(&mut lab, &script, false).await;
+        let (output, status) = websocket(&url, protocol, &[]).await;
+        assert_eq!(output, b"out\n", "{protocol}");
+        assert!(
+            status.contains('3') && status.starts_with('{') != (protocol == "channel.k8s.io"),
+            "{protocol}: {status}"
+        );
+    }
+    for protocol in ["base64.channel.k8s.io", "v4.base64.channel.k8s.io"] {
+        let url = exec_url(&mut lab, &script, false).await;
+        let mut request = url.replace("http://", "ws://").into_client_request().unwrap();
+        request.headers_mut().insert("Sec-WebSocket-Protocol", protocol.parse().unwrap());
+        let (mut socket, _) = tokio_tungstenite::connect_async(request).await.unwrap();
+        let mut texts = Vec::new();
+        while let Some(Ok(message)) = socket.next().await {
+            if let Message::Text(text) = message {
+                texts.push(text.to_string());
+            }
+        }
+        // The first message is the sign that the session stands, then "out\n" on channel 1 and the status on 3.
+        assert_eq!(texts[..2], ["1".to_owned(), "1b3V0Cg==".to_owned()], "{protocol}");
+        assert!(texts[2].starts_with('3'), "{protocol}: {texts:?}");
+    }
+    // Without a subprotocol it is the oldest one.
+    let url = exec_url(&mut lab, &script, false).await;
+    let (mut socket, response) =
+        tokio_tungstenite::connect_async(url.replace("http://", "ws://")).await.unwrap();
+    assert!(response.headers().get("Sec-WebSocket-Protocol").is_none());
+    assert_eq!(socket.next().await.unwrap().unwrap(), Message::binary(vec![1]));
+    assert_eq!(socket.next().await.unwrap().unwrap(), Message::binary(b"\x01out\n".to_vec()));
+}
+
+/// Sends bytes and reads what comes back until the server closes.
+async fn raw(address: &str, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let mut answer = Vec::new();
+    let exchange = async {
+        // A server that has seen enough closes before it has read everything.
+        let _ = stream.write_all(bytes).await;
+        let _ = stream.read_to_end(&mut answer).await;
+    };
+    tokio::time::timeout(Duration::from_secs(20), exchange).await.expect("the server closes");
+    answer
+}
+
+#[tokio::test]
+async fn garbage_ends_its_own_session_alone() {
+    let mut lab = lab().await;
+    let cat = ["/bin/busybox", "cat"];
+    let url = exec_url(&mut lab, &cat, true).await;
+    let mut good = url.replace("http://", "ws://").into_client_request().unwrap();
+    good.headers_mut().insert("Sec-WebSocket-Protocol", "v5.channel.k8s.io".parse().unwrap());
+    let (mut good, _) = tokio_tungstenite::connect_async(good).await.unwrap();
+    let websocket = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
+    let spdy = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n";
+    let table: [(&str, &[u8], &str); 7] = [
+        ("", b"", "400"),
+        ("Upgrade: websocket\r\n", b"", "400"),
+        ("Upgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 8\r\n", b"", "426"),
+        ("Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v9\r\n", b"", "403"),
+        (websocket, &[0xff; 4096], "101"),
+        // A masked binary frame that claims 1 TiB.
+        (websocket, b"\x82\xff\x00\x00\x01\x00\x00\x00\x00\x00\0\0\0\0", "101"),
+        (spdy, b"\x80\x03\x00\x01\x00\xff\xff\xff", "101"),
+    ];
+    for (headers, bytes, status) in table {
+        let url = exec_url(&mut lab, &cat, true).await;
+        let (address, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
+        let mut sent =
+            format!("GET /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n").into_bytes();
+        sent.extend_from_slice(bytes);
+        let answer = raw(address, &sent).await;
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{headers:?}: {answer}");
+    }
+    let (address, _) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
+    assert!(
+        String::from_utf8_lossy(
+            &raw(address, b"GET /exec/guess HTTP/1.1\r\nConnection: close\r\n\r\n").await
+        )
+        .contains("404")
+    );
+    raw(address, b"\x16\x03\x01 not HTTP at all \r\n\r\n").await;
+    good.send(Message::binary(b"\0still here".to_vec())).await.unwrap();
+    loop {
+        match good.next().await.unwrap().unwrap() {
+            Message::Binary(data) if data.len() > 1 => break assert_eq!(&data[..], b"\x01still here"),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn sessions_may_be_encrypted_and_ask_for_certificates() {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+    let mut node = Node::new();
+    node.write_network();
+    node.import_image();
+    let certificate = |name: &str| rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+    let (server, client) = (certificate("127.0.0.1"), certificate("kubelet"));
+    std::fs::write(node.path("tls.crt"), server.cert.pem()).unwrap();
+    std::fs::write(node.path("tls.key"), server.signing_key.serialize_pem()).unwrap();
+    std::fs::write(node.path("ca.crt"), client.cert.pem()).unwrap();
+    let config = orlop_runtime::Config {
+        stream_tls_cert_file: Some(node.path("tls.crt")),
+        stream_tls_private_key_file: Some(node.path("tls.key")),
+        stream_client_ca_file: Some(node.path("ca.crt")),
+        ..node.config()
+    };
+    let mut api = node.start_with(config).await;
+    let sandbox = api.run_pod(&pod(&node, "web")).await.unwrap();
+    let container = api.create(&sandbox, container("c", &SHELL)).await.unwrap();
+    api.start(&container).await.unwrap();
+    let mut lab = Lab { client: api, container, sandbox, _node: node };
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from(server.cert.der().to_vec())).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let builder = || {
+        rustls::ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots.clone())
+    };
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(client.signing_key.serialize_der()));
+    let known = builder().with_client_auth_cert(vec![client.cert.der().clone()], key).unwrap();
+    let stranger = builder().with_no_client_auth();
+    for (config, welcome) in [(stranger, false), (known, true)] {
+        let url = exec_url(&mut lab, &["/bin/busybox", "echo", "secret"], false).await;
+        let address = url.strip_prefix("https://").unwrap().split_once('/').unwrap().0;
+        let stream = TcpStream::connect(address).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+        // In TLS 1.3 a client hears of its refusal with the first answer.
+        let stream = connector.connect("127.0.0.1".try_into().unwrap(), stream).await;
+        let mut request = url.replace("https://", "ws://").into_client_request().unwrap();
+        request.headers_mut().insert("Sec-WebSocket-Protocol", "v4.channel.k8s.io".parse().unwrap());
+        let opened = match stream {
+            Ok(stream) => tokio_tungstenite::client_async(request, stream).await.ok(),
+            Err(_) => None,
+        };
+        assert_eq!(opened.is_some(), welcome);
+        let Some((mut socket, _)) = opened else { continue };
+        let mut output = Vec::new();
+        while let Some(Ok(message)) = socket.next().await {
+            if let Message::Binary(data) = message
+                && data[0] == 1
+            {
+                output.extend_from_slice(&data[1..]);
+            }
+        }
+        assert_eq!(output, b"secret\n");
+    }
+}
+
 /// One pod of an API server, with the kubelet behind it.
 async fn serve_api(lab: &Lab) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,6 +1,5 @@
 //! Starting and ending shims.
 
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -32,14 +31,7 @@ pub(crate) struct Launcher {
 impl Launcher {
     /// With a configured command; an empty one is this program with the argument `shim`.
     pub(crate) fn new(command: &[String]) -> std::io::Result<Self> {
-        if !command.is_empty() {
-            return Ok(Self { command: command.to_vec() });
-        }
-        // The link follows the program when a package manager replaces it; the path is what a new shim should run.
-        let program: PathBuf = std::env::current_exe()?;
-        let program = program.to_string_lossy().into_owned();
-        let program = program.strip_suffix(" (deleted)").unwrap_or(&program).to_owned();
-        Ok(Self { command: vec![program, "shim".to_owned()] })
+        Ok(Self { command: crate::streaming::program(command, "shim")? })
     }
 
     /// Starts a shim and waits until it is ready.

@@ -1,11 +1,13 @@
 //! Port forwarding: `portforward.k8s.io` over SPDY, the same tunnelled through a WebSocket
-//! (`SPDY/3.1+portforward.k8s.io`, KEP-4006), and the older channels over WebSocket.
+//! (`SPDY/3.1+portforward.k8s.io`, KEP-4006), and the older channels over WebSocket, binary or base64.
+//!
+//! A client keeps its connection without forwarding anything; so that it ends with its pod, the shim's events are followed meanwhile.
 
 use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures::{SinkExt as _, StreamExt as _};
 use orlop_shim::protocol::Request;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -14,15 +16,15 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::spdy::connection::{Connection, Stream, StreamWriter};
-use super::websocket::{self, Socket};
+use super::spdy::connection::{Connection, Incoming, Stream, StreamWriter};
+use super::websocket::{self, Dialect, Socket};
 use crate::error::chain;
-use crate::runtime::Runtime;
-use crate::shim::{ShimClient, ShimError};
+use crate::shim::{ShimClient, ShimError, read_event};
 
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 /// Subprotocols of port forwarding.
-pub(super) const WEBSOCKET_PROTOCOLS: [&str; 2] = [TUNNEL, "v4.channel.k8s.io"];
+pub(super) const WEBSOCKET_PROTOCOLS: [&str; 4] =
+    [TUNNEL, "portforward.k8s.io", "v4.channel.k8s.io", "v4.base64.channel.k8s.io"];
 const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 const BUFFER_BYTES: usize = 32 * 1024;
@@ -36,12 +38,27 @@ async fn connect(shim: &ShimClient, port: u16) -> Result<UnixStream, ShimError> 
     shim.open(&Request::PortForward { port }, CONNECT_DEADLINE).await
 }
 
-/// Serves one client until its connection ends.
-pub(super) async fn over_spdy<T>(runtime: &Runtime, sandbox_id: &str, transport: T)
+/// Returns when the pod's shim is gone, or cannot be talked to.
+async fn pod_end(shim: &ShimClient) {
+    if let Ok(mut events) = shim.open(&Request::Events, CONNECT_DEADLINE).await {
+        while read_event(&mut events).await.is_ok() {}
+    }
+}
+
+/// Serves one client until its connection or the pod ends.
+pub(super) async fn over_spdy<T>(shim: ShimClient, transport: T)
 where
     T: AsyncRead + AsyncWrite + Send + 'static,
 {
     let mut connection = Connection::serve(transport);
+    tokio::select! {
+        () = serve_streams(&shim, &mut connection) => {}
+        () = pod_end(&shim) => tracing::info!("port forward ended with its pod"),
+    }
+    connection.close(CLOSE_PATIENCE).await;
+}
+
+async fn serve_streams(shim: &ShimClient, connection: &mut Connection) {
     // A pair is joined by its request id; whichever of the two comes first waits here.
     let mut halves: HashMap<String, Stream> = HashMap::new();
     let mut forwards = JoinSet::new();
@@ -57,7 +74,7 @@ where
                     Some("data") => (stream, other),
                     _ => (other, stream),
                 };
-                forwards.spawn(forward(runtime.shim(sandbox_id), data, error));
+                forwards.spawn(forward(shim.clone(), data, error));
             }
             None if halves.len() < FORWARD_LIMIT => {
                 halves.insert(key, stream);
@@ -68,8 +85,6 @@ where
         }
     }
     forwards.shutdown().await;
-    drop(halves);
-    connection.close(CLOSE_PATIENCE).await;
 }
 
 /// Clients older than request ids open the error stream right before its data stream.
@@ -101,11 +116,7 @@ async fn forward(shim: ShimClient, data: Stream, error: Stream) {
 }
 
 /// Both directions, until both have ended.
-async fn copy(
-    pod: UnixStream,
-    mut incoming: mpsc::Receiver<Bytes>,
-    outgoing: &StreamWriter,
-) -> io::Result<()> {
+async fn copy(pod: UnixStream, mut incoming: Incoming, outgoing: &StreamWriter) -> io::Result<()> {
     let (mut read, mut write) = pod.into_split();
     let to_pod = async {
         while let Some(data) = incoming.recv().await {
@@ -132,18 +143,12 @@ async fn copy(
 }
 
 /// Serves one client over WebSocket.
-pub(super) async fn over_websocket(
-    runtime: &Runtime,
-    sandbox_id: &str,
-    ports: Vec<u16>,
-    protocol: &str,
-    socket: Socket,
-) {
+pub(super) async fn over_websocket(shim: ShimClient, ports: Vec<u16>, protocol: &str, socket: Socket) {
     if protocol == TUNNEL {
         let (near, far) = tokio::io::duplex(BUFFER_BYTES * 2);
-        tokio::join!(over_spdy(runtime, sandbox_id, near), tunnel(socket, far));
+        tokio::join!(over_spdy(shim, near), tunnel(socket, far));
     } else {
-        over_channels(&runtime.shim(sandbox_id), ports, socket).await;
+        over_channels(&shim, ports, Dialect::of(protocol), socket).await;
     }
 }
 
@@ -183,7 +188,7 @@ async fn tunnel(socket: Socket, stream: tokio::io::DuplexStream) {
 }
 
 /// Channel 2n carries the bytes of the n-th port, 2n+1 its errors; each begins with the port, little endian.
-async fn over_channels(shim: &ShimClient, ports: Vec<u16>, socket: Socket) {
+async fn over_channels(shim: &ShimClient, ports: Vec<u16>, dialect: Dialect, socket: Socket) {
     let (mut sink, mut source) = socket.split();
     let (sender, mut messages) = mpsc::channel::<Message>(CHANNEL_QUEUE);
     let mut inputs = Vec::new();
@@ -192,7 +197,8 @@ async fn over_channels(shim: &ShimClient, ports: Vec<u16>, socket: Socket) {
         let (input, incoming) = mpsc::channel::<Bytes>(CHANNEL_QUEUE);
         inputs.push(input);
         let data = u8::try_from(index * 2).unwrap_or(u8::MAX);
-        forwards.spawn(forward_channel(shim.clone(), port, data, incoming, sender.clone()));
+        let client = Channel { number: data, dialect, messages: sender.clone() };
+        forwards.spawn(forward_channel(shim.clone(), port, client, incoming));
     }
     drop(sender);
     let writer = async {
@@ -205,13 +211,10 @@ async fn over_channels(shim: &ShimClient, ports: Vec<u16>, socket: Socket) {
     };
     let reader = async {
         while let Some(Ok(message)) = source.next().await {
-            let Message::Binary(mut data) = message else {
+            let Some((channel, data)) = dialect.decode(message) else {
                 continue;
             };
-            if data.is_empty() {
-                continue;
-            }
-            let channel = usize::from(data.split_to(1)[0]);
+            let channel = usize::from(channel);
             // A port that has ended takes nothing more.
             if channel % 2 == 0
                 && let Some(input) = inputs.get(channel / 2)
@@ -223,32 +226,39 @@ async fn over_channels(shim: &ShimClient, ports: Vec<u16>, socket: Socket) {
     tokio::select! {
         () = writer => {}
         () = reader => {}
+        () = pod_end(shim) => {}
     }
     forwards.shutdown().await;
 }
 
-async fn forward_channel(
-    shim: ShimClient,
-    port: u16,
-    channel: u8,
-    mut incoming: mpsc::Receiver<Bytes>,
-    sender: mpsc::Sender<Message>,
-) {
-    let message = |channel: u8, data: &[u8]| {
-        let mut message = BytesMut::with_capacity(data.len() + 1);
-        message.put_u8(channel);
-        message.put_slice(data);
-        Message::Binary(message.freeze())
-    };
-    for channel in [channel, channel + 1] {
-        if sender.send(message(channel, &port.to_le_bytes())).await.is_err() {
-            return;
-        }
+/// A pair of channels of one client.
+struct Channel {
+    /// Of the bytes; errors have the next one.
+    number: u8,
+    dialect: Dialect,
+    messages: mpsc::Sender<Message>,
+}
+
+impl Channel {
+    /// False when the client is gone.
+    async fn data(&self, data: &[u8]) -> bool {
+        self.messages.send(self.dialect.encode(self.number, data)).await.is_ok()
+    }
+
+    async fn error(&self, data: &[u8]) -> bool {
+        self.messages.send(self.dialect.encode(self.number + 1, data)).await.is_ok()
+    }
+}
+
+async fn forward_channel(shim: ShimClient, port: u16, client: Channel, mut incoming: mpsc::Receiver<Bytes>) {
+    let name = port.to_le_bytes();
+    if !(client.data(&name).await && client.error(&name).await) {
+        return;
     }
     let pod = match connect(&shim, port).await {
         Ok(pod) => pod,
         Err(error) => {
-            let _ = sender.send(message(channel + 1, chain(&error).as_bytes())).await;
+            client.error(chain(&error).as_bytes()).await;
             return;
         }
     };
@@ -264,7 +274,7 @@ async fn forward_channel(
     let to_client = async {
         let mut buffer = vec![0; BUFFER_BYTES];
         while let Ok(length @ 1..) = read.read(&mut buffer).await {
-            if sender.send(message(channel, &buffer[..length])).await.is_err() {
+            if !client.data(&buffer[..length]).await {
                 return;
             }
         }

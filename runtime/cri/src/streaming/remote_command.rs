@@ -9,14 +9,14 @@ use tokio::sync::mpsc;
 
 use super::Wish;
 use super::status::Outcome;
+use super::streamer::Streamer;
 use crate::error::chain;
-use crate::runtime::Runtime;
 use crate::shim::{Frame, Session, SessionWriter};
 
 /// Starting a process in a container on a loaded machine.
 const OPEN_DEADLINE: Duration = Duration::from_secs(30);
-/// Queued input of one client.
-pub(super) const INPUT_LIMIT: usize = 16;
+/// Messages of one client on their way to the shim; a message is as long as its protocol allows.
+pub(super) const INPUT_LIMIT: usize = 2;
 
 /// What a client sends. The channel's end is the client's: it went away.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(super) trait Output: Send {
 
 /// Runs a session to its end.
 pub(super) async fn bridge(
-    runtime: &Runtime,
+    streamer: &Streamer,
     wish: &Wish,
     input: mpsc::Receiver<Input>,
     output: &mut dyn Output,
@@ -51,7 +51,7 @@ pub(super) async fn bridge(
     let (outcome, container) = match wish {
         Wish::Exec { sandbox_id, container_id, process } => {
             let request = Request::Exec { id: container_id.clone(), process: process.clone() };
-            (session(runtime, sandbox_id, &request, input, output).await, container_id)
+            (session(streamer, sandbox_id, &request, input, output).await, container_id)
         }
         Wish::Attach { sandbox_id, container_id, process } => {
             let request = Request::Attach {
@@ -62,7 +62,7 @@ pub(super) async fn bridge(
             };
             // The process' own exit code is the container's affair, not the client's.
             let outcome =
-                session(runtime, sandbox_id, &request, input, output).await.map(|outcome| match outcome {
+                session(streamer, sandbox_id, &request, input, output).await.map(|outcome| match outcome {
                     Outcome::ExitCode(_) => Outcome::Success,
                     other => other,
                 });
@@ -93,13 +93,13 @@ pub(super) async fn bridge(
 
 /// `None` when the client went away first.
 async fn session(
-    runtime: &Runtime,
+    streamer: &Streamer,
     sandbox_id: &str,
     request: &Request,
     input: mpsc::Receiver<Input>,
     output: &mut dyn Output,
 ) -> Option<Outcome> {
-    let Session { mut reader, writer } = match runtime.shim(sandbox_id).open(request, OPEN_DEADLINE).await {
+    let Session { mut reader, writer } = match streamer.shim(sandbox_id).open(request, OPEN_DEADLINE).await {
         Ok(stream) => Session::new(stream),
         Err(error) => return Some(Outcome::Failed(chain(&error))),
     };

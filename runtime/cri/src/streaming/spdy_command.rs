@@ -12,7 +12,7 @@ use super::Wish;
 use super::remote_command::{INPUT_LIMIT, Input, Output, bridge};
 use super::spdy::connection::{Connection, Stream, StreamWriter};
 use super::status::Outcome;
-use crate::runtime::Runtime;
+use super::streamer::Streamer;
 
 /// A client opens all its streams at once.
 const STREAMS_DEADLINE: Duration = Duration::from_secs(30);
@@ -21,7 +21,7 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 const SIZE_LIMIT_BYTES: usize = 4096;
 
 /// Runs one session.
-pub(super) async fn run<T>(runtime: &Runtime, wish: Wish, protocol: &str, transport: T)
+pub(super) async fn run<T>(streamer: &Streamer, wish: Wish, protocol: &str, transport: T)
 where
     T: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -56,7 +56,7 @@ where
         drop(sender);
     };
     {
-        let mut session = std::pin::pin!(bridge(runtime, &wish, input, &mut output));
+        let mut session = std::pin::pin!(bridge(streamer, &wish, input, &mut output));
         tokio::select! {
             () = &mut session => {}
             () = gone => session.await,

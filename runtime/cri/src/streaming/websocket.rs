@@ -2,6 +2,7 @@
 //! base64. The first byte of a message is its channel.
 
 use std::io;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -16,14 +17,16 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::Wish;
 use super::remote_command::{INPUT_LIMIT, Input, Output, bridge};
 use super::status::Outcome;
-use crate::runtime::Runtime;
+use super::streamer::Streamer;
 
 /// Larger than any client's write.
 const MESSAGE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// Subprotocols of remote commands.
 pub(super) const COMMAND_PROTOCOLS: [&str; 5] = [
     "v5.channel.k8s.io",
@@ -45,7 +48,7 @@ pub(super) async fn accept(transport: TokioIo<Upgraded>) -> Socket {
 
 /// How a subprotocol writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Dialect {
+pub(super) struct Dialect {
     base64: bool,
     /// The error channel carries a `metav1.Status`.
     status: bool,
@@ -54,7 +57,7 @@ struct Dialect {
 }
 
 impl Dialect {
-    fn of(protocol: &str) -> Self {
+    pub(super) fn of(protocol: &str) -> Self {
         Self {
             base64: protocol.contains("base64"),
             status: protocol.starts_with("v4.") || protocol.starts_with("v5."),
@@ -62,7 +65,7 @@ impl Dialect {
         }
     }
 
-    fn encode(self, channel: u8, data: &[u8]) -> Message {
+    pub(super) fn encode(self, channel: u8, data: &[u8]) -> Message {
         if self.base64 {
             let text = format!("{}{}", char::from(b'0' + channel), STANDARD.encode(data));
             return Message::Text(text.into());
@@ -74,7 +77,7 @@ impl Dialect {
     }
 
     /// Channel and data; `None` for what makes no sense.
-    fn decode(self, message: Message) -> Option<(u8, Bytes)> {
+    pub(super) fn decode(self, message: Message) -> Option<(u8, Bytes)> {
         let mut data = match message {
             Message::Binary(data) => data,
             Message::Text(text) => Bytes::from(text),
@@ -104,7 +107,7 @@ fn input_of(dialect: Dialect, channel: u8, data: Bytes) -> Option<Input> {
 }
 
 /// Runs one session.
-pub(super) async fn run(runtime: &Runtime, wish: Wish, protocol: &str, socket: Socket) {
+pub(super) async fn run(streamer: &Streamer, wish: Wish, protocol: &str, socket: Socket) {
     let (Wish::Exec { process, .. } | Wish::Attach { process, .. }) = &wish else {
         return;
     };
@@ -112,17 +115,24 @@ pub(super) async fn run(runtime: &Runtime, wish: Wish, protocol: &str, socket: S
     let (sink, stream) = socket.split();
     let mut output = WebSocketOutput { sink, dialect };
     // Clients of the older protocols take the first message as the sign that the session stands.
-    let first = if process.stdout { channel::STDOUT } else { channel::EXIT };
+    let first = match (process.stdout, process.stderr) {
+        (true, _) => channel::STDOUT,
+        (false, true) => channel::STDERR,
+        (false, false) => channel::EXIT,
+    };
     if output.send(first, &[]).await.is_err() {
         return;
     }
     let wants_stdin = process.stdin;
     let (sender, input) = mpsc::channel(INPUT_LIMIT);
-    let reader = tokio::spawn(read(stream, dialect, wants_stdin, sender));
-    bridge(runtime, &wish, input, &mut output).await;
-    close(&mut output.sink).await;
-    // The client answers the close; a moment later nothing of it matters any more.
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), reader).await.map_err(|_| ());
+    let reader = AbortOnDropHandle::new(tokio::spawn(read(stream, dialect, wants_stdin, sender)));
+    bridge(streamer, &wish, input, &mut output).await;
+    // The client answers the close; a moment later nothing of it matters any more, and one that takes nothing is not waited for.
+    let goodbye = async {
+        close(&mut output.sink).await;
+        let _ = reader.await;
+    };
+    let _ = tokio::time::timeout(CLOSE_PATIENCE, goodbye).await;
 }
 
 /// A close with a status: without one clients report an error (1005) instead of the session's end.
@@ -218,5 +228,21 @@ mod tests {
         assert!(matches!(size, Some(Input::Resize(TerminalSize { width: 80, height: 24 }))));
         assert!(input_of(v4, 4, Bytes::from_static(b"{")).is_none());
         assert!(input_of(v4, 1, Bytes::from_static(b"x")).is_none());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_message_is_understood_or_ignored(data in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..100), text in ".{0,100}") {
+            for protocol in COMMAND_PROTOCOLS {
+                let dialect = Dialect::of(protocol);
+                for message in [Message::Binary(data.clone().into()), Message::Text(text.as_str().into())] {
+                    if let Some((channel, data)) = dialect.decode(message) {
+                        let _ = input_of(dialect, channel, data);
+                    }
+                }
+                let channel = data.first().copied().unwrap_or(0) % 5;
+                proptest::prop_assert_eq!(dialect.decode(dialect.encode(channel, &data)), Some((channel, data.clone().into())));
+            }
+        }
     }
 }

@@ -23,12 +23,20 @@ pub(crate) fn real_shim() -> Option<Vec<String>> {
 }
 
 fn shim_command() -> Vec<String> {
-    real_shim().unwrap_or_else(|| {
-        let this = std::env::current_exe().unwrap();
-        let fake = this.parent().unwrap().parent().unwrap().join("examples/fake_shim");
-        assert!(fake.exists(), "{} is built with the tests", fake.display());
-        vec![fake.to_string_lossy().into_owned()]
-    })
+    real_shim().unwrap_or_else(|| vec![example("fake_shim")])
+}
+
+/// A program that is built with the tests.
+fn example(name: &str) -> String {
+    let this = std::env::current_exe().unwrap();
+    let path = this.parent().unwrap().parent().unwrap().join("examples").join(name);
+    assert!(path.exists(), "{} is built with the tests", path.display());
+    path.to_string_lossy().into_owned()
+}
+
+/// A subcommand of the program that stands for the real binary.
+pub(crate) fn real(subcommand: &str) -> Vec<String> {
+    vec![example("runtime_process"), subcommand.to_owned()]
 }
 
 /// One node's directories; everything of it is killed and removed when it is dropped.
@@ -80,6 +88,7 @@ impl Node {
             cni_conf_dir: self.path("net.d"),
             cni_bin_dirs: vec![self.path("bin")],
             shim_command: shim_command(),
+            streamer_command: real("streamer"),
             ..Config::default()
         }
     }
@@ -110,6 +119,35 @@ impl Node {
         let Ok(frame) = receiver.await else { panic!("{:#}", thread.join().unwrap().unwrap_err()) };
         self.daemon = Some((frame, thread));
         Client::new(&self.path("cri.sock"))
+    }
+
+    /// Starts the daemon as a process of its own, which a test may kill, and waits until it answers.
+    pub(crate) async fn spawn(&mut self, config: Config) -> (Daemon, Client) {
+        let file = self.path("runtime.json");
+        std::fs::write(&file, serde_json::to_vec(&config).unwrap()).unwrap();
+        let command = real("runtime");
+        let child = std::process::Command::new(&command[0]).arg(&command[1]).arg(&file).spawn().unwrap();
+        let daemon = Daemon(child);
+        let mut client = Client::new(&self.path("cri.sock"));
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while client.runtime.version(v1::VersionRequest::default()).await.is_err() {
+            assert!(Instant::now() < deadline, "the daemon does not answer");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            client = Client::new(&self.path("cri.sock"));
+        }
+        (daemon, client)
+    }
+
+    /// Every streamer of this node that lives, retired ones too.
+    pub(crate) fn streamers(&self) -> Vec<i32> {
+        let file = self.path("state/streamer-config.json").to_string_lossy().into_owned();
+        let pids = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_string_lossy().parse::<i32>().ok());
+        let serves = |pid: &i32| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.split(|byte| *byte == 0).any(|word| word == file.as_bytes())
+        };
+        pids.filter(serves).collect()
     }
 
     /// Ends the daemon; its shims go on.
@@ -155,7 +193,29 @@ impl Drop for Node {
             frame.shutdown();
             let _ = thread.join();
         }
+        for pid in self.streamers() {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
         destroy_cgroup(&cgroup_parent(self));
+    }
+}
+
+/// A daemon that is a process of its own.
+pub(crate) struct Daemon(std::process::Child);
+
+impl Daemon {
+    /// kill -9.
+    pub(crate) fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -1,16 +1,19 @@
 //! One SPDY connection, server side, over any byte stream.
 //!
 //! Tasks: a reader (frames in, to streams), a writer (frames out, compresses headers). Both end with the transport.
-//! Bounds: streams open at once, frames queued per stream, frames queued to the writer. A stream whose consumer is slow stalls
-//! its connection, as the transport's back pressure is the only one that peers honour.
+//! Bounds: streams open at once, bytes queued to all of them together, frames queued to the writer. A stream whose consumer is slow
+//! stalls its connection, as the transport's back pressure is the only one that peers honour. A peer that takes nothing stalls it
+//! too, which is a person's Ctrl-S as often as a fault: how long that may last is the owner's affair.
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::frame::{self, Frame, reset};
 use super::headers::{Deflater, Headers, Inflater};
@@ -18,17 +21,27 @@ use super::headers::{Deflater, Headers, Inflater};
 const STREAM_LIMIT: usize = 256;
 const QUEUE_LIMIT: usize = 32;
 const DATA_LIMIT_BYTES: usize = 32 * 1024;
-/// How long the writer may wait for a peer that takes nothing.
-const WRITE_DEADLINE: Duration = Duration::from_secs(60);
+/// Bytes on their way to the streams' consumers, of one connection; more than the longest frame.
+const QUEUE_LIMIT_BYTES: usize = 2 * frame::FRAME_LIMIT_BYTES;
 
 /// A stream that the peer opened.
 pub(crate) struct Stream {
     /// Its headers.
     pub headers: Headers,
     /// Its bytes; ends with the peer's FIN, a reset, or the connection.
-    pub incoming: mpsc::Receiver<Bytes>,
+    pub incoming: Incoming,
     /// The way back.
     pub outgoing: StreamWriter,
+}
+
+/// Bytes that the peer sent; they count against the connection until they are taken.
+pub(crate) struct Incoming(mpsc::Receiver<(Bytes, OwnedSemaphorePermit)>);
+
+impl Incoming {
+    /// The next bytes; `None` at the end. Cancel safe.
+    pub(crate) async fn recv(&mut self) -> Option<Bytes> {
+        self.0.recv().await.map(|(data, _)| data)
+    }
 }
 
 /// Writes to one stream.
@@ -68,13 +81,13 @@ impl StreamWriter {
     }
 }
 
-/// A running connection.
+/// A running connection; dropped, it ends at once.
 pub(crate) struct Connection {
     /// Streams as the peer opens them; ends with the connection.
     pub streams: mpsc::Receiver<Stream>,
     frames: mpsc::Sender<Out>,
-    reader: tokio::task::JoinHandle<()>,
-    writer: tokio::task::JoinHandle<()>,
+    reader: AbortOnDropHandle<()>,
+    writer: AbortOnDropHandle<()>,
 }
 
 impl Connection {
@@ -86,19 +99,20 @@ impl Connection {
         let (read, write) = tokio::io::split(transport);
         let (frames, out) = mpsc::channel(QUEUE_LIMIT);
         let (accepted, streams) = mpsc::channel(STREAM_LIMIT);
-        let writer = tokio::spawn(write_frames(write, out));
+        let writer = AbortOnDropHandle::new(tokio::spawn(write_frames(write, out)));
         let reader = Reader {
             frames: frames.clone(),
             accepted,
             open: HashMap::new(),
+            room: Arc::new(Semaphore::new(QUEUE_LIMIT_BYTES)),
             inflater: Inflater::new(),
             last: 0,
         };
-        let reader = tokio::spawn(async move {
+        let reader = AbortOnDropHandle::new(tokio::spawn(async move {
             if let Err(error) = reader.run(read).await {
                 tracing::debug!(%error, "a SPDY connection broke");
             }
-        });
+        }));
         Self { streams, frames, reader, writer }
     }
 
@@ -107,10 +121,12 @@ impl Connection {
     pub(crate) async fn close(self, patience: Duration) {
         let Self { streams, frames, mut reader, writer } = self;
         drop(streams);
-        let _ = frames.send(Out::Frame(Frame::GoAway { last: 0, status: 0 })).await;
+        // A peer that takes nothing leaves no room for it.
+        let goodbye = frames.send(Out::Frame(Frame::GoAway { last: 0, status: 0 }));
+        let _ = tokio::time::timeout(patience, goodbye).await;
         drop(frames);
         if tokio::time::timeout(patience, &mut reader).await.is_err() {
-            reader.abort();
+            drop(reader);
         }
         // The reader held the last sender: the writer flushes and ends.
         if tokio::time::timeout(patience, writer).await.is_err() {
@@ -122,7 +138,8 @@ impl Connection {
 struct Reader {
     frames: mpsc::Sender<Out>,
     accepted: mpsc::Sender<Stream>,
-    open: HashMap<u32, mpsc::Sender<Bytes>>,
+    open: HashMap<u32, mpsc::Sender<(Bytes, OwnedSemaphorePermit)>>,
+    room: Arc<Semaphore>,
     inflater: Inflater,
     last: u32,
 }
@@ -190,6 +207,7 @@ impl Reader {
             self.open.insert(id, sender);
         }
         self.frames.send(Out::Reply(id)).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        let incoming = Incoming(incoming);
         let stream = Stream { headers, incoming, outgoing: StreamWriter { id, frames: self.frames.clone() } };
         // Nobody accepts any more: the connection is being closed and the peer will notice.
         let _ = self.accepted.send(stream).await;
@@ -205,9 +223,12 @@ impl Reader {
             return Ok(());
         };
         let length = u32::try_from(data.len()).unwrap_or(0);
-        if length > 0 && sender.send(data).await.is_ok() {
-            self.send(Frame::WindowUpdate { stream, delta: length }).await?;
-            self.send(Frame::WindowUpdate { stream: 0, delta: length }).await?;
+        if length > 0 {
+            let room = self.room.clone().acquire_many_owned(length).await.map_err(io::Error::other)?;
+            if sender.send((data, room)).await.is_ok() {
+                self.send(Frame::WindowUpdate { stream, delta: length }).await?;
+                self.send(Frame::WindowUpdate { stream: 0, delta: length }).await?;
+            }
         }
         if fin {
             self.open.remove(&stream);
@@ -240,12 +261,12 @@ async fn write_frames(mut transport: impl AsyncWrite + Unpin, mut frames: mpsc::
             transport.write_all(&buffer).await?;
             transport.flush().await
         };
-        match tokio::time::timeout(WRITE_DEADLINE, written).await {
-            Ok(Ok(())) => buffer.clear(),
-            _ => return,
+        if written.await.is_err() {
+            return;
         }
+        buffer.clear();
     }
-    let _ = tokio::time::timeout(WRITE_DEADLINE, transport.shutdown()).await;
+    let _ = transport.shutdown().await;
 }
 
 #[cfg(test)]

@@ -284,20 +284,57 @@ mod tests {
         assert_eq!(one(b"\x80\x03\x00\x01\x00\x00\x00\x00"), Err(FrameError::TooShort(1)));
         assert_eq!(one(b"\x00\x00\x00\x01\x00\xff\xff\xff"), Err(FrameError::TooLong(0x00ff_ffff)));
         assert_eq!(one(b"GET / HTTP/1.1\r\n\r\n"), Err(FrameError::TooLong(0x0020_4854)));
-        // A fixed walk over byte strings: no panic, whatever comes.
-        let mut seed = 0x2545_f491_4f6c_dd1du64;
-        for _ in 0..20_000 {
-            let mut buffer = BytesMut::new();
-            for _ in 0..24 {
-                seed ^= seed << 13;
-                seed ^= seed >> 7;
-                seed ^= seed << 17;
-                buffer.put_u8(if seed & 3 == 0 { 0 } else { (seed >> 32) as u8 });
+    }
+
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_in_any_cut_are_frames_or_an_error(
+            mut bytes in proptest::collection::vec(prop_oneof![Just(0_u8), Just(3), Just(0x80), any::<u8>()], 0..120),
+            cut in 0_usize..120,
+            plausible: bool,
+        ) {
+            if plausible && bytes.len() > 5 {
+                (bytes[0], bytes[1], bytes[2], bytes[5]) = (0x80, 3, 0, 0);
+                bytes[3] %= 10;
             }
-            buffer[0] &= 0x80;
-            buffer[1] = 3;
-            buffer[5] = 0;
-            while let Ok(Some(_)) = decode(&mut buffer) {}
+            let take_all = |pieces: [&[u8]; 2]| {
+                let (mut buffer, mut frames) = (BytesMut::new(), Vec::new());
+                for piece in pieces {
+                    buffer.extend_from_slice(piece);
+                    loop {
+                        match decode(&mut buffer) {
+                            Ok(Some(frame)) => frames.push(frame),
+                            Ok(None) => break,
+                            Err(error) => return (frames, Err(error)),
+                        }
+                    }
+                }
+                (frames, Ok(buffer.len()))
+            };
+            let cut = cut.min(bytes.len());
+            prop_assert_eq!(take_all([&bytes[..cut], &bytes[cut..]]), take_all([&bytes, &[]]));
+        }
+
+        #[test]
+        fn what_is_written_is_read_back(stream in 1_u32..0x8000_0000, fin: bool, data in proptest::collection::vec(any::<u8>(), 0..300), number: u32) {
+            let data = Bytes::from(data);
+            for frame in [
+                Frame::Data { stream, fin, data: data.clone() },
+                Frame::SynStream { stream, fin, block: data.clone() },
+                Frame::SynReply { stream, fin, block: data.clone() },
+                Frame::Headers { stream, fin, block: data.clone() },
+                Frame::RstStream { stream, status: number },
+                Frame::Ping(number),
+                Frame::GoAway { last: stream, status: number },
+                Frame::WindowUpdate { stream, delta: number & STREAM_MASK },
+            ] {
+                let mut buffer = BytesMut::new();
+                encode(&frame, &mut buffer);
+                prop_assert_eq!(decode(&mut buffer), Ok(Some(frame)));
+                prop_assert!(buffer.is_empty());
+            }
         }
     }
 }

@@ -212,6 +212,9 @@ fn parse(mut plain: &[u8]) -> Result<Headers, HeadersError> {
         let name = take_text(&mut plain)?.to_ascii_lowercase();
         // Several values of one name are separated by zero bytes.
         for value in take_text(&mut plain)?.split('\0') {
+            if headers.len() >= PAIR_LIMIT as usize {
+                return Err(HeadersError::Malformed);
+            }
             headers.push((name.clone(), value.to_owned()));
         }
     }
@@ -282,6 +285,34 @@ mod tests {
             bad[at] ^= 0x55;
             let _ = Inflater::new().read(&bad);
             let _ = Inflater::new().read(&good[..at]);
+        }
+    }
+
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn hostile_blocks_never_panic_and_stay_small(
+            block in proptest::collection::vec(any::<u8>(), 0..300),
+            plain in proptest::collection::vec(prop_oneof![Just(0_u8), any::<u8>()], 0..300),
+            at in 0_usize..30,
+        ) {
+            let _ = Inflater::new().read(&block);
+            // A good beginning, then anything.
+            let mut spoiled = hex::decode(FIRST).unwrap();
+            spoiled.truncate(at);
+            spoiled.extend_from_slice(&block);
+            for headers in [Inflater::new().read(&spoiled), parse(&plain)].into_iter().flatten() {
+                let values: usize = headers.0.iter().map(|(_, value)| value.len()).sum();
+                prop_assert!(values <= BLOCK_LIMIT_BYTES);
+            }
+        }
+
+        #[test]
+        fn any_headers_come_back(pairs in proptest::collection::vec(("[a-z0-9-]{0,20}", "[^\0]{0,60}"), 0..20)) {
+            let sent = Headers(pairs);
+            let block = Deflater::new().write(&sent);
+            prop_assert_eq!(Inflater::new().read(&block).unwrap(), sent);
         }
     }
 }
