@@ -12,7 +12,7 @@ use crate::spec::resources::CgroupFeatures;
 
 /// How deep below a container's cgroup others are looked for (nested container engines).
 const DEPTH_LIMIT: usize = 16;
-const RETRY_PAUSE: Duration = Duration::from_millis(5);
+const RETRY_PAUSE: Duration = Duration::from_millis(1);
 
 /// One mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]

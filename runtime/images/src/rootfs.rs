@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use orlop_types::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::files::{Paths, children, read_json, write_json};
+use crate::files::{Paths, children, read_json};
 use crate::unpack::Attributes;
 use crate::{ImageError, Usage};
 
@@ -36,8 +36,13 @@ pub(crate) fn directory(paths: &Paths, key: &str) -> Result<PathBuf, ImageError>
     Ok(paths.containers().join(key))
 }
 
+/// None also for the empty file that a loss of power leaves: that container is gone, its directories wait for removal.
 pub(crate) fn read(directory: &Path) -> Result<Option<RootfsInfo>, ImageError> {
-    read_json(&directory.join("layers.json"))
+    let path = directory.join("layers.json");
+    if fs::metadata(&path).is_ok_and(|found| found.len() == 0) {
+        return Ok(None);
+    }
+    read_json(&path)
 }
 
 /// Makes the directories under a temporary name and renames them: a container has all of it or nothing.
@@ -70,7 +75,9 @@ fn fill(temporary: &Path, info: &RootfsInfo, top: &Path) -> Result<(), ImageErro
     let attributes = fs::symlink_metadata(top).and_then(|root| Attributes::of_path(top, &root));
     let attributes = attributes.map_err(|source| ImageError::io("look at", top, source))?;
     fs::File::open(&upper).and_then(|upper| attributes.apply(&upper)).map_err(failed)?;
-    write_json(&temporary.join("layers.json"), info)
+    // Not synced: no container outlives a loss of power, so neither need its record; see [`read`].
+    let content = serde_json::to_vec(info).expect("records of strings and numbers are JSON");
+    fs::write(temporary.join("layers.json"), content).map_err(failed)
 }
 
 /// The keys of all containers.

@@ -183,14 +183,6 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Moves the caller to the root of every hierarchy, so that its own group can go.
-    pub fn leave_to_root(&self) {
-        for hierarchy in &self.hierarchies {
-            // A hierarchy that does not let us keeps its group: the remover reports it.
-            let _ = fs::write(hierarchy.mount.join("cgroup.procs"), "0");
-        }
-    }
-
     /// Pids in the group and below.
     pub fn processes(&self) -> Vec<u32> {
         let mut pids: Vec<u32> = Vec::new();

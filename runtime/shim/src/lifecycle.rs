@@ -453,11 +453,7 @@ impl Shim {
             let pid = i32::try_from(reaper).ok().and_then(rustix::process::Pid::from_raw);
             let _ = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty());
         }
-        let own = self.hierarchies.cgroup(&self.config.cgroup);
-        own.leave_to_root();
-        if let Err(error) = own.remove(Duration::from_millis(500)) {
-            say(&format!("{error}"));
-        }
+        // Our own control group is the daemon's to remove after we are gone: leaving it first costs a grace period of the kernel.
         for file in ["shim.sock", "shim.json"] {
             let _ = std::fs::remove_file(self.config.state_dir.join(file));
         }

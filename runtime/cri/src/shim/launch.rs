@@ -75,7 +75,12 @@ impl Launcher {
                 }
                 return Err(start_failure(directory, &format!("it was not ready within {READY_DEADLINE:?}")));
             }
-            tokio::time::sleep(pause).await;
+            // The end of the first process is the sign; polling is for a command that stays in the foreground.
+            if running {
+                let _ = tokio::time::timeout(pause, child.wait()).await;
+            } else {
+                tokio::time::sleep(pause).await;
+            }
             pause = (pause * 2).min(SLOWEST_POLL);
         }
     }

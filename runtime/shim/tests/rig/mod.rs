@@ -253,7 +253,10 @@ impl Pod {
             std::thread::sleep(Duration::from_millis(10));
         }
         assert!(!Path::new(&format!("/proc/{}", self.shim_pid)).exists(), "the shim is still there");
-        let left: Vec<_> = leftovers(&Hierarchies::detect().unwrap(), &self.cgroup);
+        let hierarchies = Hierarchies::detect().unwrap();
+        // As the daemon does: nobody can remove the group that it is in.
+        hierarchies.cgroup(&format!("{}/shim", self.cgroup)).remove_empty(Duration::from_secs(5)).unwrap();
+        let left: Vec<_> = leftovers(&hierarchies, &self.cgroup);
         assert!(left.is_empty(), "cgroups: {left:?}");
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let path = self.directory.path().display().to_string();
