@@ -10,6 +10,7 @@ pub mod client;
 pub mod compression;
 mod credential;
 pub mod manifest;
+pub mod policy;
 pub mod tarball;
 
 pub use credential::Credential;

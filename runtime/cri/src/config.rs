@@ -50,6 +50,12 @@ pub struct Config {
     pub registry_mirror: Option<String>,
     /// Image pulls that run at once.
     pub pull_concurrency: usize,
+    /// Seconds without a byte after which a download is taken up again, and given up when that does not help.
+    pub image_pull_progress_timeout_seconds: u64,
+    /// Policy file (containers-policy.json(5)) asked before a pull; without one every image may be pulled.
+    pub signature_policy: Option<PathBuf>,
+    /// Images that the kubelet's collection must leave alone: references, or beginnings of normalised ones that end with `*`.
+    pub pinned_images: Vec<String>,
     /// Directory that relative `Localhost` seccomp profiles are looked up in.
     pub seccomp_profile_root: PathBuf,
     /// Bytes of `/dev/shm` of a pod.
@@ -78,6 +84,9 @@ impl Default for Config {
             registry_hosts_dir: None,
             registry_mirror: None,
             pull_concurrency: 4,
+            image_pull_progress_timeout_seconds: 60,
+            signature_policy: None,
+            pinned_images: Vec::new(),
             seccomp_profile_root: PathBuf::from("/var/lib/kubelet/seccomp"),
             shm_bytes: 64 * 1024 * 1024,
             oom_score_adj_floor: None,
@@ -139,6 +148,9 @@ impl Validate for Config {
         problems.extend(self.stream_problems());
         if self.pull_concurrency == 0 {
             problems.push("pullConcurrency is 0: give at least 1".to_owned());
+        }
+        if self.image_pull_progress_timeout_seconds == 0 {
+            problems.push("imagePullProgressTimeoutSeconds is 0: give at least 1".to_owned());
         }
         if self.cni_timeout_seconds == 0 {
             problems.push("cniTimeoutSeconds is 0: give at least 1".to_owned());

@@ -35,6 +35,8 @@ pub(crate) fn image_error(what: &str, error: &ImageError) -> CriError {
     match error.kind() {
         ImageErrorKind::NotFound => CriError::NoImage(whole),
         ImageErrorKind::Invalid => CriError::Invalid(whole),
+        // The kubelet knows it by its first word.
+        ImageErrorKind::Refused => CriError::Invalid(text.clone()),
         ImageErrorKind::Unavailable => CriError::Unavailable(whole),
         ImageErrorKind::Unauthorized | ImageErrorKind::NoSpace | ImageErrorKind::Internal => {
             CriError::Failed { act, cause: cause.into() }

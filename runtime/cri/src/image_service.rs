@@ -124,7 +124,8 @@ impl ImageService for ImageApi {
                 &credential.username,
                 &credential.password,
                 &credential.registry_token,
-                &credential.identity_token
+                &credential.identity_token,
+                &credential.server_address
             ))
         );
         let object = wanted.clone();
@@ -142,10 +143,7 @@ impl ImageService for ImageApi {
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
         let wanted = name(request.into_inner().image)?;
         let text = wanted.clone();
-        let work = self.ask(&wanted, move |images| {
-            images.remove(&text)?;
-            images.collect_garbage().map(drop)
-        });
+        let work = self.ask(&wanted, move |images| images.remove(&text));
         self.runtime.metrics.timed("RemoveImage", &wanted, work).await?;
         Ok(Response::new(v1::RemoveImageResponse {}))
     }

@@ -82,6 +82,9 @@ impl Runtime {
             hosts_dir: config.registry_hosts_dir.clone(),
             mirror: config.registry_mirror.clone(),
             max_concurrent_downloads: config.pull_concurrency,
+            pull_progress_timeout_seconds: config.image_pull_progress_timeout_seconds,
+            signature_policy: config.signature_policy.clone(),
+            pinned: config.pinned_images.clone(),
             ..orlop_images::Config::default()
         })
         .with_context(|| format!("failed to open the image store {}", config.root.display()))?;
@@ -267,7 +270,7 @@ impl Runtime {
                 (sandbox.id.as_str(), value)
             })
             .collect();
-        serde_json::json!({ "sandboxes": sandboxes, "subscribers": self.events.receiver_count() })
+        serde_json::json!({ "sandboxes": sandboxes, "pulls": self.images.pulls(), "subscribers": self.events.receiver_count() })
     }
 
     /// Directory that holds all sandboxes.

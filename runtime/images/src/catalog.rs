@@ -13,7 +13,9 @@ use orlop_distribution::manifest::CONFIG_LIMIT;
 use orlop_types::{Digest, Reference};
 use serde::{Deserialize, Serialize};
 
-use crate::files::{Paths, StoreLock, children, read_json, remove_path, unique_name, write_json};
+use crate::files::{
+    Paths, StoreLock, children, read_json, remove_path, sync_directory, unique_name, write_json,
+};
 use crate::{ImageError, ImageRecord};
 
 /// What one name stands for.
@@ -60,12 +62,25 @@ pub(crate) struct Snapshot {
 pub(crate) struct Catalog {
     paths: Paths,
     blobs: BlobStore,
+    /// References, or beginnings of them that end with a star.
+    pinned: Vec<String>,
     cached: Mutex<Option<(String, Arc<Snapshot>)>>,
 }
 
 impl Catalog {
-    pub(crate) fn new(paths: Paths, blobs: BlobStore) -> Self {
-        Self { paths, blobs, cached: Mutex::default() }
+    pub(crate) fn new(paths: Paths, blobs: BlobStore, pinned: &[String]) -> Self {
+        let normalised = |text: &String| match Reference::parse(text) {
+            Ok(reference) => reference.to_string(),
+            Err(_) => text.clone(),
+        };
+        Self { paths, blobs, pinned: pinned.iter().map(normalised).collect(), cached: Mutex::default() }
+    }
+
+    fn is_pinned(&self, name: &str) -> bool {
+        self.pinned.iter().any(|pinned| match pinned.strip_suffix('*') {
+            Some(beginning) => name.starts_with(beginning),
+            None => name == pinned,
+        })
     }
 
     /// The records as they are now.
@@ -103,6 +118,8 @@ impl Catalog {
         remove_path(&self.generation_path())?;
         let result = change();
         write_json(&self.generation_path(), &unique_name())?;
+        // Names that went must be gone for good before what they needed is removed.
+        sync_directory(&self.paths.images())?;
         result
     }
 
@@ -152,7 +169,7 @@ impl Catalog {
                 images.insert(id.clone(), record(name, config));
             }
             let Some(image) = images.get_mut(&id) else { continue };
-            image.pinned |= name.pinned;
+            image.pinned |= name.pinned || self.is_pinned(&name.name);
             match Reference::parse(&name.name) {
                 Ok(reference) if reference.digest().is_some() => image.digests.push(name.name.clone()),
                 Ok(_) => image.tags.push(name.name.clone()),

@@ -22,6 +22,10 @@ pub enum ImageCommand {
     Rm(RemoveArgs),
     /// Write images to an archive
     Export(ExportArgs),
+    /// Keep images when the kubelet makes room
+    Pin(RemoveArgs),
+    /// Let the kubelet remove images when it makes room
+    Unpin(RemoveArgs),
 }
 
 /// `image import`
@@ -99,6 +103,8 @@ pub fn run_with(store: &ImageStore, command: ImageCommand, output: &mut dyn Writ
         ImageCommand::Ls(args) => list(store, &args, output),
         ImageCommand::Rm(args) => remove(store, &args, output),
         ImageCommand::Export(args) => export(store, &args, output),
+        ImageCommand::Pin(args) => pin(store, &args, true),
+        ImageCommand::Unpin(args) => pin(store, &args, false),
     }
 }
 
@@ -204,6 +210,11 @@ fn remove(store: &ImageStore, args: &RemoveArgs, output: &mut dyn Write) -> anyh
         }
     }
     report(failures)
+}
+
+fn pin(store: &ImageStore, args: &RemoveArgs, pinned: bool) -> anyhow::Result<()> {
+    let results = args.images.iter().map(|image| store.set_pinned(image, pinned));
+    report(results.filter_map(|result| result.err().map(|error| error.to_string())).collect())
 }
 
 fn export(store: &ImageStore, args: &ExportArgs, output: &mut dyn Write) -> anyhow::Result<()> {

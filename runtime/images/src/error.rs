@@ -51,6 +51,16 @@ pub enum ImageError {
         /// Why.
         source: RegistryError,
     },
+    /// The policy file does not let the image in. The first word is what a kubelet knows such errors by.
+    #[error("SignatureValidationFailed: image {image:?} is refused by the policy {path}: {reason}")]
+    Policy {
+        /// The image.
+        image: String,
+        /// The policy file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The program ends while the operation runs.
     #[error("interrupted: {0}")]
     Interrupted(String),
@@ -88,6 +98,8 @@ pub enum ImageErrorKind {
     NotFound,
     /// The registry wants other credentials.
     Unauthorized,
+    /// A policy of this node forbids it.
+    Refused,
     /// The caller's text or archive is wrong.
     Invalid,
     /// Network or registry trouble: a later attempt may succeed.
@@ -111,6 +123,7 @@ impl ImageError {
             ImageError::Registry { source, .. } => registry_kind(source),
             ImageError::Unknown(_) => ImageErrorKind::NotFound,
             ImageError::Invalid { .. } | ImageError::Foreign { .. } => ImageErrorKind::Invalid,
+            ImageError::Policy { .. } => ImageErrorKind::Refused,
             ImageError::Joined(error) => error.kind(),
             ImageError::Archive(ArchiveError::Store(error)) | ImageError::Blob(error) => blob_kind(error),
             ImageError::Archive(_) => ImageErrorKind::Invalid,

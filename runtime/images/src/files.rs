@@ -168,6 +168,13 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Imag
     })
 }
 
+/// Renames and removals in a directory survive a loss of power.
+pub(crate) fn sync_directory(path: &Path) -> Result<(), ImageError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|source| ImageError::io("sync", path, source))
+}
+
 /// Reads a small JSON document; none when there is no file.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, ImageError> {
     let content = match fs::read(path) {

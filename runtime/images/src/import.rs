@@ -16,7 +16,7 @@ use crate::files::unique_name;
 use crate::layers::StagedLayer;
 use crate::lease::Lease;
 use crate::store::Inner;
-use crate::unpack::LowerView;
+use crate::unpack::{Budget, LowerView};
 use crate::{ArchiveFormat, ImageError, ImageRecord};
 
 /// Layers that are unpacked but not committed, in the order in which they were.
@@ -103,6 +103,7 @@ impl Inner {
     ) -> Result<(), ImageError> {
         let diff_ids = &image.config.rootfs.diff_ids;
         let mut below: Vec<PathBuf> = Vec::new();
+        let budget = Budget::new(self.image_bytes);
         for ((chain_id, diff_id), layer) in
             chain_ids(diff_ids).iter().zip(diff_ids).zip(&image.manifest.layers)
         {
@@ -126,7 +127,7 @@ impl Inner {
                     let file = File::open(&source).map_err(|error| ImageError::io("open", &source, error))?;
                     let lower = LowerView::new(below.iter().rev().cloned().collect())
                         .map_err(|source| ImageError::io("read", &self.paths.layers(), source))?;
-                    let unpacked = self.layers.stage(lease.session(), file, diff_id, Some(&lower));
+                    let unpacked = self.layers.stage(lease.session(), file, diff_id, Some(&lower), &budget);
                     let unpacked = unpacked
                         .map_err(|source| ImageError::Unpack { digest: layer.digest.clone(), source })?;
                     let tree = unpacked.tree();

@@ -8,7 +8,7 @@ use orlop_types::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::files::{Paths, children, read_json, remove_path, unique_name, write_json};
-use crate::unpack::{self, Limits, LowerView, UnpackError, Unpacked};
+use crate::unpack::{self, Budget, Limits, LowerView, UnpackError, Unpacked};
 use crate::{ImageError, Usage};
 
 #[derive(Clone, Debug)]
@@ -85,6 +85,7 @@ impl LayerStore {
         source: impl Read,
         diff_id: &Digest,
         lower: Option<&LowerView>,
+        budget: &Budget,
     ) -> Result<StagedLayer, UnpackError> {
         let directory = self.paths.layers().join(format!(".{session}.{}", unique_name()));
         let mut scratch = Scratch(Some(directory.clone()));
@@ -97,7 +98,7 @@ impl LayerStore {
             path: tree.display().to_string(),
             source,
         })?;
-        let unpacked = unpack::unpack(source, &tree, lower, self.limits)?;
+        let unpacked = unpack::unpack(source, &tree, lower, self.limits, budget)?;
         expect_diff_id(&unpacked.diff_id, diff_id)?;
         scratch.0 = None;
         Ok(StagedLayer { directory, unpacked })

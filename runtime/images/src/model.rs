@@ -22,6 +22,15 @@ pub struct Config {
     pub max_unpacked_bytes: u64,
     /// Most files, directories and links one layer may unpack to.
     pub max_unpacked_entries: u64,
+    /// Most bytes all layers of one image may unpack to.
+    pub max_unpacked_image_bytes: u64,
+    /// A download without a byte for so long is taken up again, and given up when that does not help.
+    pub pull_progress_timeout_seconds: u64,
+    /// Policy file in the format of containers-policy.json(5), asked before anything is pulled; without one everything may be. Imports
+    /// are the operator's own doing and are not asked about.
+    pub signature_policy: Option<PathBuf>,
+    /// Images that a collection by age or disk use must leave alone: references, or beginnings of normalised ones that end with `*`.
+    pub pinned: Vec<String>,
 }
 
 impl Default for Config {
@@ -33,6 +42,10 @@ impl Default for Config {
             max_concurrent_downloads: 6,
             max_unpacked_bytes: 64 << 30,
             max_unpacked_entries: 4_000_000,
+            max_unpacked_image_bytes: 128 << 30,
+            pull_progress_timeout_seconds: 60,
+            signature_policy: None,
+            pinned: Vec::new(),
         }
     }
 }

@@ -13,8 +13,10 @@ use crate::layers::LayerStore;
 use crate::lease::Lease;
 use crate::pull::{self, Puller};
 use crate::rootfs::{self, RootfsInfo};
-use crate::unpack::Limits;
-use crate::{ArchiveFormat, Collected, Config, ImageError, ImageRecord, Rootfs, Usage, garbage};
+use crate::unpack::{Budget, Limits};
+use crate::{
+    ArchiveFormat, Collected, Config, ImageError, ImageRecord, PullProgress, Rootfs, Usage, garbage,
+};
 
 /// Handle to the images of one node; cheap to clone. Methods that are not `async` do file work and must run where blocking is
 /// allowed (`tokio::task::spawn_blocking`).
@@ -29,6 +31,7 @@ pub(crate) struct Inner {
     pub(crate) layers: LayerStore,
     pub(crate) catalog: Catalog,
     pub(crate) puller: Puller,
+    pub(crate) image_bytes: u64,
 }
 
 impl ImageStore {
@@ -45,9 +48,10 @@ impl ImageStore {
         let blobs = BlobStore::open(&paths.content(), Durability::Caller)?;
         let limits = Limits { bytes: config.max_unpacked_bytes, entries: config.max_unpacked_entries };
         let layers = LayerStore::new(paths.clone(), limits);
-        let catalog = Catalog::new(paths.clone(), blobs.clone());
+        let catalog = Catalog::new(paths.clone(), blobs.clone(), &config.pinned);
         let puller = Puller::new(&config);
-        let store = Self { inner: Arc::new(Inner { paths, blobs, layers, catalog, puller }) };
+        let image_bytes = config.max_unpacked_image_bytes;
+        let store = Self { inner: Arc::new(Inner { paths, blobs, layers, catalog, puller, image_bytes }) };
         // Also drops what no record refers to: after a loss of power that may be half written.
         store.collect_garbage()?;
         Ok(store)
@@ -115,8 +119,27 @@ impl ImageStore {
     /// # Errors
     /// Files that cannot be read or removed.
     pub fn collect_garbage(&self) -> Result<Collected, ImageError> {
-        let Inner { paths, blobs, layers, catalog, .. } = &*self.inner;
-        garbage::collect(paths, blobs, layers, catalog)
+        self.inner.collect_garbage()
+    }
+
+    /// The pulls that run now, oldest first.
+    pub fn pulls(&self) -> Vec<PullProgress> {
+        self.inner.puller.progress()
+    }
+
+    /// Sets or takes away the pin of the image that `text` names, under all its names. A pin by configuration stays.
+    ///
+    /// # Errors
+    /// An unknown image, or records that cannot be changed.
+    pub fn set_pinned(&self, text: &str, pinned: bool) -> Result<(), ImageError> {
+        let Inner { paths, catalog, .. } = &*self.inner;
+        let lock = paths.lock_exclusive()?;
+        let snapshot = catalog.snapshot()?;
+        let image = snapshot.find(text)?.ok_or_else(|| ImageError::Unknown(text.to_owned()))?;
+        catalog.change(&lock, || {
+            let ours = snapshot.names.iter().filter(|record| record.config.as_str() == image.id);
+            ours.cloned().try_for_each(|record| catalog.put(&NameRecord { pinned, ..record }))
+        })
     }
 
     /// Disk use of blobs and layers, without the containers' writable layers.
@@ -201,6 +224,10 @@ impl ImageStore {
 }
 
 impl Inner {
+    pub(crate) fn collect_garbage(&self) -> Result<Collected, ImageError> {
+        garbage::collect(&self.paths, &self.blobs, &self.layers, &self.catalog)
+    }
+
     /// Makes images visible once everything they need is on disk for good.
     pub(crate) fn commit_records(&self, records: &[NameRecord]) -> Result<(), ImageError> {
         self.paths.sync()?;
@@ -272,11 +299,12 @@ impl Inner {
         };
         let diff_ids: Vec<Digest> =
             image.config.rootfs().diff_ids().iter().filter_map(|text| text.parse().ok()).collect();
+        let budget = Budget::new(self.image_bytes);
         for (index, ((chain_id, layer), diff_id)) in
             image.chain.iter().zip(&manifest.layers).zip(&diff_ids).enumerate()
         {
             if !self.layers.exists(chain_id) {
-                self.unpack_stored(lease, &layer.digest, diff_id, &image.chain[..=index])?;
+                self.unpack_stored(lease, &layer.digest, diff_id, &image.chain[..=index], &budget)?;
             }
         }
         self.paths.sync()
@@ -289,12 +317,13 @@ impl Inner {
         layer: &Digest,
         diff_id: &Digest,
         chain: &[Digest],
+        budget: &Budget,
     ) -> Result<(), ImageError> {
         let (chain_id, below) = chain.split_last().expect("the chain holds at least the layer itself");
         let missing = || ImageError::Damaged { digest: layer.clone(), reason: "it is missing".to_owned() };
         let blob = self.blobs.open_blob(layer)?.ok_or_else(missing)?;
         let lower = self.layers.lower_view(below)?;
-        let staged = self.layers.stage(lease.session(), blob, diff_id, Some(&lower));
+        let staged = self.layers.stage(lease.session(), blob, diff_id, Some(&lower), budget);
         let staged = staged.map_err(|source| ImageError::Unpack { digest: layer.clone(), source })?;
         self.layers.commit(staged, chain_id)
     }

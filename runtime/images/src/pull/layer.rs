@@ -1,4 +1,3 @@
-use std::io::Read as _;
 use std::sync::Arc;
 
 use orlop_distribution::blobs::{BlobError, BlobWriter};
@@ -12,7 +11,7 @@ use crate::ImageError;
 use crate::layers::StagedLayer;
 use crate::lease::Lease;
 use crate::store::Inner;
-use crate::unpack::UnpackError;
+use crate::unpack::{Budget, UnpackError};
 
 /// One layer of an image.
 pub(super) struct LayerPlan {
@@ -73,7 +72,11 @@ impl Pull<'_> {
         if has_blob {
             return Ok(None);
         }
+        self.progress.expect(plan.layer.size);
         let _permit = self.inner.puller.downloads.acquire().await.expect("the semaphore is never closed");
+        if self.cancelled.is_cancelled() {
+            return Err(ImageError::Interrupted("another layer failed".to_owned()));
+        }
         let mut skip = 0;
         loop {
             let client = &self.inner.puller.client;
@@ -94,36 +97,47 @@ impl Pull<'_> {
         }
     }
 
+    /// Downloads, stores and unpacks in one pass. Whatever happens, its threads have ended when it returns.
     async fn attempt(
         &self,
         plan: &LayerPlan,
         download: &mut BlobDownload,
         unpack: bool,
     ) -> Result<Attempt, ImageError> {
-        let (inner, session) = (Arc::clone(self.inner), self.lease.session().to_owned());
         let (write_feed, write_reader) = feed();
-        let layer = plan.layer.clone();
+        let (inner, lease, layer) = (Arc::clone(self.inner), Arc::clone(&self.lease), plan.layer.clone());
         let writing = tokio::task::spawn_blocking(move || {
-            let writer = inner.blobs.writer(&session, layer.digest.algorithm())?;
+            let writer = inner.blobs.writer(lease.session(), layer.digest.algorithm())?;
             write(writer, write_reader, &layer)
         });
-        let mut unpacking = None;
-        if unpack {
+        let unpacking = unpack.then(|| {
             let (unpack_feed, reader) = feed();
-            let (inner, session) = (Arc::clone(self.inner), self.lease.session().to_owned());
-            let diff_id = plan.diff_id.clone();
-            let task =
-                tokio::task::spawn_blocking(move || inner.layers.stage(&session, reader, &diff_id, None));
-            unpacking = Some((unpack_feed, task));
-        }
+            let (inner, lease) = (Arc::clone(self.inner), Arc::clone(&self.lease));
+            let (budget, diff_id) = (Arc::clone(&self.budget), plan.diff_id.clone());
+            let task = tokio::task::spawn_blocking(move || {
+                inner.layers.stage(lease.session(), reader, &diff_id, None, &budget)
+            });
+            (unpack_feed, task)
+        });
         let (unpack_feed, unpack_task) = unpacking.unzip();
-        self.pump(download, write_feed, unpack_feed).await?;
+        let pumped = tokio::select! {
+            pumped = self.pump(download, write_feed, unpack_feed) => pumped,
+            () = self.cancelled.cancelled() => Err(ImageError::Interrupted("another layer failed".to_owned())),
+        };
         let interrupted = |error: tokio::task::JoinError| ImageError::Interrupted(error.to_string());
         let unpacked = match unpack_task {
             Some(task) => Some(task.await.map_err(interrupted)?),
             None => None,
         };
-        match writing.await.map_err(interrupted)? {
+        let written = writing.await.map_err(interrupted)?;
+        if let Some(Err(source)) = unpacked.as_ref().map(Result::as_ref)
+            && is_final(source)
+        {
+            let Some(Err(source)) = unpacked else { unreachable!("it was looked at a line above") };
+            return Err(ImageError::Unpack { digest: plan.layer.digest.clone(), source });
+        }
+        pumped?;
+        match written {
             Ok(()) => {}
             Err(BlobError::Digest(error)) => return Ok(Attempt::WrongContent(error)),
             Err(error) => return Err(error.into()),
@@ -143,6 +157,7 @@ impl Pull<'_> {
         mut unpack: Option<Feed>,
     ) -> Result<(), ImageError> {
         while let Some(chunk) = download.chunk().await.map_err(|error| self.failed(error))? {
+            self.progress.add(chunk.len());
             if let Some(feed) = &unpack
                 && !feed.send(chunk.clone()).await
             {
@@ -162,19 +177,19 @@ impl Pull<'_> {
     }
 }
 
+/// Whether the bytes that came so far are enough to refuse the layer: a stream that is cut or corrupt may be right from another host.
+fn is_final(error: &UnpackError) -> bool {
+    match error {
+        UnpackError::Limit { .. } | UnpackError::Write { .. } => true,
+        UnpackError::Stream(_) | UnpackError::Entry { .. } | UnpackError::NeedsLower => false,
+    }
+}
+
 /// Writes the stream into a blob and commits it once it has the right digest.
 fn write(mut writer: BlobWriter, mut reader: FeedReader, layer: &Descriptor) -> Result<(), BlobError> {
-    let mut buffer = vec![0u8; 64 * 1024];
-    loop {
-        let count = reader.read(&mut buffer).map_err(|source| BlobError::Io {
-            act: "receive",
-            path: layer.digest.to_string().into(),
-            source,
-        })?;
-        if count == 0 {
-            break;
-        }
-        writer.append(&buffer[..count])?;
+    let failed = |source| BlobError::Io { act: "receive", path: layer.digest.to_string().into(), source };
+    while let Some(chunk) = reader.next_chunk().map_err(failed)? {
+        writer.append(&chunk)?;
     }
     writer.finish(Some(&layer.digest), Some(layer.size))?.commit()
 }
@@ -186,6 +201,7 @@ impl Inner {
         lease: &Lease,
         plan: &LayerPlan,
         staged: Option<StagedLayer>,
+        budget: &Budget,
     ) -> Result<(), ImageError> {
         let chain_id = plan.chain_id();
         if self.layers.exists(chain_id) {
@@ -202,6 +218,6 @@ impl Inner {
                 Err(source) => return Err(ImageError::Unpack { digest: digest.clone(), source }),
             }
         }
-        self.unpack_stored(lease, digest, &plan.diff_id, &plan.chain)
+        self.unpack_stored(lease, digest, &plan.diff_id, &plan.chain, budget)
     }
 }

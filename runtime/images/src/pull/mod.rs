@@ -11,9 +11,14 @@
 
 mod feed;
 mod layer;
+mod progress;
+
+pub use progress::PullProgress;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared, WeakShared};
@@ -23,14 +28,19 @@ use orlop_distribution::manifest::{
     CONFIG_LIMIT, ConfigSummary, Descriptor, ImageManifest, Manifest, ManifestError, Platform, chain_ids,
     is_image_config,
 };
+use orlop_distribution::policy::Policy;
 use orlop_types::{Digest, Reference};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::catalog::NameRecord;
+use crate::layers::StagedLayer;
 use crate::lease::Lease;
 use crate::store::Inner;
-use crate::{Config, ImageError, ImageRecord};
+use crate::unpack::Budget;
+use crate::{Config, ImageError, ImageErrorKind, ImageRecord};
 use layer::LayerPlan;
+use progress::{Progress, Pulls};
 
 /// Indexes may nest, but nobody nests deeper.
 const DEPTH_LIMIT: usize = 4;
@@ -46,6 +56,9 @@ pub(crate) struct Puller {
     flights: Mutex<HashMap<(String, Option<Credential>), WeakFlight>>,
     /// One per layer that is being fetched.
     locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    pulls: Pulls,
+    policy: Option<PathBuf>,
+    image_bytes: u64,
 }
 
 impl Puller {
@@ -53,6 +66,7 @@ impl Puller {
         let client = ClientConfig {
             hosts_dir: config.hosts_dir.clone(),
             mirror: config.mirror.clone(),
+            stall_timeout: Duration::from_secs(config.pull_progress_timeout_seconds.max(1)),
             ..ClientConfig::default()
         };
         Self {
@@ -60,7 +74,25 @@ impl Puller {
             downloads: Semaphore::new(config.max_concurrent_downloads.clamp(1, 64)),
             flights: Mutex::default(),
             locks: Mutex::default(),
+            pulls: Pulls::default(),
+            policy: config.signature_policy.clone(),
+            image_bytes: config.max_unpacked_image_bytes,
         }
+    }
+
+    /// What runs now.
+    pub(crate) fn progress(&self) -> Vec<PullProgress> {
+        self.pulls.list()
+    }
+
+    /// Asks the policy file, which is read each time: it may change without a restart. A file that cannot be read refuses everything.
+    fn check_policy(&self, reference: &Reference) -> Result<(), ImageError> {
+        let Some(path) = &self.policy else { return Ok(()) };
+        let refused =
+            |reason: String| ImageError::Policy { image: reference.to_string(), path: path.clone(), reason };
+        let text = std::fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
+        let policy = Policy::parse(&text).map_err(|error| refused(error.to_string()))?;
+        policy.check(reference).map_err(|error| refused(error.to_string()))
     }
 
     fn lock_of(&self, digest: &Digest) -> Arc<tokio::sync::Mutex<()>> {
@@ -111,6 +143,14 @@ fn join_flight(inner: &Arc<Inner>, reference: &Reference, credential: Option<Cre
     let flight: Flight = async move {
         let started = std::time::Instant::now();
         let result = run(&owner, &reference, credential.as_ref()).await;
+        if result.as_ref().is_err_and(|error| error.kind() == ImageErrorKind::NoSpace) {
+            // Layers that came already are kept for the next attempt, unless others need the space.
+            let owner = Arc::clone(&owner);
+            let collected = blocking(move || owner.collect_garbage()).await;
+            if let Err(error) = collected {
+                tracing::warn!(%error, "space is not given back");
+            }
+        }
         let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         match &result {
             Ok(image) => tracing::info!(image = %reference, id = %image.id, bytes = image.size, milliseconds, "image pulled"),
@@ -141,6 +181,10 @@ struct Pull<'a> {
     lease: Arc<Lease>,
     reference: &'a Reference,
     credential: Option<&'a Credential>,
+    progress: Progress<'a>,
+    budget: Arc<Budget>,
+    /// One layer failed: the others stop.
+    cancelled: CancellationToken,
 }
 
 async fn run(
@@ -148,9 +192,20 @@ async fn run(
     reference: &Reference,
     credential: Option<&Credential>,
 ) -> Result<ImageRecord, ImageError> {
-    let owner = Arc::clone(inner);
-    let lease = blocking(move || Lease::new(&owner.paths)).await?;
-    let pull = Pull { inner, lease: Arc::new(lease), reference, credential };
+    let (owner, wanted) = (Arc::clone(inner), reference.clone());
+    let lease = blocking(move || {
+        owner.puller.check_policy(&wanted)?;
+        Lease::new(&owner.paths)
+    });
+    let pull = Pull {
+        inner,
+        lease: Arc::new(lease.await?),
+        reference,
+        credential,
+        progress: inner.puller.pulls.begin(reference.to_string()),
+        budget: Arc::new(Budget::new(inner.puller.image_bytes)),
+        cancelled: CancellationToken::new(),
+    };
     let resolved = pull.resolve().await?;
     let chain = chain_ids(&resolved.config.rootfs.diff_ids);
     let plans: Vec<LayerPlan> = resolved
@@ -165,13 +220,14 @@ async fn run(
             chain: chain[..=index].to_vec(),
         })
         .collect();
-    let staged = futures::future::try_join_all(plans.iter().map(|plan| pull.fetch_layer(plan))).await?;
+    pull.progress.set_layers(plans.len());
+    let staged = pull.fetch_layers(&plans).await?;
     let owner = Arc::clone(inner);
-    let lease = Arc::clone(&pull.lease);
+    let (lease, budget) = (Arc::clone(&pull.lease), Arc::clone(&pull.budget));
     let records = records(reference, &resolved, &chain);
     blocking(move || {
         for (plan, staged) in plans.iter().zip(staged) {
-            owner.settle_layer(&lease, plan, staged)?;
+            owner.settle_layer(&lease, plan, staged, &budget)?;
         }
         owner.commit_records(&records)?;
         let id = resolved.manifest.config.digest.to_string();
@@ -184,6 +240,30 @@ async fn run(
 impl Pull<'_> {
     fn failed(&self, source: impl Into<orlop_distribution::client::RegistryError>) -> ImageError {
         ImageError::Registry { reference: self.reference.to_string(), source: source.into() }
+    }
+
+    /// All layers at once. After a failure the others stop, and have stopped when this returns.
+    async fn fetch_layers(&self, plans: &[LayerPlan]) -> Result<Vec<Option<StagedLayer>>, ImageError> {
+        let first_error = Mutex::new(None);
+        let fetches = plans.iter().map(|plan| async {
+            let result = self.fetch_layer(plan).await;
+            match result {
+                Ok(staged) => {
+                    self.progress.layer_done();
+                    Some(staged)
+                }
+                Err(error) => {
+                    self.cancelled.cancel();
+                    first_error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                    None
+                }
+            }
+        });
+        let fetched = futures::future::join_all(fetches).await;
+        match first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(fetched.into_iter().flatten().collect()),
+        }
     }
 
     /// Follows the reference down to this machine's manifest and its configuration; all documents are stored.

@@ -24,6 +24,7 @@ pub(crate) use metadata::Attributes;
 
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use orlop_distribution::compression::Decompressed;
 use orlop_distribution::tarball::TarReader;
@@ -76,6 +77,29 @@ pub(crate) struct Limits {
     pub(crate) entries: u64,
 }
 
+/// Bytes that the layers of one image may still unpack to, together.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit: u64,
+    left: AtomicU64,
+}
+
+impl Budget {
+    pub(crate) fn new(limit: u64) -> Self {
+        Self { limit, left: AtomicU64::new(limit) }
+    }
+
+    /// False when there is not so much left.
+    fn take(&self, bytes: u64) -> bool {
+        let relaxed = Ordering::Relaxed;
+        self.left.fetch_update(relaxed, relaxed, |left| left.checked_sub(bytes)).is_ok()
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.left.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
 /// What was unpacked.
 #[derive(Debug)]
 pub(crate) struct Unpacked {
@@ -94,14 +118,41 @@ pub(crate) fn unpack(
     destination: &Path,
     lower: Option<&LowerView>,
     limits: Limits,
+    budget: &Budget,
 ) -> Result<Unpacked, UnpackError> {
     let source = Decompressed::new(source).map_err(UnpackError::Stream)?;
-    let hashing =
-        Hashing { source, digester: Digester::new(Algorithm::Sha256), count: 0, limit: limits.bytes };
-    let mut tar = TarReader::new(hashing);
+    let mut hashing = Hashing::new(source, limits, Some(budget));
+    let result = unpack_stream(&mut hashing, destination, lower, limits);
+    let (spent, over) = (hashing.count, hashing.over);
+    let failed = |error| match error {
+        UnpackError::Stream(_) if over => match spent > limits.bytes {
+            true => UnpackError::Limit { limit: limits.bytes, unit: "bytes" },
+            false => UnpackError::Limit {
+                limit: budget.limit,
+                unit: "bytes, together with the image's other layers",
+            },
+        },
+        other => other,
+    };
+    match result {
+        Ok((usage, loose)) => Ok(Unpacked { diff_id: hashing.digester.finish(), usage, loose }),
+        Err(error) => {
+            budget.give_back(hashing.charged);
+            Err(failed(error))
+        }
+    }
+}
+
+fn unpack_stream(
+    source: &mut impl Read,
+    destination: &Path,
+    lower: Option<&LowerView>,
+    limits: Limits,
+) -> Result<(Usage, Loose), UnpackError> {
+    let mut tar = TarReader::new(source);
     let mut tree = Tree::open(destination, lower, limits)?;
     let mut entries = 0u64;
-    while let Some(entry) = tar.next_entry().map_err(|error| stream_error(error, limits))? {
+    while let Some(entry) = tar.next_entry().map_err(UnpackError::Stream)? {
         entries += 1;
         if entries > limits.entries {
             return Err(UnpackError::Limit { limit: limits.entries, unit: "entries" });
@@ -110,25 +161,25 @@ pub(crate) fn unpack(
             return Err(UnpackError::Limit { limit: limits.bytes, unit: "bytes" });
         }
         tree.apply(&entry, &mut tar).map_err(|error| match error {
-            UnpackError::Stream(error) => stream_error(error, limits),
             // On top of the layers below the same entry may make sense.
             UnpackError::Entry { .. } if lower.is_none() => UnpackError::NeedsLower,
             other => other,
         })?;
     }
-    let mut hashing = tar.into_inner();
     // The digest covers what follows the end marker, too.
-    io::copy(&mut hashing, &mut io::sink()).map_err(|error| stream_error(error, limits))?;
-    let (usage, loose) = tree.finish()?;
-    Ok(Unpacked { diff_id: hashing.digester.finish(), usage, loose })
+    io::copy(tar.into_inner(), &mut io::sink()).map_err(UnpackError::Stream)?;
+    tree.finish()
 }
 
 /// The digest of a tar compressed in any known way, read to its end.
 pub(crate) fn digest(source: impl Read, limits: Limits) -> Result<Digest, UnpackError> {
     let source = Decompressed::new(source).map_err(UnpackError::Stream)?;
-    let mut hashing =
-        Hashing { source, digester: Digester::new(Algorithm::Sha256), count: 0, limit: limits.bytes };
-    io::copy(&mut hashing, &mut io::sink()).map_err(|error| stream_error(error, limits))?;
+    let mut hashing = Hashing::new(source, limits, None);
+    let copied = io::copy(&mut hashing, &mut io::sink());
+    if hashing.over {
+        return Err(UnpackError::Limit { limit: limits.bytes, unit: "bytes" });
+    }
+    copied.map_err(UnpackError::Stream)?;
     Ok(hashing.digester.finish())
 }
 
@@ -142,27 +193,37 @@ pub(crate) fn adopt_lower(
     fit::adopt_lower(&unpacked.loose, destination, lower, limits)
 }
 
-fn stream_error(error: io::Error, limits: Limits) -> UnpackError {
-    if error.kind() == io::ErrorKind::QuotaExceeded {
-        return UnpackError::Limit { limit: limits.bytes, unit: "bytes" };
-    }
-    UnpackError::Stream(error)
-}
-
-/// Hashes and counts the uncompressed stream. Reports the bound as `QuotaExceeded`, which no stream gives by itself.
-struct Hashing<R> {
+/// Hashes and counts the uncompressed stream, and ends it at its bounds.
+struct Hashing<'a, R> {
     source: R,
     digester: Digester,
     count: u64,
     limit: u64,
+    budget: Option<&'a Budget>,
+    /// Taken from the budget so far.
+    charged: u64,
+    /// A bound was met.
+    over: bool,
 }
 
-impl<R: Read> Read for Hashing<R> {
+impl<'a, R: Read> Hashing<'a, R> {
+    fn new(source: R, limits: Limits, budget: Option<&'a Budget>) -> Self {
+        let digester = Digester::new(Algorithm::Sha256);
+        Self { source, digester, count: 0, limit: limits.bytes, budget, charged: 0, over: false }
+    }
+}
+
+impl<R: Read> Read for Hashing<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.source.read(buffer)?;
         self.digester.update(&buffer[..count]);
         self.count += count as u64;
-        if self.count > self.limit {
+        let fits = self.budget.is_none_or(|budget| budget.take(count as u64));
+        if fits {
+            self.charged += count as u64;
+        }
+        if self.count > self.limit || !fits {
+            self.over = true;
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
         Ok(count)
