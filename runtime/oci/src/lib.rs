@@ -11,6 +11,7 @@ pub mod devices;
 pub mod freezer;
 pub mod hooks;
 pub mod last_mile;
+pub mod limits;
 mod program;
 pub mod seccomp;
 pub mod setup;

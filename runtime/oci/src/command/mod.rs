@@ -22,7 +22,6 @@ mod exec;
 mod features;
 mod foreground;
 mod kill;
-mod limits;
 mod list;
 mod log;
 mod pause;

@@ -10,8 +10,8 @@ use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxPids, LinuxRes
 use super::Call;
 use super::arguments::{Limits, Update};
 use super::container::{Container, Status};
-use super::limits::{Write, parse_bytes, plan};
 use crate::cgroup::{Cgroup, Hierarchies};
+use crate::limits;
 
 pub(super) fn main(call: &Call, options: &Update) -> anyhow::Result<()> {
     let container = Container::load(&call.store, &options.id)?;
@@ -26,8 +26,7 @@ pub(super) fn main(call: &Call, options: &Update) -> anyhow::Result<()> {
     let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
     let cgroup = hierarchies.cgroup(&container.record.cgroup.to_string_lossy());
     check_before_update(&cgroup, &resources)?;
-    let writes = plan(&resources, hierarchies.is_unified(), memory_limit(&cgroup))?;
-    apply(&cgroup, writes)
+    limits::apply(&cgroup, &resources, hierarchies.is_unified())
 }
 
 fn read(path: &Path) -> anyhow::Result<LinuxResources> {
@@ -75,13 +74,6 @@ fn from_limits(limits: &Limits) -> anyhow::Result<LinuxResources> {
     Ok(resources)
 }
 
-/// Bytes; nothing when there is no limit.
-fn memory_limit(cgroup: &Cgroup) -> Option<i64> {
-    let (directory, unified) = cgroup.controller_directory("memory")?;
-    let file = if unified { "memory.max" } else { "memory.limit_in_bytes" };
-    fs::read_to_string(directory.join(file)).ok()?.trim().parse().ok()
-}
-
 /// `memory.checkBeforeUpdate`: rather no change than the OOM killer.
 fn check_before_update(cgroup: &Cgroup, resources: &LinuxResources) -> anyhow::Result<()> {
     let Some(memory) = resources.memory() else { return Ok(()) };
@@ -95,38 +87,36 @@ fn check_before_update(cgroup: &Cgroup, resources: &LinuxResources) -> anyhow::R
     }
 }
 
-/// Limits that depend on each other (memory, and memory with swap; CPU quota and period) fail in one order and pass in the other, so what
-/// the kernel refuses is tried once more when the rest is written.
-fn apply(cgroup: &Cgroup, writes: Vec<Write>) -> anyhow::Result<()> {
-    let mut refused = Vec::new();
-    for write in writes {
-        match apply_one(cgroup, &write) {
-            Err(error) if is_order(&error) => refused.push(write),
-            other => other.with_context(|| described(&write))?,
+/// Bytes with an optional unit (as Docker's: k, m, g, t, each 1024 times the one before; a `b` behind it changes nothing).
+fn parse_bytes(text: &str) -> anyhow::Result<i64> {
+    let lower = text.trim().to_ascii_lowercase();
+    if lower == "-1" {
+        return Ok(-1);
+    }
+    let short = lower.strip_suffix("ib").or_else(|| lower.strip_suffix('b')).unwrap_or(&lower);
+    let units = [('k', 10), ('m', 20), ('g', 30), ('t', 40), ('p', 50)];
+    let (digits, shift) = units
+        .iter()
+        .find_map(|(unit, shift)| Some((short.strip_suffix(*unit)?, *shift)))
+        .unwrap_or((short, 0));
+    let number: i64 = digits.trim().parse().with_context(|| format!("invalid size: {text:?}"))?;
+    if number < 0 {
+        bail!("invalid size: {text:?}");
+    }
+    number.checked_mul(1 << shift).with_context(|| format!("invalid size: {text:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [("100", 100), ("64m", 64 << 20), ("1G", 1 << 30), ("2kb", 2048), ("-1", -1)] {
+            assert_eq!(parse_bytes(text).unwrap(), bytes, "{text}");
+        }
+        for text in ["", "x", "-2", "9999999999999g"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
         }
     }
-    for write in refused {
-        apply_one(cgroup, &write).with_context(|| described(&write))?;
-    }
-    Ok(())
-}
-
-fn described(write: &Write) -> String {
-    format!("failed to write {:?} to {}", write.value, write.file)
-}
-
-fn is_order(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBUSY))
-}
-
-fn apply_one(cgroup: &Cgroup, write: &Write) -> io::Result<()> {
-    let Some((directory, _)) = cgroup.controller_directory(write.controller) else {
-        let text = format!("the container is in no {} control group", write.controller);
-        return Err(io::Error::new(io::ErrorKind::NotFound, text));
-    };
-    let path = directory.join(&write.file);
-    if write.optional && !path.exists() {
-        return Ok(());
-    }
-    fs::write(path, &write.value)
 }

@@ -1,9 +1,9 @@
-//! New limits of a running container, as writes to files of its control groups. Pure: what is written, not how.
-//!
-//! libcontainer's own way of applying resources cannot be used: on v1 it sets the device policy anew each time, to one without rules.
+//! Limits as writes to files of control groups. Pure: what is written, not how.
 
-use anyhow::{Context, bail};
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
+use anyhow::bail;
+use oci_spec::runtime::{
+    LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxRdma, LinuxResources, LinuxThrottleDevice, LinuxWeightDevice,
+};
 
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,27 +11,47 @@ pub(super) struct Write {
     pub(super) controller: &'static str,
     pub(super) file: String,
     pub(super) value: String,
-    /// A kernel may lack the file, and the limit means nothing then.
-    pub(super) optional: bool,
+    /// When the kernel lacks the file.
+    pub(super) without: Without,
+}
+
+/// What is done where the kernel lacks a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Without {
+    /// The limit cannot be had.
+    Fail,
+    /// There is nothing to limit.
+    Skip,
+    /// This file and value say the same.
+    Instead(String, String),
+}
+
+/// What a group has already, where one file of v2 holds what the specification has apart.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Present {
+    /// `memory.max` in bytes; none without a limit.
+    pub(super) memory: Option<i64>,
+    /// The quota in `cpu.max`; none without a limit.
+    pub(super) quota: Option<String>,
 }
 
 fn write(controller: &'static str, file: impl Into<String>, value: impl ToString) -> Write {
-    Write { controller, file: file.into(), value: value.to_string(), optional: false }
+    Write { controller, file: file.into(), value: value.to_string(), without: Without::Fail }
 }
 
-/// The writes for what is set in `resources`; `memory_now` is the present memory limit, for v2's limit of swap alone.
+/// The writes for what is set in `resources`.
 pub(super) fn plan(
     resources: &LinuxResources,
     unified: bool,
-    memory_now: Option<i64>,
+    present: &Present,
 ) -> anyhow::Result<Vec<Write>> {
     refuse_unknown(resources)?;
     let mut writes = Vec::new();
     if let Some(memory) = resources.memory() {
-        writes.extend(if unified { memory_v2(memory, memory_now)? } else { memory_v1(memory) });
+        writes.extend(if unified { memory_v2(memory, present.memory)? } else { memory_v1(memory) });
     }
     if let Some(cpu) = resources.cpu() {
-        writes.extend(if unified { cpu_v2(cpu)? } else { cpu_v1(cpu) });
+        writes.extend(if unified { cpu_v2(cpu, present)? } else { cpu_v1(cpu) });
         writes.extend(cpu.cpus().iter().map(|cpus| write("cpuset", "cpuset.cpus", cpus)));
         writes.extend(cpu.mems().iter().map(|mems| write("cpuset", "cpuset.mems", mems)));
     }
@@ -42,23 +62,54 @@ pub(super) fn plan(
         writes.push(write("pids", "pids.max", limit));
     }
     for huge in resources.hugepage_limits().iter().flatten() {
+        let (size, limit) = (huge.page_size(), huge.limit());
+        if !size.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            bail!("{size:?} is not a size of huge pages");
+        }
         let file = if unified { "max" } else { "limit_in_bytes" };
-        writes.push(write("hugetlb", format!("hugetlb.{}.{file}", huge.page_size()), huge.limit()));
+        writes.push(write("hugetlb", format!("hugetlb.{size}.{file}"), limit));
+        // Also what is reserved counts, or a program that reserves too much dies when it touches the pages (hugetlb in cgroup-v2.rst).
+        let reserved = write("hugetlb", format!("hugetlb.{size}.rsvd.{file}"), limit);
+        writes.push(Write { without: Without::Skip, ..reserved });
+    }
+    if let Some(devices) = resources.rdma() {
+        writes.extend(devices.iter().map(|(device, limits)| write("rdma", "rdma.max", rdma(device, limits))));
     }
     if let Some(block) = resources.block_io() {
         writes.extend(if unified { block_v2(block)? } else { block_v1(block)? });
     }
-    for (file, value) in resources.unified().iter().flatten() {
-        if !unified {
-            bail!("linux.resources.unified needs cgroup v2");
-        }
-        if file.contains('/') || file.starts_with("cgroup.") {
-            bail!("{file:?} is not a file of a controller");
+    writes.extend(unified_map(resources, unified)?);
+    Ok(writes)
+}
+
+/// Last, since it is to overrule what is converted; in the order of names, since a map has none.
+fn unified_map(resources: &LinuxResources, unified: bool) -> anyhow::Result<Vec<Write>> {
+    let mut files: Vec<(&String, &String)> = resources.unified().iter().flatten().collect();
+    files.sort();
+    if !unified && !files.is_empty() {
+        bail!("linux.resources.unified needs cgroup v2");
+    }
+    let mut writes = Vec::new();
+    for (file, value) in files {
+        let is_core = file.starts_with("cgroup.") && !file.starts_with("cgroup.max.");
+        if file.contains('/') || is_core || !file.contains('.') {
+            bail!("linux.resources.unified: {file:?} is not a file of a controller");
         }
         // Any controller's directory is the same on v2.
         writes.push(write("memory", file.clone(), value));
     }
     Ok(writes)
+}
+
+/// A line of `rdma.max` (cgroup-v1/rdma.rst, and the same on v2).
+fn rdma(device: &str, limits: &LinuxRdma) -> String {
+    let mut line = device.to_owned();
+    for (key, limit) in [("hca_handle", limits.hca_handles()), ("hca_object", limits.hca_objects())] {
+        if let Some(limit) = limit {
+            line.push_str(&format!(" {key}={limit}"));
+        }
+    }
+    line
 }
 
 /// Devices are left out silently, as runc does: callers hand over the whole section.
@@ -68,10 +119,7 @@ fn refuse_unknown(resources: &LinuxResources) -> anyhow::Result<()> {
             || network.priorities().as_ref().is_some_and(|priorities| !priorities.is_empty())
     });
     if network {
-        bail!("update of linux.resources.network is not supported");
-    }
-    if resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()) {
-        bail!("update of linux.resources.rdma is not supported");
+        bail!("linux.resources.network is not supported: it is cgroup v1's, and cannot be changed there");
     }
     Ok(())
 }
@@ -90,7 +138,7 @@ fn memory_v1(memory: &LinuxMemory) -> Vec<Write> {
         // No limit on memory with the old one on memory and swap together would not be none.
         None if limit == Some(-1) => {
             let swap = write("memory", "memory.memsw.limit_in_bytes", -1);
-            writes.push(Write { optional: true, ..swap });
+            writes.push(Write { without: Without::Skip, ..swap });
         }
         None => {}
     }
@@ -107,18 +155,22 @@ fn memory_v2(memory: &LinuxMemory, memory_now: Option<i64>) -> anyhow::Result<Ve
         writes.push(write("memory", "memory.max", or_max(limit)));
     }
     match (set(memory.swap()), limit.or(memory_now)) {
-        (Some(swap), _) if swap < 0 => writes.push(write("memory", "memory.swap.max", "max")),
+        (Some(swap), _) if swap < 0 => writes.push(swap_max("max")),
         (Some(_), None | Some(-1)) => bail!("a limit of memory and swap needs one of memory"),
         (Some(swap), Some(limit)) if swap < limit => bail!("memory and swap limit is below the memory limit"),
-        // On v2 swap is counted alone.
-        (Some(swap), Some(limit)) => writes.push(write("memory", "memory.swap.max", swap - limit)),
-        (None, _) if limit == Some(-1) => {
-            writes.push(Write { optional: true, ..write("memory", "memory.swap.max", "max") });
-        }
+        // On v2 swap is counted alone; the same limit for both is none at all.
+        (Some(swap), Some(limit)) => writes.push(swap_max(&(swap - limit).to_string())),
+        (None, _) if limit == Some(-1) => writes.push(swap_max("max")),
         (None, _) => {}
     }
     writes.extend(set(memory.reservation()).map(|bytes| write("memory", "memory.low", or_max(bytes))));
     Ok(writes)
+}
+
+/// A kernel without swap has nothing to forbid.
+fn swap_max(value: &str) -> Write {
+    let without = if matches!(value, "0" | "max") { Without::Skip } else { Without::Fail };
+    Write { without, ..write("memory", "memory.swap.max", value) }
 }
 
 fn cpu_v1(cpu: &LinuxCpu) -> Vec<Write> {
@@ -137,7 +189,7 @@ fn cpu_v1(cpu: &LinuxCpu) -> Vec<Write> {
     writes
 }
 
-fn cpu_v2(cpu: &LinuxCpu) -> anyhow::Result<Vec<Write>> {
+fn cpu_v2(cpu: &LinuxCpu, present: &Present) -> anyhow::Result<Vec<Write>> {
     if cpu.realtime_period().is_some_and(|period| period != 0) || set(cpu.realtime_runtime()).is_some() {
         bail!("realtime CPU limits do not exist on cgroup v2");
     }
@@ -151,7 +203,10 @@ fn cpu_v2(cpu: &LinuxCpu) -> anyhow::Result<Vec<Write>> {
         (Some(quota), Some(period)) => writes.push(write("cpu", "cpu.max", format!("{quota} {period}"))),
         // The kernel keeps the old period.
         (Some(quota), None) => writes.push(write("cpu", "cpu.max", quota)),
-        (None, Some(_)) => bail!("on cgroup v2 a CPU period needs a quota beside it"),
+        (None, Some(period)) => {
+            let quota = present.quota.as_deref().unwrap_or("max");
+            writes.push(write("cpu", "cpu.max", format!("{quota} {period}")));
+        }
         (None, None) => {}
     }
     writes.extend(cpu.burst().map(|burst| write("cpu", "cpu.max.burst", burst)));
@@ -159,9 +214,20 @@ fn cpu_v2(cpu: &LinuxCpu) -> anyhow::Result<Vec<Write>> {
     Ok(writes)
 }
 
-/// From 2..=262144 to 1..=10000, as everybody converts (KEP-2254).
+/// From 2..=262144 to 1..=10000 such that the smallest, the default (1024 to 100) and the largest meet, as runc since 1.3.2 and crun since
+/// 1.23 (opencontainers/cgroups, ConvertCPUSharesToCgroupV2Value): `10^((log2(s)^2 + 125 log2(s)) / 612 - 7/34)`, rounded up.
 fn weight_of_shares(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+    match shares {
+        0..=2 => 1,
+        262_144.. => 10_000,
+        shares => {
+            let shares = u32::try_from(shares).expect("less than 2^18");
+            let logarithm = f64::from(shares).log2();
+            let exponent = (logarithm * logarithm + 125.0 * logarithm) / 612.0 - 7.0 / 34.0;
+            let weight = 10_f64.powf(exponent).ceil();
+            (1..=10_000_u32).find(|whole| f64::from(*whole) >= weight).map_or(10_000, u64::from)
+        }
+    }
 }
 
 /// v1 files of the four kinds of throttle, and v2's keys of `io.max`.
@@ -174,21 +240,26 @@ fn throttles(block: &LinuxBlockIo) -> [(&'static str, &'static str, &Option<Vec<
     ]
 }
 
-fn refuse_device_weights(block: &LinuxBlockIo) -> anyhow::Result<()> {
-    if block.weight_device().as_ref().is_some_and(|devices| !devices.is_empty()) {
-        bail!("update of linux.resources.blockIO.weightDevice is not supported");
-    }
-    if block.leaf_weight().is_some_and(|weight| weight != 0) {
-        bail!("update of linux.resources.blockIO.leafWeight is not supported");
+fn refuse_leaf_weights(block: &LinuxBlockIo) -> anyhow::Result<()> {
+    let devices = block.weight_device().as_deref().unwrap_or_default();
+    let is_leaf = |device: &LinuxWeightDevice| device.leaf_weight().is_some_and(|weight| weight != 0);
+    if block.leaf_weight().is_some_and(|weight| weight != 0) || devices.iter().any(is_leaf) {
+        bail!("linux.resources.blockIO: leaf weights cannot be set");
     }
     Ok(())
 }
 
 fn block_v1(block: &LinuxBlockIo) -> anyhow::Result<Vec<Write>> {
-    refuse_device_weights(block)?;
+    refuse_leaf_weights(block)?;
     let mut writes = Vec::new();
     if let Some(weight) = block.weight().filter(|weight| *weight != 0) {
         writes.push(write("blkio", "blkio.weight", weight));
+    }
+    for device in block.weight_device().iter().flatten() {
+        if let Some(weight) = device.weight() {
+            let line = format!("{}:{} {weight}", device.major(), device.minor());
+            writes.push(write("blkio", "blkio.weight_device", line));
+        }
     }
     for (file, _, devices) in throttles(block) {
         let line = |device: &LinuxThrottleDevice| {
@@ -200,12 +271,15 @@ fn block_v1(block: &LinuxBlockIo) -> anyhow::Result<Vec<Write>> {
 }
 
 fn block_v2(block: &LinuxBlockIo) -> anyhow::Result<Vec<Write>> {
-    refuse_device_weights(block)?;
+    refuse_leaf_weights(block)?;
     let mut writes = Vec::new();
     if let Some(weight) = block.weight().filter(|weight| *weight != 0) {
-        // From 10..=1000 to 1..=10000, as runc converts.
-        let weight = 1 + (u64::from(weight).clamp(10, 1000) - 10) * 9999 / 990;
-        writes.push(write("io", "io.weight", weight));
+        writes.push(weight_v2("", weight));
+    }
+    for device in block.weight_device().iter().flatten() {
+        if let Some(weight) = device.weight() {
+            writes.push(weight_v2(&format!("{}:{} ", device.major(), device.minor()), weight));
+        }
     }
     for (_, key, devices) in throttles(block) {
         let line = |device: &LinuxThrottleDevice| {
@@ -216,32 +290,20 @@ fn block_v2(block: &LinuxBlockIo) -> anyhow::Result<Vec<Write>> {
     Ok(writes)
 }
 
-/// Bytes with an optional unit (as Docker's: k, m, g, t, each 1024 times the one before; a `b` behind it changes nothing).
-pub(super) fn parse_bytes(text: &str) -> anyhow::Result<i64> {
-    let lower = text.trim().to_ascii_lowercase();
-    if lower == "-1" {
-        return Ok(-1);
-    }
-    let short = lower.strip_suffix("ib").or_else(|| lower.strip_suffix('b')).unwrap_or(&lower);
-    let units = [('k', 10), ('m', 20), ('g', 30), ('t', 40), ('p', 50)];
-    let (digits, shift) = units
-        .iter()
-        .find_map(|(unit, shift)| Some((short.strip_suffix(*unit)?, *shift)))
-        .unwrap_or((short, 0));
-    let number: i64 = digits.trim().parse().with_context(|| format!("invalid size: {text:?}"))?;
-    if number < 0 {
-        bail!("invalid size: {text:?}");
-    }
-    number.checked_mul(1 << shift).with_context(|| format!("invalid size: {text:?}"))
+/// BFQ has a file of its own, with the specification's scale; io.weight goes from 1 to 10000 (runc converts the same way).
+fn weight_v2(device: &str, weight: u16) -> Write {
+    let converted = 1 + (u64::from(weight).clamp(10, 1000) - 10) * 9999 / 990;
+    let instead = Without::Instead("io.weight".to_owned(), format!("{device}{converted}"));
+    Write { without: instead, ..write("io", "io.bfq.weight", format!("{device}{weight}")) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn lines(json: &str, unified: bool, memory_now: Option<i64>) -> Vec<String> {
+    fn lines(json: &str, unified: bool, memory: Option<i64>) -> Vec<String> {
         let resources: LinuxResources = serde_json::from_str(json).unwrap();
-        let writes = plan(&resources, unified, memory_now).unwrap();
+        let writes = plan(&resources, unified, &Present { memory, quota: None }).unwrap();
         writes.into_iter().map(|write| format!("{}={}", write.file, write.value)).collect()
     }
 
@@ -264,6 +326,7 @@ mod tests {
                 "cpuset.cpus=0",
                 "pids.max=max",
                 "hugetlb.2MB.limit_in_bytes=9",
+                "hugetlb.2MB.rsvd.limit_in_bytes=9",
                 "blkio.weight=500",
                 "blkio.throttle.read_bps_device=8:0 7",
             ]
@@ -283,18 +346,55 @@ mod tests {
                 "memory.max=1000",
                 "memory.swap.max=2000",
                 "memory.low=500",
-                "cpu.weight=39",
+                "cpu.weight=100",
                 "cpu.max=5000 10000",
                 "cpuset.cpus=0",
                 "pids.max=max",
                 "hugetlb.2MB.max=9",
-                "io.weight=4950",
+                "hugetlb.2MB.rsvd.max=9",
+                "io.bfq.weight=500",
                 "io.max=8:0 rbps=7",
             ]
         );
         assert_eq!(lines(r#"{"memory":{"swap":300}}"#, true, Some(100)), ["memory.swap.max=200"]);
         assert_eq!(lines(r#"{"cpu":{"quota":-1}}"#, true, None), ["cpu.max=max"]);
-        assert_eq!(lines(r#"{"unified":{"memory.high":"9"}}"#, true, None), ["memory.high=9"]);
+        assert_eq!(lines(r#"{"cpu":{"period":50000}}"#, true, None), ["cpu.max=max 50000"]);
+        assert_eq!(
+            lines(r#"{"memory":{"limit":5,"swap":5}}"#, true, None),
+            ["memory.max=5", "memory.swap.max=0"]
+        );
+        assert_eq!(
+            lines(r#"{"rdma":{"mlx5_1":{"hcaHandles":3,"hcaObjects":10}}}"#, true, None),
+            ["rdma.max=mlx5_1 hca_handle=3 hca_object=10"]
+        );
+        assert_eq!(
+            lines(r#"{"unified":{"pids.max":"7","memory.high":"9","cgroup.max.depth":"2"}}"#, true, None),
+            ["cgroup.max.depth=2", "memory.high=9", "pids.max=7"]
+        );
+    }
+
+    #[test]
+    fn a_new_period_keeps_the_quota() {
+        let resources: LinuxResources = serde_json::from_str(r#"{"cpu":{"period":50000}}"#).unwrap();
+        let present = Present { memory: None, quota: Some("20000".to_owned()) };
+        assert_eq!(plan(&resources, true, &present).unwrap()[0].value, "20000 50000");
+    }
+
+    #[test]
+    fn weights_are_those_of_other_runtimes() {
+        for (shares, weight) in
+            [(0, 1), (2, 1), (3, 2), (512, 59), (1024, 100), (2048, 174), (262_144, 10_000)]
+        {
+            assert_eq!(weight_of_shares(shares), weight, "{shares}");
+        }
+        let block: LinuxResources = serde_json::from_str(
+            r#"{"blockIO":{"weight":500,"weightDevice":[{"major":8,"minor":0,"weight":10}]}}"#,
+        )
+        .unwrap();
+        let writes = plan(&block, true, &Present::default()).unwrap();
+        let instead: Vec<_> = writes.iter().map(|write| write.without.clone()).collect();
+        let weight = |value: &str| Without::Instead("io.weight".to_owned(), value.to_owned());
+        assert_eq!(instead, [weight("4950"), weight("8:0 1")]);
     }
 
     #[test]
@@ -304,21 +404,13 @@ mod tests {
             (r#"{"unified":{"memory.high":"9"}}"#, false),
             (r#"{"unified":{"../x":"9"}}"#, true),
             (r#"{"unified":{"cgroup.kill":"1"}}"#, true),
+            (r#"{"hugepageLimits":[{"pageSize":"2MB/../x","limit":9}]}"#, true),
+            (r#"{"blockIO":{"leafWeight":10}}"#, true),
             (r#"{"memory":{"swap":300}}"#, true),
             (r#"{"cpu":{"realtimeRuntime":300}}"#, true),
         ] {
             let resources: LinuxResources = serde_json::from_str(json).unwrap();
-            assert!(plan(&resources, unified, None).is_err(), "{json}");
-        }
-    }
-
-    #[test]
-    fn sizes_have_units() {
-        for (text, bytes) in [("100", 100), ("64m", 64 << 20), ("1G", 1 << 30), ("2kb", 2048), ("-1", -1)] {
-            assert_eq!(parse_bytes(text).unwrap(), bytes, "{text}");
-        }
-        for text in ["", "x", "-2", "9999999999999g"] {
-            assert!(parse_bytes(text).is_err(), "{text}");
+            assert!(plan(&resources, unified, &Present::default()).is_err(), "{json}");
         }
     }
 }

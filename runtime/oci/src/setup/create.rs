@@ -20,6 +20,7 @@ use crate::cgroup::Hierarchies;
 use crate::devices;
 use crate::hooks::HookState;
 use crate::last_mile::{LastMile, LastMileError};
+use crate::limits;
 
 /// Makes the container. Single-threaded processes only.
 pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
@@ -40,6 +41,10 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
     let user = UserNamespace::of(&spec, &request.namespaces)?;
     let user_path = user.as_ref().map(UserNamespace::path);
     let mut derived = rules::derive(&spec, &request.id, &rootfs, &request.namespaces, user_path)?;
+    let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
+    if hierarchies.is_unified() {
+        leave_limits_to_us(&mut derived);
+    }
     refuse_strange_device_directory(&rootfs)?;
     let streams = Streams { stdin, stdout, stderr };
     let mut _held = Vec::new();
@@ -79,8 +84,8 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
     let container = build(request, executor, streams, &bundle, &state)?;
     let pid = container.pid().context("the container has no process")?;
     let pid = u32::try_from(pid.as_raw())?;
-    let guarded =
-        guard_devices(&spec, &request.id).and_then(|()| delegate(&spec, &request.id, user.as_ref()));
+    let guarded = guard(&hierarchies, &spec, &request.id)
+        .and_then(|()| delegate(&spec, &request.id, user.as_ref()));
     if let Err(error) = guarded {
         let _ = nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(i32::try_from(pid)?),
@@ -189,17 +194,29 @@ fn refuse_strange_device_directory(rootfs: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// On a unified machine the device policy is ours (libcontainer's needs a C library); on v1 libcontainer has applied it.
-fn guard_devices(spec: &Spec, id: &str) -> anyhow::Result<()> {
-    let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
+/// See [`guard`].
+fn leave_limits_to_us(derived: &mut Spec) {
+    if let Some(mut linux) = derived.linux().clone() {
+        linux.set_resources(None);
+        derived.set_linux(Some(linux));
+    }
+}
+
+/// On a unified machine limits and device policy are ours: libcontainer's policy needs a C library, and of its limits some are wrong
+/// ([`crate::limits`]). The container waits meanwhile. On v1 libcontainer has applied them.
+fn guard(hierarchies: &Hierarchies, spec: &Spec, id: &str) -> anyhow::Result<()> {
     if !hierarchies.is_unified() {
         return Ok(());
     }
     let path = rules::cgroup_path(spec, id)?;
-    let Some(directory) = hierarchies.cgroup(&path.to_string_lossy()).unified_directory() else {
+    let cgroup = hierarchies.cgroup(&path.to_string_lossy());
+    let Some(directory) = cgroup.unified_directory() else {
         return Ok(());
     };
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    if let Some(resources) = resources {
+        limits::apply(&cgroup, resources, true).context("failed to set the limits")?;
+    }
     let deny_all = [LinuxDeviceCgroup::default()];
     let given = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or(&deny_all);
     let program = orlop_linux::bpf::load_device_program(&devices::compile(given))
