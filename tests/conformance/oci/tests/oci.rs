@@ -15,3 +15,7 @@ mod lifecycle;
 mod limits;
 #[path = "oci/terminal.rs"]
 mod terminal;
+#[path = "oci/v2_groups.rs"]
+mod v2_groups;
+#[path = "oci/v2_limits.rs"]
+mod v2_limits;
