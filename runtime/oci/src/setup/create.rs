@@ -41,10 +41,7 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
     let user = UserNamespace::of(&spec, &request.namespaces)?;
     let user_path = user.as_ref().map(UserNamespace::path);
     let mut derived = rules::derive(&spec, &request.id, &rootfs, &request.namespaces, user_path)?;
-    let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
-    if hierarchies.is_unified() {
-        leave_limits_to_us(&mut derived);
-    }
+    let hierarchies = leave_limits_to_us(&mut derived)?;
     refuse_strange_device_directory(&rootfs)?;
     let streams = Streams { stdin, stdout, stderr };
     let mut _held = Vec::new();
@@ -84,8 +81,8 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
     let container = build(request, executor, streams, &bundle, &state)?;
     let pid = container.pid().context("the container has no process")?;
     let pid = u32::try_from(pid.as_raw())?;
-    let guarded = guard(&hierarchies, &spec, &request.id)
-        .and_then(|()| delegate(&spec, &request.id, user.as_ref()));
+    let guarded =
+        guard(&hierarchies, &spec, &request.id).and_then(|()| delegate(&spec, &request.id, user.as_ref()));
     if let Err(error) = guarded {
         let _ = nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(i32::try_from(pid)?),
@@ -195,11 +192,14 @@ fn refuse_strange_device_directory(rootfs: &Path) -> anyhow::Result<()> {
 }
 
 /// See [`guard`].
-fn leave_limits_to_us(derived: &mut Spec) {
-    if let Some(mut linux) = derived.linux().clone() {
+fn leave_limits_to_us(derived: &mut Spec) -> anyhow::Result<Hierarchies> {
+    let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
+    if hierarchies.is_unified()
+        && let Some(linux) = derived.linux_mut()
+    {
         linux.set_resources(None);
-        derived.set_linux(Some(linux));
     }
+    Ok(hierarchies)
 }
 
 /// On a unified machine limits and device policy are ours: libcontainer's policy needs a C library, and of its limits some are wrong
