@@ -70,7 +70,7 @@ pub(crate) fn configure(task: &Task) -> anyhow::Result<()> {
     call("ip", &["link", "set", "lo", "up"])?;
     // Tests keep their files on a disk: a tmpfs of this kernel has no user.* attributes, and no device whose use is limited.
     call("/usr/sbin/mke2fs", &["-q", "-t", "ext4", "-O", "^has_journal", DISK])?;
-    rustix::mount::mount(DISK, "/tmp", "ext4", MountFlags::NOSUID, c"")
+    rustix::mount::mount(DISK, "/tmp", "ext4", MountFlags::empty(), c"")
         .context("failed to mount the disk")?;
     fs::set_permissions("/tmp", fs::Permissions::from_mode(0o1777)).context("failed to open /tmp to all")?;
     // Swap that the memory controller can count.

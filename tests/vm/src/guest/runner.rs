@@ -72,7 +72,7 @@ fn command(program: &Program) -> Command {
     command
         .current_dir(&program.directory)
         .env_remove(RUNNER)
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("PATH", "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .env("HOME", "/root")
         .env("RUST_BACKTRACE", "0")
         .envs(&program.environment)

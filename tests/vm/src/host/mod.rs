@@ -62,8 +62,9 @@ pub(crate) fn main() -> anyhow::Result<ExitCode> {
 fn build(path: &Path, kernel: &kernel::Kernel, options: &Options, cache: &Path) -> anyhow::Result<()> {
     let mut archive = Archive::create(path).context("failed to write the initramfs")?;
     // First: what is below a link needs it.
-    add_userland(&mut archive)?;
+    add_links(&mut archive)?;
     let programs = programs::add(&mut archive, options.workspace, options.peers, cache)?;
+    add_userland(&mut archive)?;
     let own = std::env::current_exe().context("failed to find this program")?;
     archive.copy(&own, Path::new("/init"))?;
     for module in &kernel.modules {
@@ -81,12 +82,17 @@ fn build(path: &Path, kernel: &kernel::Kernel, options: &Options, cache: &Path) 
     Ok(())
 }
 
-/// A small Debian: merged /usr, busybox for what is not worth its libraries.
-fn add_userland(archive: &mut Archive<impl std::io::Write>) -> anyhow::Result<()> {
+/// Merged /usr, as Debian has it.
+fn add_links(archive: &mut Archive<impl std::io::Write>) -> anyhow::Result<()> {
     for name in ["bin", "sbin", "lib", "lib64"] {
         archive.directory(&Path::new("/usr").join(name))?;
         archive.link(&Path::new("/").join(name), &format!("usr/{name}"))?;
     }
+    Ok(())
+}
+
+/// A small Debian: busybox for what is not there and not worth its libraries.
+fn add_userland(archive: &mut Archive<impl std::io::Write>) -> anyhow::Result<()> {
     for name in ["proc", "sys", "dev", "tmp", "run", "var/tmp", "var/lib", "root"] {
         archive.directory(&Path::new("/").join(name))?;
     }

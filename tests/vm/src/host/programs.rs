@@ -16,22 +16,34 @@ struct Suite {
     package: &'static str,
     /// Targets to leave out: they need what the guest has not, and nothing of the kernel.
     without: &'static [&'static str],
+    /// Only this target, if any is named.
+    only: Option<&'static str>,
     environment: &'static [(&'static str, &'static str)],
 }
 
 /// `{bin:NAME}` stands for the path of a program that the packages build.
-const SUITES: [Suite; 5] = [
-    Suite { package: BLACK_BOX, without: &[], environment: &[] },
-    Suite { package: "orlop-oci", without: &[], environment: &[] },
-    Suite { package: "orlop-shim", without: &[], environment: &[] },
+const SUITES: [Suite; 6] = [
+    Suite { package: BLACK_BOX, without: &[], only: None, environment: &[] },
+    Suite { package: "orlop-oci", without: &[], only: None, environment: &[] },
+    Suite { package: "orlop-shim", without: &[], only: None, environment: &[] },
     Suite {
         package: "orlop-runtime",
         without: &[],
+        only: None,
         environment: &[("ORLOP_TEST_SHIM", "{bin:orlop-shim-test} shim")],
     },
     // Its registry tests are about HTTP.
-    Suite { package: "orlop-images", without: &["pull"], environment: &[] },
+    Suite { package: "orlop-images", without: &["pull"], only: None, environment: &[] },
+    // A whole cluster, with the binary that was built before.
+    Suite {
+        package: "orlop-tests",
+        without: &[],
+        only: Some("cgroup_v2"),
+        environment: &[("ORLOP_BIN", ORLOP)],
+    },
 ];
+/// Where the whole program is in the guest.
+const ORLOP: &str = "/usr/local/bin/orlop";
 /// Its tests judge any runtime, by `SUBJECT`.
 const BLACK_BOX: &str = "orlop-conformance-oci";
 /// Runtimes of others that must pass them too.
@@ -86,7 +98,8 @@ pub(crate) fn add(
     let mut programs = Vec::new();
     for suite in &SUITES {
         for executable in built.iter().filter(|executable| executable.package == suite.package) {
-            if suite.without.contains(&executable.target.as_str()) {
+            let target = executable.target.as_str();
+            if suite.without.contains(&target) || suite.only.is_some_and(|only| only != target) {
                 continue;
             }
             add_stripped(archive, &executable.path, scratch)?;
@@ -104,6 +117,10 @@ pub(crate) fn add(
     }
     for peer in PEERS {
         add_dynamic(archive, Path::new(peer))?;
+    }
+    if !add_cluster(archive, scratch)? {
+        eprintln!("SKIP a whole cluster: no orlop binary is built, or kubectl is not on the PATH");
+        programs.retain(|program| !program.environment.contains_key("ORLOP_BIN"));
     }
     ensure!(!programs.is_empty(), "cargo built no tests");
     Ok(programs)
@@ -200,6 +217,26 @@ fn add_stripped(
     let stripped = scratch.join("stripped");
     output(Command::new("strip").arg("-o").arg(&stripped).arg(path))?;
     archive.copy(&stripped, path).context("failed to write the archive")
+}
+
+/// The whole program and what its tests call; false when there is none.
+fn add_cluster(archive: &mut Archive<impl std::io::Write>, scratch: &Path) -> anyhow::Result<bool> {
+    let target = std::env::current_exe()?.ancestors().nth(2).map(Path::to_path_buf).unwrap_or_default();
+    let built = ["release", "debug"].map(|profile| target.join(profile).join("orlop"));
+    let given = std::env::var_os("ORLOP_BIN").map(PathBuf::from);
+    let orlop = given.into_iter().chain(built).find(|path| path.exists());
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let kubectl =
+        std::env::split_paths(&path).map(|folder| folder.join("kubectl")).find(|path| path.exists());
+    let (Some(orlop), Some(kubectl)) = (orlop, kubectl) else { return Ok(false) };
+    let stripped = scratch.join("stripped");
+    output(Command::new("strip").arg("-o").arg(&stripped).arg(orlop))?;
+    archive.copy(&stripped, Path::new(ORLOP))?;
+    archive.copy(&kubectl, Path::new("/usr/local/bin/kubectl"))?;
+    for program in ["/usr/bin/ip", "/usr/bin/nsenter"] {
+        add_dynamic(archive, Path::new(program))?;
+    }
+    Ok(true)
 }
 
 /// A program with the libraries that it is linked to.
