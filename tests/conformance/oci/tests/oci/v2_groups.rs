@@ -145,6 +145,31 @@ fn a_group_that_was_frozen_before_is_refused() {
 }
 
 #[test]
+fn the_root_of_a_user_namespace_manages_its_own_group() {
+    let Some(rig) = rig() else { return };
+    if !is_ours() {
+        return skip("later runtimes only");
+    }
+    rig.open_to_all();
+    let script = "mkdir /sys/fs/cgroup/inner && echo 1 > /sys/fs/cgroup/inner/cgroup.procs \
+        && echo +memory > /sys/fs/cgroup/cgroup.subtree_control && cat /sys/fs/cgroup/inner/cgroup.controllers; \
+        echo 1 > /sys/fs/cgroup/memory.max; rmdir /sys/fs/cgroup/inner";
+    with_hierarchy(&rig, "rw", script);
+    let path = rig.bundle().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    for maps in ["uidMappings", "gidMappings"] {
+        config["linux"][maps] = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    }
+    fs::write(&path, config.to_string()).unwrap();
+    let called = rig.run();
+    assert_eq!(called.out, "memory\n", "{}", called.error);
+    // Its limits stay its parent's business (cgroup-v2.rst, "Delegation").
+    assert!(called.error.contains("ermission denied"), "{}", called.error);
+    rig.assert_nothing_left();
+}
+
+#[test]
 fn devices_are_those_of_the_rules() {
     let Some(rig) = rig() else { return };
     rig.configure(|config| {
