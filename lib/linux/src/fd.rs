@@ -1,7 +1,7 @@
 //! File descriptors that a parent left open for us by number.
 
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
 
 /// Numbers handed out already; a second owner of one descriptor would close it under the first one's feet.
@@ -47,6 +47,25 @@ pub fn close_inherited() -> io::Result<()> {
     // and nix have no close_range(2).
     let answer = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, 0_u32) };
     crate::check(answer).map(drop)
+}
+
+/// Closes every descriptor above standard error but those of `keep`. For a forked child ([`crate::process::clone`]) that uses nothing
+/// else of what it got and ends without running destructors.
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut numbers: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok()).collect();
+    numbers.sort_unstable();
+    let mut first = 3_u32;
+    for number in numbers.into_iter().chain([u32::MAX]) {
+        if first < number {
+            let last = if number == u32::MAX { number } else { number - 1 };
+            // SAFETY: the child's owners of these descriptors are copies that nobody uses or drops (its documentation says so); the
+            // parent's table is another one. rustix and nix have no close_range(2).
+            let answer = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0_u32) };
+            crate::check(answer)?;
+        }
+        first = first.max(number.saturating_add(1));
+    }
+    Ok(())
 }
 
 /// Marks every descriptor from `first` on close-on-exec (close_range(2), Linux 5.11).

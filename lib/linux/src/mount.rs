@@ -20,6 +20,7 @@ pub struct Attributes {
     user_namespace: u64,
 }
 
+const THIS_PROGRAM: &str = "/proc/self/exe";
 const MOUNT_ATTR_RDONLY: u64 = 0x0000_0001;
 const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
 
@@ -74,16 +75,30 @@ pub fn set_read_only(mount: impl AsFd, recursive: bool) -> io::Result<()> {
     set_attributes(mount.as_fd(), recursive, &mut attributes)
 }
 
-/// A detached read-only mount of this program, without a copy of its bytes: whoever gets hold of `/proc/PID/exe` of a process started
+/// A detached read-only mount of a program, without a copy of its bytes: whoever gets hold of `/proc/PID/exe` of a process started
 /// from it cannot write through it (CVE-2019-5736).
 ///
 /// # Errors
 /// Kernels before 5.12, and callers in a chroot.
-pub fn read_only_program() -> io::Result<OwnedFd> {
+pub fn read_only_file(path: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let copy = open_tree(CWD, "/proc/self/exe", flags)?;
+    let copy = open_tree(CWD, path, flags)?;
     set_read_only(&copy, false)?;
     Ok(copy)
+}
+
+/// [`read_only_file`] of this program.
+///
+/// # Errors
+/// As there; before Linux 6.15 also when this process was started from such a mount already, see [`is_program_read_only`].
+pub fn read_only_program() -> io::Result<OwnedFd> {
+    read_only_file(Path::new(THIS_PROGRAM))
+}
+
+/// Whether this process was started from a read-only mount.
+pub fn is_program_read_only() -> bool {
+    let found = rustix::fs::statvfs(THIS_PROGRAM);
+    found.is_ok_and(|found| found.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
 /// Maps the owners of a detached mount's files through a user namespace.

@@ -27,7 +27,8 @@ struct Lab {
 }
 
 fn config(node: &Node) -> Config {
-    Config { shim_command: support::real("shim"), ..node.config() }
+    // As in production: the program that the daemon itself is.
+    Config { shim_command: Vec::new(), streamer_command: Vec::new(), ..node.config() }
 }
 
 async fn lab(command: &[&str], stdin: bool) -> Option<Lab> {
@@ -92,23 +93,28 @@ impl Lab {
     }
 }
 
-struct Session(WebSocketStream<MaybeTlsStream<TcpStream>>);
+struct Session {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// Output that was read and not looked at.
+    unread: Vec<u8>,
+}
 
 impl Session {
     async fn open(url: &str, protocol: &str) -> Self {
         let mut request = url.replace("http://", "ws://").into_client_request().unwrap();
         request.headers_mut().insert("Sec-WebSocket-Protocol", protocol.parse().unwrap());
-        Self(tokio_tungstenite::connect_async(request).await.unwrap().0)
+        Self { socket: tokio_tungstenite::connect_async(request).await.unwrap().0, unread: Vec::new() }
     }
 
     async fn send(&mut self, channel: u8, data: &[u8]) {
-        self.0.send(Message::binary([&[channel], data].concat())).await.unwrap();
+        self.socket.send(Message::binary([&[channel], data].concat())).await.unwrap();
     }
 
     /// The next bytes on a channel; `None` at the end of the session.
     async fn next(&mut self) -> Option<(u8, Vec<u8>)> {
         loop {
-            let message = tokio::time::timeout(DEADLINE, self.0.next()).await.expect("a message in time");
+            let message =
+                tokio::time::timeout(DEADLINE, self.socket.next()).await.expect("a message in time");
             match message {
                 Some(Ok(Message::Binary(data))) if data.len() > 1 => {
                     return Some((data[0], data[1..].to_vec()));
@@ -119,19 +125,23 @@ impl Session {
         }
     }
 
-    /// Reads until the output so far contains `text`.
+    /// Reads until the output contains `text`, which and what was before it is taken.
     async fn read_until(&mut self, text: &str) {
-        let mut seen = Vec::new();
-        while !String::from_utf8_lossy(&seen).contains(text) {
-            let (_, data) =
-                self.next().await.unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(&seen)));
-            seen.extend_from_slice(&data);
+        loop {
+            let found = self.unread.windows(text.len()).position(|part| part == text.as_bytes());
+            if let Some(at) = found {
+                self.unread.drain(..at + text.len());
+                return;
+            }
+            let next = self.next().await;
+            let (_, data) = next.unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(&self.unread)));
+            self.unread.extend_from_slice(&data);
         }
     }
 
     /// Reads to the end: output and the exit code (0 is Success).
     async fn finish(mut self) -> (String, Option<i32>) {
-        let (mut output, mut code) = (Vec::new(), None);
+        let (mut output, mut code) = (std::mem::take(&mut self.unread), None);
         while let Some((channel, data)) = self.next().await {
             if channel == 3 {
                 let status: serde_json::Value = serde_json::from_slice(&data).unwrap();
@@ -162,7 +172,7 @@ async fn an_exec_goes_on_through_restarts_and_tells_its_exit_code() {
     let script = "read a; echo got $a; read b; echo got $b; exit 7";
     let mut session = lab.exec(&["/bin/busybox", "sh", "-c", script], false).await;
     session.send(0, b"one\n").await;
-    session.read_until("got one").await;
+    session.read_until("got one\n").await;
     lab.restart().await;
     session.send(0, b"two\n").await;
     assert_eq!(session.finish().await, ("got two\n".to_owned(), Some(7)));
@@ -171,6 +181,13 @@ async fn an_exec_goes_on_through_restarts_and_tells_its_exit_code() {
     let (out, code) = lab.exec(&["/bin/busybox", "echo", "new"], false).await.finish().await;
     assert_eq!((out.as_str(), code), ("new\n", Some(0)));
     assert_eq!(lab.node.streamers().len(), 1);
+}
+
+#[tokio::test]
+async fn the_program_of_a_shim_cannot_be_written_to() {
+    let Some(lab) = lab(&["/bin/busybox", "sleep", "600"], false).await else { return };
+    let mount = rustix::fs::statvfs(format!("/proc/{}/exe", lab.node.shim_pid(&lab.sandbox))).unwrap();
+    assert!(mount.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@
 //! Deliberately not here: images, CNI, CRI, Kubernetes, retries. The shim does what one request says and tells what happened. It outlives the
 //! daemon; when the shim itself dies, the daemon kills the pod's control groups.
 //!
+//! Invariant: it runs from a read-only mount of its program (the daemon starts it so), as do the set-up children, which are it or forks of it.
 //! Invariant: one thread, one poll(2) loop ([`server`]). Nothing in it blocks on a container, a client or a disk that hangs; what
 //! takes time is a child process, a descriptor in the poll set, or a deadline.
 //! Invariant: an exit is on disk before it is announced; whoever connects later gets it again ([`protocol::Request::Events`]).

@@ -326,8 +326,10 @@ impl Shim {
         };
         let mut keep = streams.theirs();
         keep.extend(theirs.as_ref().map(AsFd::as_fd));
-        let setup_pid =
-            self.program.start("exec", &request, &keep).context("failed to start the set-up child")?;
+        let setup_pid = self
+            .program
+            .start_exec(&self.single, &request, &keep)
+            .context("failed to start the set-up child")?;
         let key = self.new_key();
         let running = streams.into_running(id, role, setup_pid, ours);
         self.processes.insert(key, running);

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use nix::sys::signalfd::SignalFd;
+use orlop_linux::process::SingleThreaded;
 use orlop_oci::cgroup::Hierarchies;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -56,6 +57,7 @@ pub(crate) struct Namespaces {
 /// All state of a shim. One thread owns it.
 pub struct Shim {
     pub(crate) config: ShimConfig,
+    pub(crate) single: SingleThreaded,
     pub(crate) program: Program,
     pub(crate) hierarchies: Hierarchies,
     pub(crate) reaper: Option<u32>,
@@ -76,6 +78,7 @@ pub struct Shim {
 impl Shim {
     pub(crate) fn new(
         config: ShimConfig,
+        single: SingleThreaded,
         program: Program,
         hierarchies: Hierarchies,
         namespaces: Namespaces,
@@ -84,6 +87,7 @@ impl Shim {
     ) -> Self {
         Self {
             config,
+            single,
             program,
             hierarchies,
             reaper: namespaces.reaper,

@@ -1,4 +1,4 @@
-//! Starting `oci-setup`: this binary again, from a copy of its mount that nobody can write to.
+//! Starting `oci-setup`: this binary again, from a copy of its mount that nobody can write to; or, for what has to be quick, a fork.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use orlop_linux::process::{CloneOptions, Side, SingleThreaded};
+use orlop_oci::setup::ExecRequest;
 use rustix::fs::OFlags;
 use rustix::pipe::PipeFlags;
 use serde::Serialize;
@@ -14,7 +15,9 @@ use crate::say;
 
 /// This binary.
 pub(crate) struct Program {
-    /// A read-only mount of it.
+    /// This process was started from a read-only mount of it, so forks and new starts of it are safe as they are.
+    read_only: bool,
+    /// A read-only mount of it, if this process was not.
     sealed: Option<OwnedFd>,
     path: PathBuf,
 }
@@ -22,9 +25,13 @@ pub(crate) struct Program {
 impl Program {
     /// Before the mount namespace changes.
     pub(crate) fn seal() -> Self {
+        let path = PathBuf::from("/proc/self/exe");
+        if orlop_linux::mount::is_program_read_only() {
+            return Self { read_only: true, sealed: None, path };
+        }
         let sealed = orlop_linux::mount::read_only_program();
         let sealed = sealed.inspect_err(|error| say(&format!("the program is not sealed: {error}"))).ok();
-        Self { sealed, path: PathBuf::from("/proc/self/exe") }
+        Self { read_only: false, sealed, path }
     }
 
     fn path(&self) -> PathBuf {
@@ -46,6 +53,27 @@ impl Program {
         let started = orlop_oci::start_setup(command, verb, request, keep);
         // Reaped by the loop, with everything else.
         started.map(|child| child.id())
+    }
+
+    /// `oci-setup exec`, as [`Program::start`]. A fork where that is safe: probes run every few seconds in every container, and most of what
+    /// a new start costs is relocating a large program that does little.
+    pub(crate) fn start_exec(
+        &self,
+        single: &SingleThreaded,
+        request: &ExecRequest,
+        keep: &[BorrowedFd<'_>],
+    ) -> io::Result<u32> {
+        if !self.read_only {
+            return self.start("exec", request, keep);
+        }
+        match orlop_linux::process::clone(single, CloneOptions::default())? {
+            Side::Parent(pid) => Ok(pid),
+            Side::Child => {
+                // A panic must not unwind into the loop of the shim that this process is a copy of.
+                let work = std::panic::AssertUnwindSafe(|| exec_in_fork(request, keep));
+                orlop_linux::process::exit_now(std::panic::catch_unwind(work).unwrap_or(1))
+            }
+        }
     }
 
     /// As [`Program::start_reaper`], for a PID namespace that belongs to the pod's user namespace.
@@ -75,6 +103,17 @@ impl Program {
             }
         }
     }
+}
+
+/// Keeps of the shim's descriptors only those of the request: nothing of other containers and sessions goes near this one.
+fn exec_in_fork(request: &ExecRequest, keep: &[BorrowedFd<'_>]) -> i32 {
+    let prepared = orlop_linux::fd::close_all_but(keep)
+        .and_then(|()| keep.iter().try_for_each(|fd| orlop_linux::fd::set_inheritable(*fd, true)));
+    if let Err(error) = prepared {
+        say(&format!("failed to close descriptors: {error}"));
+        return 1;
+    }
+    orlop_oci::setup::exec_in_fork(request)
 }
 
 /// A pipe; our side does not block.

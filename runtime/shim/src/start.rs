@@ -66,7 +66,7 @@ fn fork(config: &Path) -> anyhow::Result<i32> {
         Side::Child => {
             drop(reader);
             let mut ready = File::from(writer);
-            let mut shim = match prepare(config, &single) {
+            let mut shim = match prepare(config, single) {
                 Ok(shim) => shim,
                 Err(error) => {
                     let _ = write!(ready, "{error:#}");
@@ -81,8 +81,10 @@ fn fork(config: &Path) -> anyhow::Result<i32> {
     }
 }
 
-fn prepare(config: ShimConfig, single: &SingleThreaded) -> anyhow::Result<Shim> {
+fn prepare(config: ShimConfig, single: SingleThreaded) -> anyhow::Result<Shim> {
     rustix::process::setsid().context("failed to start a session")?;
+    // Started from a descriptor, it would be called by that's number.
+    let _ = rustix::thread::set_name(c"orlop-shim");
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     std::env::set_current_dir("/")?;
     fs::create_dir_all(config.state_dir.join("containers")).context("failed to make the state directory")?;
@@ -96,10 +98,10 @@ fn prepare(config: ShimConfig, single: &SingleThreaded) -> anyhow::Result<Shim> 
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
         .context("failed to become a subreaper")?;
     redirect_streams(&config.state_dir)?;
-    let user = pod::isolate(&config, single)?;
+    let user = pod::isolate(&config, &single)?;
     let reaper = match (config.shared_pid_namespace, &user) {
         (false, _) => None,
-        (true, None) => Some(program.start_reaper(single)?),
+        (true, None) => Some(program.start_reaper(&single)?),
         (true, Some(user)) => Some(program.start_reaper_of(&user.namespace)?),
     };
     let mut awaited = SigSet::empty();
@@ -113,7 +115,7 @@ fn prepare(config: ShimConfig, single: &SingleThreaded) -> anyhow::Result<Shim> 
     write_json(&config.state_dir.join("shim.json"), &serde_json::to_vec(&identity)?)
         .context("failed to write shim.json")?;
     let namespaces = Namespaces { reaper, user };
-    Ok(Shim::new(config, program, hierarchies, namespaces, listener, signals))
+    Ok(Shim::new(config, single, program, hierarchies, namespaces, listener, signals))
 }
 
 /// Nothing of the daemon's terminal or pipes stays.

@@ -84,6 +84,27 @@ fn exec_is_in_the_container_in_every_way() {
 }
 
 #[test]
+fn exec_gets_no_descriptor_but_its_own_however_the_shim_was_started() {
+    needs_root!();
+    for pod in [Pod::start(), Pod::start_by_path()] {
+        pod.run("c1", &["sleep", "1000"]);
+        pod.run("c2", &["sleep", "1000"]);
+        // Others are under way meanwhile.
+        let _other = exec(&pod, process(&["sleep", "1000"]));
+        let script = "ls /proc/self/fd; cat /proc/self/comm; grep -c . /proc/1/status >/dev/null && id -u";
+        let (stdout, stderr, code, _) = pod.exec("c2", &["sh", "-c", script], 0).unwrap();
+        // The fourth is the directory that ls itself reads.
+        assert_eq!((stdout.as_str(), code), ("0\n1\n2\n3\ncat\n0\n", 0), "{stderr}");
+        let exe = rustix::fs::statvfs(format!("/proc/{}/exe", pod.shim_pid)).unwrap();
+        let read_only = exe.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
+        let listed = std::fs::read_to_string(format!("/proc/{}/comm", pod.shim_pid)).unwrap();
+        assert_eq!(listed.trim(), "orlop-shim");
+        println!("started from a read-only mount: {read_only}");
+        pod.end();
+    }
+}
+
+#[test]
 fn exec_that_takes_too_long_or_says_too_much() {
     needs_root!();
     let pod = Pod::start();

@@ -1,5 +1,7 @@
 //! Starting and ending shims.
 
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -26,12 +28,14 @@ const START_LOG_TAIL_BYTES: usize = 2048;
 #[derive(Clone, Debug)]
 pub(crate) struct Launcher {
     command: Vec<String>,
+    /// The command is this program, not a configured one, which may be a script that has to be read by its name.
+    own: bool,
 }
 
 impl Launcher {
     /// With a configured command; an empty one is this program with the argument `shim`.
     pub(crate) fn new(command: &[String]) -> std::io::Result<Self> {
-        Ok(Self { command: crate::streaming::program(command, "shim")? })
+        Ok(Self { command: crate::streaming::program(command, "shim")?, own: command.is_empty() })
     }
 
     /// Starts a shim and waits until it is ready.
@@ -43,18 +47,7 @@ impl Launcher {
         let write = |error| CriError::failed("failed to write the shim's configuration", error);
         files::write_json(&directory.shim_config(), config).map_err(write)?;
         let log = std::fs::File::create(directory.shim_start_log()).map_err(write)?;
-        let (program, arguments) = self.command.split_first().expect("the command is never empty, see new");
-        let mut child = Command::new(program)
-            .args(arguments)
-            .arg("--config")
-            .arg(directory.shim_config())
-            .current_dir(directory.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .process_group(0)
-            .spawn()
-            .map_err(|error| CriError::failed(format!("failed to start the shim {program}"), error))?;
+        let mut child = self.spawn(directory, log)?;
         let deadline = Instant::now() + READY_DEADLINE;
         let mut pause = FIRST_POLL;
         let mut running = true;
@@ -83,6 +76,32 @@ impl Launcher {
             }
             pause = (pause * 2).min(SLOWEST_POLL);
         }
+    }
+
+    /// From a read-only mount of the program, so that no container can write to it (CVE-2019-5736).
+    fn spawn(&self, directory: &SandboxDir, log: std::fs::File) -> Result<tokio::process::Child, CriError> {
+        let (program, arguments) = self.command.split_first().expect("the command is never empty, see new");
+        let sealed = self.own.then(|| orlop_linux::mount::read_only_file(Path::new(program)));
+        let path = match &sealed {
+            Some(Ok(sealed)) => format!("/proc/self/fd/{}", sealed.as_raw_fd()),
+            Some(Err(error)) => {
+                tracing::warn!(program, %error, "the shim's program is not sealed");
+                program.clone()
+            }
+            None => program.clone(),
+        };
+        Command::new(path)
+            .arg0(program)
+            .args(arguments)
+            .arg("--config")
+            .arg(directory.shim_config())
+            .current_dir(directory.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .map_err(|error| CriError::failed(format!("failed to start the shim {program}"), error))
     }
 }
 

@@ -166,6 +166,18 @@ fn serve<R: DeserializeOwned>(
         }
     };
     let (channel, result) = work(request);
+    report_back(channel, result)
+}
+
+/// `oci-setup exec` in this process, which is a fork of the starter with one thread: it ends with its work and returns its exit code.
+///
+/// For a starter that runs from a read-only mount: the container may get hold of this process's `/proc/PID/exe`.
+pub fn exec_in_fork(request: &ExecRequest) -> i32 {
+    let channel = take(request.descriptors.answer);
+    report_back(channel, exec(request))
+}
+
+fn report_back(channel: io::Result<Option<OwnedFd>>, result: anyhow::Result<Answer>) -> i32 {
     let answer =
         result.unwrap_or_else(|error| Answer { error: Some(format!("{error:#}")), ..Answer::default() });
     let failed = answer.error.is_some();

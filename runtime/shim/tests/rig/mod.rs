@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -52,6 +53,18 @@ impl Pod {
     }
 
     pub(crate) fn start_with(change: impl FnOnce(&mut ShimConfig)) -> Self {
+        let program = Path::new(env!("CARGO_BIN_EXE_orlop-shim-test"));
+        // As the daemon starts it.
+        let sealed = orlop_linux::mount::read_only_file(program).unwrap();
+        Self::start_from(format!("/proc/self/fd/{}", sealed.as_raw_fd()).as_ref(), change)
+    }
+
+    /// By its path, as a person would.
+    pub(crate) fn start_by_path() -> Self {
+        Self::start_from(env!("CARGO_BIN_EXE_orlop-shim-test").as_ref(), |_| {})
+    }
+
+    fn start_from(program: &Path, change: impl FnOnce(&mut ShimConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("/orlop-shim-test-{}-{number}", std::process::id());
@@ -73,11 +86,7 @@ impl Pod {
         change(&mut config);
         let file = directory.path().join("shim-config.json");
         fs::write(&file, serde_json::to_vec(&config).unwrap()).unwrap();
-        let output = Command::new(env!("CARGO_BIN_EXE_orlop-shim-test"))
-            .args(["shim", "--config"])
-            .arg(&file)
-            .output()
-            .unwrap();
+        let output = Command::new(program).args(["shim", "--config"]).arg(&file).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let identity: serde_json::Value =
             serde_json::from_slice(&fs::read(state_dir.join("shim.json")).unwrap()).unwrap();
