@@ -188,3 +188,169 @@ fn processes_share_the_store_and_may_be_killed() {
     assert_eq!(std::fs::read_dir(root.join("leases")).unwrap().count(), 0);
     assert_eq!(std::fs::read_dir(root.join("content/ingest")).unwrap().count(), 0);
 }
+
+/// An image with several layers of many small files.
+fn bushy(number: u8) -> support::TestImage {
+    let layers: Vec<Vec<u8>> = (0..4u8)
+        .map(|layer| {
+            (0..150).fold(Tar::new().dir("d/", 0o755), |tar, file| {
+                tar.file(&format!("d/{number}-{layer}-{file}"), &[file; 3000])
+            })
+        })
+        .map(Tar::bytes)
+        .collect();
+    image(&layers, gzip)
+}
+
+/// Not a test of its own: the process that is killed. Pulls, prepares, removes and collects, over and over.
+#[test]
+fn helper_pulls() {
+    let (Some(root), Some(name)) =
+        (std::env::var_os("ORLOP_IMAGES_ROOT"), std::env::var("ORLOP_IMAGES_NAME").ok())
+    else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let store = open(Path::new(&root));
+    for _ in 0..100 {
+        let image =
+            runtime.block_on(store.pull(&orlop_types::Reference::parse(&name).unwrap(), None)).unwrap();
+        store.prepare_rootfs("c", &image.id).unwrap();
+        store.remove_rootfs("c").unwrap();
+        store.remove(&name).unwrap();
+    }
+}
+
+/// Killed at many different moments of pull, unpack, prepare, remove and collect: each time the image is whole or absent, and nothing
+/// else is there.
+#[test]
+fn a_killed_pull_leaves_the_image_whole_or_absent() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("store");
+    let registry = support::fake::Fake::start();
+    let wanted = bushy(0);
+    registry.put(&wanted, "1");
+    let name = registry.name("bushy:1");
+    let (mut whole, mut absent) = (0, 0);
+    for step in 0..40u64 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "helper_pulls"])
+            .env("ORLOP_IMAGES_ROOT", &root)
+            .env("ORLOP_IMAGES_NAME", &name)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        // The moment differs each time; when it falls between two requests is up to the machine.
+        let asked = registry.requests().len() + usize::try_from(step % 13).unwrap();
+        while registry.requests().len() < asked {
+            assert!(child.try_wait().unwrap().is_none(), "the helper ended by itself");
+            std::thread::yield_now();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(step * 7 % 50));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let store = open(&root);
+        match store.find(&name).unwrap() {
+            Some(image) => {
+                whole += 1;
+                let rootfs = store.prepare_rootfs("probe", &image.id).unwrap();
+                for (layer, path) in rootfs.lower.iter().rev().enumerate() {
+                    let names = tree(path);
+                    assert_eq!(names.len(), 151, "layer {layer}");
+                    assert_eq!(std::fs::metadata(path.join(format!("d/0-{layer}-149"))).unwrap().len(), 3000);
+                }
+                store.remove_rootfs("probe").unwrap();
+                store.remove_rootfs("c").unwrap();
+                store.remove(&image.id).unwrap();
+            }
+            None => absent += 1,
+        }
+        store.remove_rootfs("c").unwrap();
+        store.collect_garbage().unwrap();
+        assert_eq!(store.usage().unwrap().bytes, 0, "step {step}");
+        for place in ["leases", "trash", "content/ingest", "snapshots/layers", "snapshots/containers"] {
+            assert_eq!(std::fs::read_dir(root.join(place)).unwrap().count(), 0, "step {step}: {place}");
+        }
+    }
+    assert!(absent > 0, "whole {whole}, absent {absent}");
+}
+
+#[test]
+fn a_pull_onto_a_full_disk_says_so_and_gives_the_space_back() {
+    in_mount_namespace("a_pull_onto_a_full_disk_says_so_and_gives_the_space_back", || {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = directory.path().join("disk");
+        std::fs::create_dir(&disk).unwrap();
+        mount(&["-t", "tmpfs", "-o", "size=8m", "tmpfs", disk.to_str().unwrap()]);
+        let registry = support::fake::Fake::start();
+        let noise = |seed: u32, words: u32| -> Vec<u8> {
+            (0..words).flat_map(|n| (n ^ seed).wrapping_mul(2_654_435_761).to_le_bytes()).collect()
+        };
+        // One fits, the second as a blob only, the third not at all.
+        for (tag, words) in [("small", 100_000u32), ("blob", 900_000), ("big", 3_000_000)] {
+            let layers = [
+                Tar::new().file("a", &noise(7, 1000)).bytes(),
+                Tar::new().file("b", &noise(9, words)).bytes(),
+            ];
+            registry.put(&image(&layers, gzip), tag);
+        }
+        let store = open(&disk.join("store"));
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let pull = |tag: &str| {
+            let reference = orlop_types::Reference::parse(&registry.name(&format!("app:{tag}"))).unwrap();
+            runtime.block_on(store.pull(&reference, None))
+        };
+        let before = tree(&disk);
+        let filler = disk.join("filler");
+        for tag in ["blob", "big"] {
+            std::fs::write(&filler, vec![1; if tag == "blob" { 2 << 20 } else { 0 }]).unwrap();
+            let error = pull(tag).unwrap_err();
+            assert_eq!(error.kind(), ImageErrorKind::NoSpace, "{error}");
+            assert!(error.to_string().contains("No space left"), "{error}");
+            std::fs::remove_file(&filler).unwrap();
+            assert_eq!(tree(&disk), before, "{tag}: space is given back");
+        }
+        let small = pull("small").unwrap();
+        let rootfs = store.prepare_rootfs("c", &small.id).unwrap();
+        assert!(std::fs::read(rootfs.lower[0].join("b")).unwrap() == noise(9, 100_000));
+        drop(store);
+        Command::new("umount").arg(&disk).status().unwrap();
+    });
+}
+
+#[test]
+fn pulls_beside_collections_keep_what_they_need() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory.path().join("store"));
+    let registry = support::fake::Fake::start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for number in 0..4 {
+        registry.put(&bushy(number), &number.to_string());
+    }
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                store.collect_garbage().unwrap();
+            }
+        });
+        for round in 0..3 {
+            for number in 0..4 {
+                let reference =
+                    orlop_types::Reference::parse(&registry.name(&format!("bushy:{number}"))).unwrap();
+                let image = runtime.block_on(store.pull(&reference, None)).unwrap();
+                let key = format!("c{round}{number}");
+                // In use: the image goes, the layers stay.
+                let rootfs = store.prepare_rootfs(&key, &image.id).unwrap();
+                store.remove(&image.id).unwrap();
+                assert!(store.find(&image.id).unwrap().is_none());
+                store.collect_garbage().unwrap();
+                assert!(rootfs.lower.iter().all(|path| tree(path).len() == 151));
+                store.remove_rootfs(&key).unwrap();
+            }
+        }
+        ended.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    store.collect_garbage().unwrap();
+    assert_eq!(store.usage().unwrap().bytes, 0);
+}
