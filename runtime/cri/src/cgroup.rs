@@ -35,7 +35,7 @@ impl Hierarchies {
 
     /// What containers can be given.
     pub(crate) fn features(&self) -> CgroupFeatures {
-        let unified = self.0.iter().all(|hierarchy| hierarchy.controllers.is_empty());
+        let unified = self.is_unified();
         let has = |name: &str| {
             self.0.iter().any(|hierarchy| hierarchy.controllers.iter().any(|known| known == name))
         };
@@ -52,6 +52,11 @@ impl Hierarchies {
         }
     }
 
+    /// Version 2 alone, not hybrid.
+    pub(crate) fn is_unified(&self) -> bool {
+        self.0.iter().all(|hierarchy| hierarchy.controllers.is_empty())
+    }
+
     fn v1_names(&self) -> Vec<String> {
         let v1 = self.0.iter().filter(|hierarchy| !hierarchy.controllers.is_empty());
         v1.filter_map(|hierarchy| Some(hierarchy.mountpoint.file_name()?.to_string_lossy().into_owned()))
@@ -65,6 +70,12 @@ impl Hierarchies {
             .find(|hierarchy| hierarchy.controllers.iter().any(|known| known == controller))
             .or_else(|| self.0.iter().find(|hierarchy| hierarchy.controllers.is_empty()))
             .map(|hierarchy| join(&hierarchy.mountpoint, cgroup))
+    }
+
+    /// The directory of `cgroup` in the v2 hierarchy, also of a hybrid machine.
+    pub(crate) fn unified_directory(&self, cgroup: &str) -> Option<PathBuf> {
+        let unified = self.0.iter().find(|hierarchy| hierarchy.controllers.is_empty());
+        unified.map(|hierarchy| join(&hierarchy.mountpoint, cgroup))
     }
 
     /// Writes one file of a cgroup.

@@ -40,8 +40,10 @@ mod shim;
 mod spec;
 mod stats;
 mod streaming;
+mod usage;
 mod users;
 mod verbs;
+mod volumes;
 mod watcher;
 
 use std::os::unix::fs::PermissionsExt as _;

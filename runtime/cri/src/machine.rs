@@ -1,4 +1,4 @@
-//! What is read from the machine for a container's plan: own capabilities, devices, mount sources, seccomp profiles.
+//! What is read from the machine for a container's plan: own capabilities, devices, seccomp profiles.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -9,7 +9,7 @@ use orlop_cri::v1;
 
 use crate::error::CriError;
 use crate::spec::capabilities;
-use crate::spec::mounts::{self, HostMount};
+use crate::spec::mounts;
 use crate::spec::resources::HostDevice;
 
 const PROFILE_LIMIT_BYTES: u64 = 1024 * 1024;
@@ -30,33 +30,6 @@ pub(crate) fn own_capabilities() -> std::io::Result<BTreeSet<String>> {
             std::io::Error::new(std::io::ErrorKind::InvalidData, "/proc/self/status has no CapEff")
         })?;
     Ok(capabilities::from_mask(mask))
-}
-
-/// Resolves the kubelet's mounts: links followed, missing host directories made (as every CRI runtime does).
-pub(crate) fn resolve_mounts(wanted: &[v1::Mount]) -> Result<Vec<HostMount>, CriError> {
-    wanted.iter().map(resolve_mount).collect()
-}
-
-fn resolve_mount(mount: &v1::Mount) -> Result<HostMount, CriError> {
-    mounts::check(mount)?;
-    let given = Path::new(&mount.host_path);
-    let failed =
-        |error| CriError::failed(format!("failed to prepare the mount source {}", mount.host_path), error);
-    let host_path = match std::fs::canonicalize(given) {
-        Ok(path) => path,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            std::fs::create_dir_all(given).map_err(failed)?;
-            std::fs::canonicalize(given).map_err(failed)?
-        }
-        Err(error) => return Err(failed(error)),
-    };
-    Ok(HostMount {
-        host_path,
-        container_path: PathBuf::from(&mount.container_path),
-        readonly: mount.readonly,
-        recursive_read_only: mount.recursive_read_only,
-        propagation: mount.propagation(),
-    })
 }
 
 /// Looks up the kubelet's devices, or all of the host's for a privileged container.
@@ -199,21 +172,6 @@ mod tests {
         let file = v1::Device { host_path: "/etc/passwd".into(), ..null };
         assert!(resolve_devices(&[file], false).is_err());
         assert!(resolve_devices(&[], true).unwrap().iter().any(|device| device.path == "/dev/null"));
-    }
-
-    #[test]
-    fn a_missing_mount_source_is_made_and_links_are_followed() {
-        let directory = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink("real", directory.path().join("link")).unwrap();
-        std::fs::create_dir(directory.path().join("real")).unwrap();
-        let mount = |name: &str| v1::Mount {
-            container_path: "/c".into(),
-            host_path: directory.path().join(name).to_string_lossy().into_owned(),
-            ..Default::default()
-        };
-        let resolved = resolve_mounts(&[mount("link"), mount("new/deep")]).unwrap();
-        assert!(resolved[0].host_path.ends_with("real"));
-        assert!(resolved[1].host_path.is_dir());
     }
 
     #[test]

@@ -125,6 +125,19 @@ impl Sandbox {
         }
     }
 
+    /// The pod's cgroup when it is the pod's alone: kubelets name it by the pod's UID, with `_` for `-` under systemd.
+    pub(crate) fn own_cgroup(&self) -> Option<String> {
+        let parent = self.cgroup_parent();
+        let uid = self
+            .config
+            .metadata
+            .as_ref()
+            .map(|metadata| metadata.uid.as_str())
+            .filter(|uid| !uid.is_empty())?;
+        let name = parent.rsplit('/').next()?;
+        (name.contains(uid) || name.contains(&uid.replace('-', "_"))).then_some(parent)
+    }
+
     /// The shim's own cgroup.
     pub(crate) fn shim_cgroup(&self) -> String {
         format!("{}/{}", self.cgroup_parent(), self.id)

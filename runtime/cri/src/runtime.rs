@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::model::{Container, Model, Sandbox, SandboxName};
 use crate::shim::{Launcher, ShimClient};
 use crate::spec::resources::CgroupFeatures;
-use crate::stats::DiskUsage;
+use crate::stats::{DiskUsage, Rates};
 use crate::streaming::Streams;
 
 /// Events that a slow subscriber may lag behind before it is told to list anew.
@@ -54,6 +54,8 @@ pub(crate) struct Runtime {
     pub drain: Drain,
     /// Disk use of containers, measured at most every few seconds.
     pub disk: DiskUsage,
+    /// Processor use of containers and pods over time.
+    pub rates: Rates,
     /// RunPodSandbox by name.
     pub runs: Flights<SandboxName, String>,
     /// CreateContainer by sandbox, name and attempt.
@@ -105,6 +107,7 @@ impl Runtime {
             metrics: Metrics::register(frame),
             drain: frame.drain(),
             disk: DiskUsage::default(),
+            rates: Rates::default(),
             runs: Flights::default(),
             creations: Flights::default(),
             starts: Flights::default(),

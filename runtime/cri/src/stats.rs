@@ -6,17 +6,20 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use orlop_cri::v1;
-use orlop_shim::protocol::{self, Phase, Request, Response};
+use orlop_shim::protocol::Phase;
 
 use crate::error::CriError;
 use crate::machine;
 use crate::model::{Container, Sandbox, selects};
-use crate::runtime::{QUESTION_DEADLINE, Runtime};
+use crate::runtime::Runtime;
+use crate::usage::{self, Pressure, PressureLine, Usage};
 
 /// Counting a writable layer's files walks all of them.
 const DISK_USAGE_AGE: Duration = Duration::from_secs(30);
-/// Shims asked at once.
+/// Groups looked at at once.
 const CONCURRENCY: usize = 16;
+/// A rate over less time would show the clock's grain.
+const RATE_SPAN_NANOS: i64 = 1_000_000_000;
 
 /// Disk use of writable layers, with the time it was counted.
 #[derive(Default)]
@@ -43,7 +46,40 @@ impl DiskUsage {
     }
 }
 
-fn value(value: u64) -> Option<v1::UInt64Value> {
+/// Processor use over time: what a container or pod had used when it was last looked at.
+#[derive(Default)]
+pub(crate) struct Rates {
+    seen: Mutex<HashMap<String, Rate>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Rate {
+    timestamp: i64,
+    cpu_nanos: u64,
+    nano_cores: Option<u64>,
+}
+
+impl Rates {
+    /// A container or pod is gone.
+    pub(crate) fn forget(&self, id: &str) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    /// Billionths of a processor used since the last look that was long enough ago; none at the first one.
+    fn nano_cores(&self, id: &str, timestamp: i64, cpu_nanos: u64) -> Option<u64> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let rate = seen.entry(id.to_owned()).or_insert(Rate { timestamp, cpu_nanos, nano_cores: None });
+        let elapsed = timestamp.saturating_sub(rate.timestamp);
+        if elapsed >= RATE_SPAN_NANOS || cpu_nanos < rate.cpu_nanos {
+            let used = u128::from(cpu_nanos.saturating_sub(rate.cpu_nanos)) * 1_000_000_000;
+            let nano_cores = u64::try_from(used / u128::from(elapsed.max(1).unsigned_abs())).ok();
+            *rate = Rate { timestamp, cpu_nanos, nano_cores };
+        }
+        rate.nano_cores
+    }
+}
+
+pub(crate) fn value(value: u64) -> Option<v1::UInt64Value> {
     Some(v1::UInt64Value { value })
 }
 
@@ -82,19 +118,37 @@ impl Runtime {
 
     async fn measure(self: &Arc<Self>, container: Container) -> v1::ContainerStats {
         let mut stats = v1::ContainerStats { attributes: Some(container.attributes()), ..Default::default() };
-        if container.phase == Phase::Running {
-            let request = Request::Stats { id: container.id.clone() };
-            match self.shim(&container.sandbox_id).call(&request, QUESTION_DEADLINE).await {
-                Ok(Response::Stats(used)) => fill(&mut stats, &container, &used),
-                Ok(_) => {}
-                Err(error) => tracing::debug!(container = container.id, %error, "no statistics"),
-            }
+        if container.phase == Phase::Running
+            && let Some(used) = self.used(&container.cgroup).await
+        {
+            let limit = u64::try_from(container.resources.memory_limit_in_bytes).unwrap_or(0);
+            stats.cpu = Some(self.cpu_usage(&container.id, &used));
+            stats.memory = Some(memory_usage(&used, limit));
+            stats.swap = swap_usage(&used);
+            stats.io = io_usage(&used);
         }
         stats.writable_layer = self.disk_usage(&container.id).await;
         stats
     }
 
-    async fn disk_usage(self: &Arc<Self>, id: &str) -> Option<v1::FilesystemUsage> {
+    /// What a control group has used, read where blocking is allowed.
+    pub(crate) async fn used(self: &Arc<Self>, cgroup: &str) -> Option<Usage> {
+        let (runtime, cgroup) = (self.clone(), cgroup.to_owned());
+        tokio::task::spawn_blocking(move || usage::read(&runtime.hierarchies, &cgroup)).await.ok()?
+    }
+
+    fn cpu_usage(&self, id: &str, used: &Usage) -> v1::CpuUsage {
+        let nano_cores = used.cpu.total.and_then(|total| self.rates.nano_cores(id, used.timestamp, total));
+        v1::CpuUsage {
+            timestamp: used.timestamp,
+            usage_core_nano_seconds: used.cpu.total.and_then(value),
+            usage_nano_cores: nano_cores.and_then(value),
+            psi: used.cpu.pressure.map(psi),
+        }
+    }
+
+    /// Disk use of a container's writable layer, counted at most every [`DISK_USAGE_AGE`].
+    pub(crate) async fn disk_usage(self: &Arc<Self>, id: &str) -> Option<v1::FilesystemUsage> {
         let usage = match self.disk.recent(id) {
             Some(usage) => usage,
             None => {
@@ -159,50 +213,100 @@ impl Runtime {
     async fn measure_sandbox(self: &Arc<Self>, sandbox: Sandbox) -> v1::PodSandboxStats {
         let filter = v1::ContainerStatsFilter { pod_sandbox_id: sandbox.id.clone(), ..Default::default() };
         let containers = self.list_container_stats(Some(filter)).await;
-        let sum =
-            |get: fn(&v1::ContainerStats) -> Option<u64>| value(containers.iter().filter_map(get).sum());
-        let timestamp = machine::now();
-        let linux = v1::LinuxPodSandboxStats {
-            cpu: Some(v1::CpuUsage {
-                timestamp,
-                usage_core_nano_seconds: sum(|stats| {
-                    stats.cpu.as_ref()?.usage_core_nano_seconds.map(|value| value.value)
-                }),
-                ..Default::default()
-            }),
-            memory: Some(v1::MemoryUsage {
-                timestamp,
-                working_set_bytes: sum(|stats| {
-                    stats.memory.as_ref()?.working_set_bytes.map(|value| value.value)
-                }),
-                usage_bytes: sum(|stats| stats.memory.as_ref()?.usage_bytes.map(|value| value.value)),
-                rss_bytes: sum(|stats| stats.memory.as_ref()?.rss_bytes.map(|value| value.value)),
-                ..Default::default()
-            }),
-            network: network_usage(&sandbox, timestamp),
-            containers,
-            ..Default::default()
+        let own = match sandbox.own_cgroup() {
+            Some(cgroup) => self.used(&cgroup).await,
+            None => None,
         };
+        let timestamp = machine::now();
+        let mut linux = match own {
+            Some(used) => v1::LinuxPodSandboxStats {
+                cpu: Some(self.cpu_usage(&sandbox.id, &used)),
+                memory: Some(memory_usage(&used, 0)),
+                io: io_usage(&used),
+                ..Default::default()
+            },
+            None => sum(&containers, timestamp),
+        };
+        linux.network = network_usage(&sandbox, timestamp);
+        linux.process =
+            Some(v1::ProcessUsage { timestamp, process_count: value(self.process_count(&sandbox).await) });
+        linux.containers = containers;
         v1::PodSandboxStats { attributes: Some(sandbox.attributes()), linux: Some(linux), windows: None }
+    }
+
+    async fn process_count(self: &Arc<Self>, sandbox: &Sandbox) -> u64 {
+        let cgroups: Vec<String> = match sandbox.own_cgroup() {
+            Some(cgroup) => vec![cgroup],
+            None => self.model().containers_of(&sandbox.id).map(|one| one.cgroup.clone()).collect(),
+        };
+        let runtime = self.clone();
+        let counted = tokio::task::spawn_blocking(move || {
+            cgroups.iter().map(|cgroup| usage::processes(&runtime.hierarchies, cgroup).len() as u64).sum()
+        });
+        counted.await.unwrap_or_default()
     }
 }
 
-fn fill(stats: &mut v1::ContainerStats, container: &Container, used: &protocol::ContainerStats) {
-    let limit = u64::try_from(container.resources.memory_limit_in_bytes).unwrap_or(0);
-    let available = (limit > 0).then(|| limit.saturating_sub(used.memory_working_set_bytes)).and_then(value);
-    stats.cpu = Some(v1::CpuUsage {
-        timestamp: used.timestamp,
-        usage_core_nano_seconds: value(used.cpu_nanos),
+/// Of a pod without a control group of its own: what its containers use.
+fn sum(containers: &[v1::ContainerStats], timestamp: i64) -> v1::LinuxPodSandboxStats {
+    let sum = |get: fn(&v1::ContainerStats) -> Option<u64>| value(containers.iter().filter_map(get).sum());
+    v1::LinuxPodSandboxStats {
+        cpu: Some(v1::CpuUsage {
+            timestamp,
+            usage_core_nano_seconds: sum(|stats| {
+                stats.cpu.as_ref()?.usage_core_nano_seconds.map(|value| value.value)
+            }),
+            usage_nano_cores: sum(|stats| stats.cpu.as_ref()?.usage_nano_cores.map(|value| value.value)),
+            psi: None,
+        }),
+        memory: Some(v1::MemoryUsage {
+            timestamp,
+            working_set_bytes: sum(|stats| stats.memory.as_ref()?.working_set_bytes.map(|value| value.value)),
+            usage_bytes: sum(|stats| stats.memory.as_ref()?.usage_bytes.map(|value| value.value)),
+            rss_bytes: sum(|stats| stats.memory.as_ref()?.rss_bytes.map(|value| value.value)),
+            page_faults: sum(|stats| stats.memory.as_ref()?.page_faults.map(|value| value.value)),
+            major_page_faults: sum(|stats| stats.memory.as_ref()?.major_page_faults.map(|value| value.value)),
+            ..Default::default()
+        }),
         ..Default::default()
-    });
-    stats.memory = Some(v1::MemoryUsage {
+    }
+}
+
+fn memory_usage(used: &Usage, limit: u64) -> v1::MemoryUsage {
+    let memory = &used.memory;
+    v1::MemoryUsage {
         timestamp: used.timestamp,
-        working_set_bytes: value(used.memory_working_set_bytes),
-        available_bytes: available,
-        usage_bytes: value(used.memory_bytes),
-        rss_bytes: value(used.memory_rss_bytes),
-        ..Default::default()
-    });
+        working_set_bytes: value(memory.working_set),
+        available_bytes: (limit > 0).then(|| limit.saturating_sub(memory.working_set)).and_then(value),
+        usage_bytes: memory.usage.and_then(value),
+        rss_bytes: value(memory.rss),
+        page_faults: value(memory.page_faults),
+        major_page_faults: value(memory.major_page_faults),
+        psi: memory.pressure.map(psi),
+    }
+}
+
+fn swap_usage(used: &Usage) -> Option<v1::SwapUsage> {
+    let swap = used.memory.swap?;
+    Some(v1::SwapUsage {
+        timestamp: used.timestamp,
+        swap_available_bytes: used.memory.swap_limit.and_then(|limit| value(limit.saturating_sub(swap))),
+        swap_usage_bytes: value(swap),
+    })
+}
+
+fn io_usage(used: &Usage) -> Option<v1::IoUsage> {
+    used.io_pressure.map(|pressure| v1::IoUsage { timestamp: used.timestamp, psi: Some(psi(pressure)) })
+}
+
+fn psi(pressure: Pressure) -> v1::PsiStats {
+    let data = |line: PressureLine| v1::PsiData {
+        total: line.total,
+        avg10: line.average_10,
+        avg60: line.average_60,
+        avg300: line.average_300,
+    };
+    v1::PsiStats { full: Some(data(pressure.full)), some: Some(data(pressure.some)) }
 }
 
 /// The shim is in the pod's network namespace, so its view of `/proc/net/dev` is the pod's.
@@ -211,26 +315,60 @@ fn network_usage(sandbox: &Sandbox, timestamp: i64) -> Option<v1::NetworkUsage> 
         return None;
     }
     let text = std::fs::read_to_string(format!("/proc/{}/net/dev", sandbox.shim?.pid)).ok()?;
-    let interfaces = parse_net_dev(&text);
+    let interfaces: Vec<v1::NetworkInterfaceUsage> = parse_net_dev(&text)
+        .into_iter()
+        .map(|interface| v1::NetworkInterfaceUsage {
+            name: interface.name,
+            rx_bytes: value(interface.received.bytes),
+            rx_errors: value(interface.received.errors),
+            tx_bytes: value(interface.sent.bytes),
+            tx_errors: value(interface.sent.errors),
+        })
+        .collect();
     let (default, others): (Vec<_>, Vec<_>) =
         interfaces.into_iter().partition(|interface| interface.name == crate::cni::plan::INTERFACE);
     Some(v1::NetworkUsage { timestamp, default_interface: default.into_iter().next(), interfaces: others })
 }
 
-fn parse_net_dev(text: &str) -> Vec<v1::NetworkInterfaceUsage> {
+/// One direction of an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    /// Bytes.
+    pub bytes: u64,
+    /// Packets.
+    pub packets: u64,
+    /// Packets with errors.
+    pub errors: u64,
+    /// Packets that were dropped.
+    pub dropped: u64,
+}
+
+/// An interface of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Interface {
+    /// Name in the pod.
+    pub name: String,
+    /// To the pod.
+    pub received: Traffic,
+    /// From the pod.
+    pub sent: Traffic,
+}
+
+/// `/proc/net/dev`, without the loopback.
+pub(crate) fn parse_net_dev(text: &str) -> Vec<Interface> {
     text.lines()
         .filter_map(|line| {
             let (name, counters) = line.split_once(':')?;
             let counters: Vec<u64> =
                 counters.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
-            // Eight columns of receiving, then eight of sending: bytes, packets, errs, …
-            Some(v1::NetworkInterfaceUsage {
-                name: name.trim().to_owned(),
-                rx_bytes: value(*counters.first()?),
-                rx_errors: value(*counters.get(2)?),
-                tx_bytes: value(*counters.get(8)?),
-                tx_errors: value(*counters.get(10)?),
-            })
+            // Eight columns of receiving, then eight of sending: bytes, packets, errs, drop, …
+            let traffic = |at: usize| match counters.get(at..at + 4)? {
+                [bytes, packets, errors, dropped] => {
+                    Some(Traffic { bytes: *bytes, packets: *packets, errors: *errors, dropped: *dropped })
+                }
+                _ => None,
+            };
+            Some(Interface { name: name.trim().to_owned(), received: traffic(0)?, sent: traffic(8)? })
         })
         .filter(|interface| interface.name != "lo")
         .collect()
@@ -242,12 +380,36 @@ mod tests {
 
     #[test]
     fn interface_counters_are_read() {
-        let text = "Inter-|   Receive |  Transmit\n face |bytes packets errs\n    lo: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n  eth0: 100 2 3 0 0 0 0 0 200 10 11 0 0 0 0 0\n";
-        let found = parse_net_dev(text);
-        assert_eq!(found.len(), 1);
-        assert_eq!(
-            (found[0].rx_bytes, found[0].tx_bytes, found[0].tx_errors),
-            (value(100), value(200), value(11))
-        );
+        let text = "Inter-|   Receive |  Transmit\n face |bytes packets errs\n    lo: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n  eth0: 100 2 3 4 0 0 0 0 200 10 11 12 0 0 0 0\n";
+        let received = Traffic { bytes: 100, packets: 2, errors: 3, dropped: 4 };
+        let sent = Traffic { bytes: 200, packets: 10, errors: 11, dropped: 12 };
+        assert_eq!(parse_net_dev(text), [Interface { name: "eth0".into(), received, sent }]);
+    }
+
+    #[test]
+    fn a_rate_needs_a_span() {
+        let rates = Rates::default();
+        let second = 1_000_000_000;
+        for (seconds, used, wanted) in [
+            (10, 5, None),
+            (10, 6, None),
+            (12, 6, Some(500_000_000)),
+            (12, 7, Some(500_000_000)),
+            (13, 1, Some(0)),
+        ] {
+            let found = rates.nano_cores("c", seconds * second, used * second.unsigned_abs());
+            assert_eq!(found, wanted, "{seconds} {used}");
+        }
+        rates.forget("c");
+        assert_eq!(rates.nano_cores("c", 20 * second, 9), None);
+    }
+
+    #[test]
+    fn what_is_not_accounted_is_absent() {
+        let used = Usage { timestamp: 5, ..Usage::default() };
+        assert!(swap_usage(&used).is_none() && io_usage(&used).is_none());
+        let memory = memory_usage(&used, 100);
+        assert!(memory.usage_bytes.is_none() && memory.psi.is_none());
+        assert_eq!(memory.available_bytes, value(100));
     }
 }

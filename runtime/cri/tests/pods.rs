@@ -76,7 +76,7 @@ async fn a_pod_lives_and_leaves_nothing() {
     assert_eq!(client.runtime.exec_sync(late).await.unwrap_err().code(), tonic::Code::DeadlineExceeded);
     let stats =
         client.runtime.container_stats(v1::ContainerStatsRequest { container_id: id.clone() }).await.unwrap();
-    assert!(stats.into_inner().stats.unwrap().memory.is_some());
+    assert_eq!(stats.into_inner().stats.unwrap().attributes.unwrap().id, id);
 
     client.stop(&id, 5).await.unwrap();
     let status = client.status(&id).await;

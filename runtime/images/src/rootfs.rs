@@ -21,6 +21,9 @@ pub(crate) struct RootfsInfo {
     pub(crate) image: String,
     /// Chain ids, bottom first.
     pub(crate) chain: Vec<Digest>,
+    /// Chain ids of images that the container mounts besides, in no order.
+    #[serde(default)]
+    pub(crate) volumes: Vec<Digest>,
 }
 
 /// The directory of a container; the key must be a plain file name.
@@ -80,6 +83,24 @@ fn fill(temporary: &Path, info: &RootfsInfo, top: &Path) -> Result<(), ImageErro
     fs::write(temporary.join("layers.json"), content).map_err(failed)
 }
 
+/// Adds layers that the container needs, for good when this returns.
+pub(crate) fn keep_volume(
+    directory: &Path,
+    mut info: RootfsInfo,
+    chain: &[Digest],
+) -> Result<(), ImageError> {
+    let known = info.volumes.len();
+    for chain_id in chain {
+        if !info.volumes.contains(chain_id) {
+            info.volumes.push(chain_id.clone());
+        }
+    }
+    if info.volumes.len() == known {
+        return Ok(());
+    }
+    write_json(&directory.join("layers.json"), &info)
+}
+
 /// The keys of all containers.
 pub(crate) fn keys(paths: &Paths) -> Result<Vec<String>, ImageError> {
     let names = children(&paths.containers())?;
@@ -98,6 +119,7 @@ pub(crate) fn chains(paths: &Paths) -> Result<HashSet<Digest>, ImageError> {
     for key in keys(paths)? {
         if let Some(info) = read(&paths.containers().join(key))? {
             chains.extend(info.chain);
+            chains.extend(info.volumes);
         }
     }
     Ok(chains)

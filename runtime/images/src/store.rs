@@ -167,6 +167,15 @@ impl ImageStore {
         self.inner.prepare_rootfs(key, image_id)
     }
 
+    /// The layers of image `image_id`, top first, for container `key` to mount as a volume. They stay until the container's directories are
+    /// removed, also when the image is removed before. Mounts nothing.
+    ///
+    /// # Errors
+    /// An unknown image or container, or a full disk.
+    pub fn prepare_volume(&self, key: &str, image_id: &str) -> Result<Vec<PathBuf>, ImageError> {
+        self.inner.prepare_volume(key, image_id)
+    }
+
     /// Removes a container's directories. What is unknown is removed already: Ok.
     ///
     /// # Errors
@@ -257,11 +266,35 @@ impl Inner {
             }
             None => self.create_rootfs(&directory, image_id)?,
         };
-        let mut lower: Vec<PathBuf> = self.layers.visible(&info.chain)?;
-        if lower.is_empty() {
-            lower.push(self.layers.empty_tree()?);
-        }
+        let lower = self.trees(&info.chain)?;
         Ok(Rootfs { lower, upper: directory.join("fs"), work: directory.join("work") })
+    }
+
+    /// The directories of a chain, top first; at least one.
+    fn trees(&self, chain: &[Digest]) -> Result<Vec<PathBuf>, ImageError> {
+        let mut trees: Vec<PathBuf> = self.layers.visible(chain)?;
+        if trees.is_empty() {
+            trees.push(self.layers.empty_tree()?);
+        }
+        Ok(trees)
+    }
+
+    fn prepare_volume(&self, key: &str, image_id: &str) -> Result<Vec<PathBuf>, ImageError> {
+        let directory = rootfs::directory(&self.paths, key)?;
+        let info = rootfs::read(&directory)?.ok_or_else(|| ImageError::Invalid {
+            what: "container key",
+            text: key.to_owned(),
+            reason: "no such container".to_owned(),
+        })?;
+        let lease = Lease::new(&self.paths)?;
+        let snapshot = self.catalog.snapshot()?;
+        let image = snapshot.find(image_id)?.ok_or_else(|| ImageError::Unknown(image_id.to_owned()))?;
+        for chain_id in &image.chain {
+            lease.keep_layer(chain_id)?;
+        }
+        self.ensure_layers(&lease, image)?;
+        rootfs::keep_volume(&directory, info, &image.chain)?;
+        self.trees(&image.chain)
     }
 
     fn is_image(&self, text: &str, id: &str) -> Result<bool, ImageError> {
@@ -280,7 +313,12 @@ impl Inner {
             Some(chain_id) => self.layers.tree(chain_id),
             None => self.layers.empty_tree()?,
         };
-        let info = RootfsInfo { version: 1, image: image.id.clone(), chain: image.chain.clone() };
+        let info = RootfsInfo {
+            version: 1,
+            image: image.id.clone(),
+            chain: image.chain.clone(),
+            volumes: Vec::new(),
+        };
         rootfs::create(&self.paths, directory, lease.session(), &info, &top)?;
         Ok(info)
     }

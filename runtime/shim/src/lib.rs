@@ -38,6 +38,7 @@ mod running;
 pub mod server;
 mod sessions;
 mod spawn;
+mod staged;
 mod start;
 
 use std::ffi::OsString;

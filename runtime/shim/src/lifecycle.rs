@@ -8,7 +8,7 @@ use crate::protocol::{ErrorKind, ExitStatus, Phase, Response};
 use crate::requests::send;
 use crate::running::{Chunk, Console, Role, Running, Stage, read_chunk};
 use crate::server::{READS_PER_TURN, Shim};
-use crate::{exit_file, now_nanos, rootfs, say};
+use crate::{exit_file, now_nanos, rootfs, say, staged};
 
 /// Ends of children that nobody has claimed; they are claimed within the same set-up or never.
 const UNCLAIMED_LIMIT: usize = 256;
@@ -316,7 +316,8 @@ impl Shim {
         let Some(removal) = &mut container.removal else {
             return;
         };
-        let unmounted = rootfs::unmount_overlay(&container.request.bundle.join("rootfs"));
+        let unmounted = staged::unstage(&container.request.mounts)
+            .and_then(|()| rootfs::unmount_overlay(&container.request.bundle.join("rootfs")));
         let gone = container.cgroup.try_remove();
         if gone && unmounted.is_ok() {
             if let Err(error) = std::fs::remove_dir_all(&container.directory) {
@@ -331,7 +332,7 @@ impl Shim {
             return;
         }
         let why = match unmounted {
-            Err(error) => format!("failed to unmount the root file system: {error}"),
+            Err(error) => format!("failed to unmount the container's file systems: {error}"),
             Ok(()) => format!("control groups stay busy: {:?}", container.cgroup.directories()),
         };
         container.removal = None;

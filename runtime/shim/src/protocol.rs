@@ -127,6 +127,39 @@ pub struct CreateContainer {
     pub stdin_once: bool,
     /// Signal number sent first by a stop.
     pub stop_signal: i32,
+    /// Mounts to make in the pod's mount namespace first; `config.json` binds them from there.
+    #[serde(default)]
+    pub mounts: Vec<StagedMount>,
+}
+
+/// A mount that only exists inside the pod, as the source of one in `config.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StagedMount {
+    /// Where it is mounted, below the bundle; made by the shim.
+    pub target: PathBuf,
+    /// What is mounted.
+    pub source: StagedSource,
+}
+
+/// What a [`StagedMount`] shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum StagedSource {
+    /// A path of the host whose mounts are a peer of the host's: what either side mounts below, both see.
+    #[serde(rename_all = "camelCase")]
+    SharedHost {
+        /// Absolute, without links.
+        path: PathBuf,
+    },
+    /// An image, read-only.
+    #[serde(rename_all = "camelCase")]
+    Image {
+        /// Its layers, top first; at least one.
+        lower: Vec<PathBuf>,
+        /// A directory in it; empty is all of it.
+        sub_path: PathBuf,
+    },
 }
 
 /// How the root file system is put together.

@@ -18,6 +18,7 @@ use crate::pod::PodUser;
 use crate::protocol::{ErrorKind, Event, Request, Response, ShimConfig};
 use crate::running::{Role, Running, Stage};
 use crate::spawn::Program;
+use crate::staged::HostMounts;
 
 /// Clients at once; more are turned away.
 const CONNECTION_LIMIT: usize = 256;
@@ -52,6 +53,8 @@ pub(crate) struct Namespaces {
     pub(crate) reaper: Option<u32>,
     /// The pod's user namespace.
     pub(crate) user: Option<PodUser>,
+    /// The host's mounts.
+    pub(crate) host_mounts: HostMounts,
 }
 
 /// All state of a shim. One thread owns it.
@@ -63,6 +66,7 @@ pub struct Shim {
     pub(crate) reaper: Option<u32>,
     /// The pod's user namespace, unless it is the machine's.
     pub(crate) user: Option<PodUser>,
+    pub(crate) host_mounts: HostMounts,
     listener: UnixListener,
     signals: SignalFd,
     pub(crate) connections: BTreeMap<u64, Connection>,
@@ -92,6 +96,7 @@ impl Shim {
             hierarchies,
             reaper: namespaces.reaper,
             user: namespaces.user,
+            host_mounts: namespaces.host_mounts,
             listener,
             signals,
             connections: BTreeMap::new(),

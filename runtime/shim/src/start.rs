@@ -19,6 +19,7 @@ use crate::pod;
 use crate::protocol::{ShimConfig, VERSION};
 use crate::server::{Namespaces, Shim};
 use crate::spawn::Program;
+use crate::staged::HostMounts;
 
 /// What the child says when it serves.
 const READY: &[u8] = b"ready";
@@ -98,6 +99,7 @@ fn prepare(config: ShimConfig, single: SingleThreaded) -> anyhow::Result<Shim> {
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
         .context("failed to become a subreaper")?;
     redirect_streams(&config.state_dir)?;
+    let host_mounts = HostMounts::current().context("failed to open the host's mount namespace")?;
     let user = pod::isolate(&config, &single)?;
     let reaper = match (config.shared_pid_namespace, &user) {
         (false, _) => None,
@@ -114,7 +116,7 @@ fn prepare(config: ShimConfig, single: SingleThreaded) -> anyhow::Result<Shim> {
     let identity = Identity { pid, start_time: orlop_linux::process::start_time(pid)?, version: VERSION };
     write_json(&config.state_dir.join("shim.json"), &serde_json::to_vec(&identity)?)
         .context("failed to write shim.json")?;
-    let namespaces = Namespaces { reaper, user };
+    let namespaces = Namespaces { reaper, user, host_mounts };
     Ok(Shim::new(config, single, program, hierarchies, namespaces, listener, signals))
 }
 

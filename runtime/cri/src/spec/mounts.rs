@@ -34,23 +34,37 @@ pub(crate) struct HostMount {
     pub recursive_read_only: bool,
     /// What crosses over.
     pub propagation: v1::MountPropagation,
+    /// Checked bind mount options.
+    pub options: Vec<String>,
 }
 
-/// Refuses what this runtime does not do, before anything is touched.
+/// Bind mount options that a mount may ask for beyond its own fields.
+const MOUNT_OPTIONS: [&str; 13] = [
+    "noexec",
+    "exec",
+    "nodev",
+    "dev",
+    "nosuid",
+    "suid",
+    "noatime",
+    "relatime",
+    "strictatime",
+    "nodiratime",
+    "rnoexec",
+    "rnodev",
+    "rnosuid",
+];
+
+/// Refuses what makes no sense, before anything is touched.
 pub(crate) fn check(mount: &v1::Mount) -> Result<(), CriError> {
     let path = &mount.container_path;
-    if mount.image.is_some() {
-        return Err(CriError::Unimplemented(format!("mount {path}: image volumes are not supported")));
-    }
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
         return Err(CriError::Unimplemented(format!("mount {path}: id-mapped mounts are not supported")));
     }
-    if !mount.mount_options.is_empty() {
-        return Err(CriError::Unimplemented(format!("mount {path}: mount options are not supported")));
-    }
-    if mount.propagation() == v1::MountPropagation::PropagationBidirectional {
-        return Err(CriError::Unimplemented(format!(
-            "mount {path}: bidirectional propagation is not supported: a pod's mounts never reach the host's table"
+    if let Some(unknown) = mount.mount_options.iter().find(|given| !MOUNT_OPTIONS.contains(&given.as_str())) {
+        return Err(CriError::Invalid(format!(
+            "mount {path}: mount option {unknown:?} is not one of {}",
+            MOUNT_OPTIONS.join(", ")
         )));
     }
     if mount.recursive_read_only && !mount.readonly {
@@ -61,10 +75,30 @@ pub(crate) fn check(mount: &v1::Mount) -> Result<(), CriError> {
             "mount {path}: recursive read-only needs private propagation"
         )));
     }
-    if mount.host_path.is_empty() {
-        return Err(CriError::Invalid(format!("mount {path}: no host path")));
+    match &mount.image {
+        Some(image) => check_image(mount, image),
+        None if !mount.image_sub_path.is_empty() => {
+            Err(CriError::Invalid(format!("mount {path}: an image sub path without an image")))
+        }
+        None if mount.host_path.is_empty() => Err(CriError::Invalid(format!("mount {path}: no host path"))),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// In containerd's words: kubelets show them.
+fn check_image(mount: &v1::Mount, image: &v1::ImageSpec) -> Result<(), CriError> {
+    let problem = if !mount.host_path.is_empty() {
+        "hostpath must be empty while mount image"
+    } else if !mount.readonly {
+        "readonly must be true while mount image"
+    } else if image.image.is_empty() {
+        "image not specified"
+    } else if mount.propagation() != v1::MountPropagation::PropagationPrivate {
+        "an image is mounted with private propagation only"
+    } else {
+        return Ok(());
+    };
+    Err(CriError::Invalid(format!("ImageVolumeMountFailed: {problem}: mount {}", mount.container_path)))
 }
 
 /// The whole table, parents before children.
@@ -87,8 +121,12 @@ pub(crate) fn plan_mounts(
         mounts.push(bind(source, destination, &["rbind", "rprivate", access])?);
     }
     // The kubelet's mount at the same place wins.
+    let given: Vec<PathBuf> = host_mounts.iter().map(|mount| clean(&mount.container_path)).collect();
+    // A whole `/dev` of the kubelet's has its own pts, shm and mqueue.
+    let own_dev = given.iter().any(|path| path == Path::new("/dev"));
     mounts.retain(|mount| {
-        !host_mounts.iter().any(|given| clean(&given.container_path) == *mount.destination())
+        let path = mount.destination();
+        !given.contains(path) && !(own_dev && path.starts_with("/dev"))
     });
     let mut sorted: Vec<&HostMount> = host_mounts.iter().collect();
     sorted.sort_by_key(|mount| clean(&mount.container_path).components().count());
@@ -104,6 +142,7 @@ pub(crate) fn plan_mounts(
             (false, true) => "ro",
             (false, false) => "rw",
         });
+        options.extend(mount.options.iter().map(String::as_str));
         mounts.push(bind(&mount.host_path, clean(&mount.container_path), &options)?);
     }
     // A stable sort keeps the order above among siblings; `/` depth decides so that nothing is mounted over.
@@ -183,6 +222,7 @@ mod tests {
             readonly: false,
             recursive_read_only: false,
             propagation: v1::MountPropagation::PropagationPrivate,
+            options: Vec::new(),
         }
     }
 
@@ -211,14 +251,48 @@ mod tests {
     }
 
     #[test]
-    fn unsupported_mounts_are_named() {
+    fn a_dev_of_the_kubelets_is_left_whole() {
+        let mut dev = mount("/dev", "/dev/");
+        dev.options = vec!["nosuid".to_owned()];
+        let mounts = plan_mounts(&[dev], &files(), true, false, false).unwrap();
+        let below: Vec<&Mount> =
+            mounts.iter().filter(|mount| mount.destination().starts_with("/dev")).collect();
+        assert_eq!(below.len(), 1);
+        assert_eq!(below[0].options().as_ref().unwrap(), &["rbind", "rprivate", "rw", "nosuid"]);
+    }
+
+    #[test]
+    fn mounts_that_make_no_sense_are_named() {
         let base = v1::Mount { container_path: "/c".into(), host_path: "/h".into(), ..Default::default() };
-        assert!(check(&base).is_ok());
-        let bidirectional =
-            v1::Mount { propagation: v1::MountPropagation::PropagationBidirectional as i32, ..base.clone() };
-        assert!(check(&bidirectional).unwrap_err().to_string().contains("bidirectional"));
-        let recursive = v1::Mount { recursive_read_only: true, ..base };
-        assert!(check(&recursive).unwrap_err().to_string().contains("readonly"));
+        let image = v1::Mount {
+            host_path: String::new(),
+            readonly: true,
+            image: Some(v1::ImageSpec { image: "a:1".into(), ..Default::default() }),
+            ..base.clone()
+        };
+        let bidirectional = v1::MountPropagation::PropagationBidirectional as i32;
+        for good in [
+            base.clone(),
+            image.clone(),
+            v1::Mount { propagation: bidirectional, ..base.clone() },
+            v1::Mount { mount_options: vec!["noexec".into(), "nosuid".into()], ..base.clone() },
+            v1::Mount { image_sub_path: "a/b".into(), ..image.clone() },
+        ] {
+            assert!(check(&good).is_ok(), "{good:?}");
+        }
+        for (bad, word) in [
+            (v1::Mount { host_path: String::new(), ..base.clone() }, "no host path"),
+            (v1::Mount { recursive_read_only: true, ..base.clone() }, "readonly"),
+            (v1::Mount { mount_options: vec!["remount".into()], ..base.clone() }, "remount"),
+            (v1::Mount { image_sub_path: "a".into(), ..base.clone() }, "sub path"),
+            (v1::Mount { host_path: "/h".into(), ..image.clone() }, "hostpath must be empty"),
+            (v1::Mount { readonly: false, ..image.clone() }, "readonly must be true"),
+            (v1::Mount { image: Some(v1::ImageSpec::default()), ..image.clone() }, "image not specified"),
+            (v1::Mount { propagation: bidirectional, ..image }, "private"),
+        ] {
+            let error = check(&bad).unwrap_err().to_string();
+            assert!(error.contains(word), "{word}: {error}");
+        }
     }
 
     #[test]

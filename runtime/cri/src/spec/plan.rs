@@ -240,10 +240,20 @@ fn plan_linux(
         .build()
         .map_err(wrap)?;
     linux.set_seccomp(plan_seccomp(input, context, granted)?);
-    let shares_mounts =
-        |mount: &HostMount| mount.propagation == v1::MountPropagation::PropagationHostToContainer;
-    linux.set_rootfs_propagation(input.mounts.iter().any(shares_mounts).then(|| "rslave".to_owned()));
+    linux.set_rootfs_propagation(root_propagation(input.mounts).map(str::to_owned));
     Ok(linux)
+}
+
+/// As far as the mount that wants most.
+fn root_propagation(mounts: &[HostMount]) -> Option<&'static str> {
+    let wants = |wanted| mounts.iter().any(|mount| mount.propagation == wanted);
+    if wants(v1::MountPropagation::PropagationBidirectional) {
+        Some("rshared")
+    } else if wants(v1::MountPropagation::PropagationHostToContainer) {
+        Some("rslave")
+    } else {
+        None
+    }
 }
 
 fn plan_device(device: &HostDevice) -> Result<LinuxDevice, OciSpecError> {

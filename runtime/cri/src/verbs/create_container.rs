@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use orlop_cri::v1;
 use orlop_images::{ImageRecord, Rootfs};
-use orlop_shim::protocol::{self, Phase, Request, Response};
+use orlop_shim::protocol::{self, Phase, Request, Response, StagedMount};
 
 use crate::convert;
 use crate::error::CriError;
@@ -15,12 +15,20 @@ use crate::model::{Container, RECORD_VERSION, Sandbox};
 use crate::runtime::Runtime;
 use crate::spec::mounts::PodFiles;
 use crate::spec::plan;
+use crate::volumes::{self, Owner, Volumes};
 use crate::{machine, users};
 
 /// Mounts, namespaces and cgroups of a loaded machine.
 const CREATE_DEADLINE: Duration = Duration::from_secs(60);
 /// As docker's; log collectors know it.
 const CONTAINER_ID_LENGTH: usize = 64;
+
+/// What is on disk for the shim.
+struct Prepared {
+    container: Container,
+    rootfs: Rootfs,
+    mounts: Vec<StagedMount>,
+}
 
 impl Runtime {
     /// The verb. A retry with the same name and attempt joins, or gets the container that is already there.
@@ -74,7 +82,7 @@ impl Runtime {
         let prepared =
             prepared.unwrap_or_else(|error| Err(CriError::failed("failed to prepare the container", error)));
         let made = match prepared {
-            Ok((container, rootfs)) => self.make_container(&sandbox, container, rootfs).await,
+            Ok(prepared) => self.make_container(&sandbox, prepared).await,
             Err(error) => Err(error),
         };
         if let Err(error) = made {
@@ -91,7 +99,7 @@ impl Runtime {
         id: &str,
         sandbox: &Sandbox,
         config: v1::ContainerConfig,
-    ) -> Result<(Container, Rootfs), CriError> {
+    ) -> Result<Prepared, CriError> {
         let wanted = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
         let image = self
             .images
@@ -106,7 +114,9 @@ impl Runtime {
             .images
             .prepare_rootfs(id, &image.id)
             .map_err(|error| convert::image_error(&wanted, &error))?;
-        let (container, spec) = self.plan(id, sandbox, config, &image, &rootfs.lower)?;
+        let owner = Owner { id, bundle: &bundle, images: &self.images };
+        let volumes = volumes::resolve(&config.mounts, &owner)?;
+        let (container, spec) = self.plan(id, sandbox, config, &image, &rootfs.lower, &volumes)?;
         files::write_json(&bundle.join("config.json"), &spec).map_err(keep)?;
         files::write_json(&directory.container_record(id), &container).map_err(keep)?;
         if let Some(parent) =
@@ -115,7 +125,7 @@ impl Runtime {
             std::fs::create_dir_all(parent)
                 .map_err(|error| CriError::failed(format!("failed to create {}", parent.display()), error))?;
         }
-        Ok((container, rootfs))
+        Ok(Prepared { container, rootfs, mounts: volumes.staged })
     }
 
     fn plan(
@@ -125,6 +135,7 @@ impl Runtime {
         config: v1::ContainerConfig,
         image: &ImageRecord,
         layers: &[PathBuf],
+        volumes: &Volumes,
     ) -> Result<(Container, oci_spec::runtime::Spec), CriError> {
         let context = plan::security_context(&config);
         let resolved = users::resolve(&context, &image.config, layers)?;
@@ -137,7 +148,7 @@ impl Runtime {
             user: &resolved.user,
             home: &resolved.home,
             hostname: read_hostname(&directory).trim(),
-            mounts: &machine::resolve_mounts(&config.mounts)?,
+            mounts: &volumes.mounts,
             files: &pod_files(&directory),
             devices: &machine::resolve_devices(&config.devices, context.privileged)?,
             localhost_seccomp: machine::localhost_seccomp(&context, &self.config.seccomp_profile_root)?,
@@ -202,12 +213,8 @@ impl Runtime {
         }
     }
 
-    async fn make_container(
-        &self,
-        sandbox: &Sandbox,
-        container: Container,
-        rootfs: Rootfs,
-    ) -> Result<(), CriError> {
+    async fn make_container(&self, sandbox: &Sandbox, prepared: Prepared) -> Result<(), CriError> {
+        let Prepared { container, rootfs, mounts } = prepared;
         let create = protocol::CreateContainer {
             id: container.id.clone(),
             bundle: self.directory(&sandbox.id).bundle(&container.id),
@@ -217,6 +224,7 @@ impl Runtime {
             stdin: container.config.stdin,
             stdin_once: container.config.stdin_once,
             stop_signal: container.stop_signal,
+            mounts,
         };
         let request = Request::Create(Box::new(create));
         self.shim(&sandbox.id)

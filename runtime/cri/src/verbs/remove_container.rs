@@ -48,6 +48,7 @@ impl Runtime {
             .await
             .unwrap_or_else(|error| Err(CriError::failed("failed to remove the container", error)))?;
         self.disk.forget(&id);
+        self.rates.forget(&id);
         self.model().containers.remove(&id);
         self.announce(&id, &container.sandbox_id, v1::ContainerEventType::ContainerDeletedEvent);
         Ok(())

@@ -33,6 +33,7 @@ impl Runtime {
         })?;
         self.announce(&id, &id, v1::ContainerEventType::ContainerDeletedEvent);
         self.model().sandboxes.remove(&id);
+        self.rates.forget(&id);
         Ok(())
     }
 }

@@ -1,5 +1,5 @@
 //! A daemon in this process, over a fake shim (or a real one: `ORLOP_TEST_SHIM`), a script as CNI plugin and one image.
-#![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(clippy::print_stdout, dead_code, reason = "each test program uses its own part")]
 
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -255,6 +255,84 @@ fn destroy_cgroup(name: &str) {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// A node with the real shim of the same build, and its client; `None` (SKIP) when that was not built.
+pub(crate) async fn real_node(change: impl FnOnce(&mut Config)) -> Option<(Node, Client)> {
+    let shim = real_shim().or_else(|| {
+        let this = std::env::current_exe().unwrap();
+        let built = this.ancestors().nth(2)?.join("orlop-shim-test");
+        built.exists().then(|| vec![built.to_string_lossy().into_owned(), "shim".to_owned()])
+    });
+    let Some(shim) = shim else {
+        println!("SKIP orlop-shim-test is not built");
+        return None;
+    };
+    let mut node = Node::new();
+    node.write_network();
+    node.import_image();
+    let mut config = node.config();
+    config.shim_command = shim;
+    change(&mut config);
+    let client = node.start_with(config).await;
+    Some((node, client))
+}
+
+/// A container that runs a busybox script.
+pub(crate) fn shell(name: &str, script: &str) -> v1::ContainerConfig {
+    container(name, &["/bin/busybox", "sh", "-c", script])
+}
+
+/// Its security context.
+pub(crate) fn context(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap()
+}
+
+/// What a busybox command in a container says; its output when it fails, too.
+pub(crate) async fn say(client: &mut Client, container: &str, script: &str) -> String {
+    let answer = client.exec_sync(container, &["/bin/busybox", "sh", "-c", script]).await.unwrap();
+    let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
+    format!("{}{}", text(&answer.stdout), text(&answer.stderr))
+}
+
+/// Adds an image of layers (bottom first) of files; a name that starts with `.wh.` removes what is below.
+pub(crate) fn import_files(node: &Node, name: &str, layers: &[&[(&str, &str)]]) {
+    let layers: Vec<Vec<u8>> = layers
+        .iter()
+        .map(|files| {
+            let mut layer = tar::Builder::new(Vec::new());
+            for (path, content) in *files {
+                match content.strip_prefix("-> ") {
+                    Some(target) => {
+                        let mut header = tar::Header::new_gnu();
+                        header.set_entry_type(tar::EntryType::Symlink);
+                        header.set_size(0);
+                        layer.append_link(&mut header, path, target).unwrap();
+                    }
+                    None => append(&mut layer, path, content.as_bytes(), 0o644, tar::EntryType::Regular),
+                }
+            }
+            layer.into_inner().unwrap()
+        })
+        .collect();
+    let digests: Vec<String> =
+        layers.iter().map(|layer| format!("sha256:{}", hex::encode(sha2::Sha256::digest(layer)))).collect();
+    let config = serde_json::json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux", "config": {}, "rootfs": { "type": "layers", "diff_ids": digests },
+    });
+    let names: Vec<String> = (0..layers.len()).map(|at| format!("{at}.tar")).collect();
+    let manifest = serde_json::json!([{ "Config": "config.json", "RepoTags": [name], "Layers": names }]);
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, layer) in names.iter().zip(&layers) {
+        append(&mut archive, name, layer, 0o644, tar::EntryType::Regular);
+    }
+    append(&mut archive, "config.json", config.to_string().as_bytes(), 0o644, tar::EntryType::Regular);
+    append(&mut archive, "manifest.json", manifest.to_string().as_bytes(), 0o644, tar::EntryType::Regular);
+    let path = node.path("files.tar");
+    std::fs::write(&path, archive.into_inner().unwrap()).unwrap();
+    let config = orlop_images::Config { root: node.path("root"), ..orlop_images::Config::default() };
+    orlop_images::ImageStore::open(config).unwrap().import(&path).unwrap();
 }
 
 /// A docker-save archive with busybox and a user.

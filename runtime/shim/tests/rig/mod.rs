@@ -157,6 +157,7 @@ impl Pod {
             stdin: false,
             stdin_once: false,
             stop_signal: 15,
+            mounts: Vec::new(),
         }
     }
 

@@ -1,0 +1,163 @@
+//! Mounts made in the pod's mount namespace for a container's configuration to bind: trees shared with the host, images.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::Context;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
+    unmount,
+};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::protocol::{StagedMount, StagedSource};
+
+const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
+
+/// The mount namespace that the shim was started in. In the pod's own every mount is a slave of the host's, so a tree whose mounts
+/// are to reach the host can only be copied from here.
+pub(crate) struct HostMounts {
+    host: File,
+}
+
+impl HostMounts {
+    /// To be called before the shim leaves it.
+    pub(crate) fn current() -> io::Result<Self> {
+        Ok(Self { host: File::open("/proc/self/ns/mnt")? })
+    }
+
+    /// Makes the mounts; those already made stay for [`unstage`] when one fails.
+    pub(crate) fn stage(&self, mounts: &[StagedMount]) -> anyhow::Result<()> {
+        for mount in mounts {
+            fs::create_dir_all(mount.target.parent().unwrap_or(Path::new("/")))
+                .with_context(|| format!("failed to make the parent of {}", mount.target.display()))?;
+            match &mount.source {
+                StagedSource::SharedHost { path } => self
+                    .stage_shared(path, &mount.target)
+                    .with_context(|| format!("failed to share {} with the host", path.display()))?,
+                StagedSource::Image { lower, sub_path } => {
+                    // The word that a kubelet knows this failure by.
+                    stage_image(lower, sub_path, &mount.target).context("ImageVolumeMountFailed")?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn stage_shared(&self, path: &Path, target: &Path) -> io::Result<()> {
+        let tree = self.copy_tree(path)?;
+        match rustix::fs::stat(path) {
+            Ok(found) if rustix::fs::FileType::from_raw_mode(found.st_mode).is_file() => {
+                File::create(target).map(drop)?
+            }
+            _ => make_directory(target)?,
+        }
+        Ok(attach(&tree, target)?)
+    }
+
+    /// Copies the mounts at and below `path` of the host; the copy is a peer of each that is shared (mount_namespaces(7)).
+    fn copy_tree(&self, path: &Path) -> io::Result<OwnedFd> {
+        let pod = File::open("/proc/self/ns/mnt")?;
+        let mount_namespace = Some(LinkNameSpaceType::Mount);
+        move_into_link_name_space(self.host.as_fd(), mount_namespace)?;
+        let tree = open_tree(CWD, path, CLONE | OpenTreeFlags::AT_RECURSIVE);
+        if let Err(error) = move_into_link_name_space(pod.as_fd(), mount_namespace) {
+            // Whatever this process did next would happen to the host's mounts.
+            crate::say(&format!("failed to return to the pod's mount namespace: {error}"));
+            orlop_linux::process::exit_now(1);
+        }
+        Ok(tree?)
+    }
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn attach(tree: &OwnedFd, target: &Path) -> Result<(), Errno> {
+    move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+fn stage_image(lower: &[std::path::PathBuf], sub_path: &Path, target: &Path) -> anyhow::Result<()> {
+    make_directory(target).with_context(|| format!("failed to make {}", target.display()))?;
+    let whole = image_tree(lower).context("failed to mount the image")?;
+    if sub_path.as_os_str().is_empty() {
+        return attach(&whole, target).context("failed to mount the image");
+    }
+    // Only what is attached can be copied in part before Linux 6.15.
+    attach(&whole, target).context("failed to mount the image")?;
+    let part = sub_tree(target, sub_path);
+    unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+        .with_context(|| format!("failed to unmount {}", target.display()))?;
+    let part =
+        part.with_context(|| format!("failed to ensure image subpath {:?}", sub_path.display().to_string()))?;
+    attach(&part, target).context("failed to mount the image")
+}
+
+/// The image's layers as one detached read-only tree.
+fn image_tree(lower: &[std::path::PathBuf]) -> io::Result<OwnedFd> {
+    if let [layer] = lower {
+        let tree = open_tree(CWD, layer, CLONE)?;
+        orlop_linux::mount::set_read_only(&tree, false)?;
+        return Ok(tree);
+    }
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", "overlay")?;
+    let mut added = Ok(());
+    for layer in lower {
+        added = added.and_then(|()| fsconfig_set_string(&context, "lowerdir+", layer.as_path()));
+    }
+    if added.is_err() {
+        // Before Linux 6.7: all layers in one value.
+        let joined: Vec<String> =
+            lower.iter().map(|layer| layer.to_string_lossy().replace(':', "\\:")).collect();
+        fsconfig_set_string(&context, "lowerdir", joined.join(":").as_str())?;
+    }
+    fsconfig_create(&context)?;
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)?)
+}
+
+/// A copy of one directory of a mounted image. Links are followed, and refused when they lead out of it, as Go's `os.OpenInRoot` does for
+/// containerd.
+fn sub_tree(root: &Path, sub_path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(root, flags, Mode::empty())?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let directory = openat2(&root, sub_path, flags, Mode::empty(), resolve).map_err(|errno| match errno {
+        Errno::XDEV => io::Error::other("path escapes from parent"),
+        Errno::NOTDIR => io::Error::other("only directory subpath is supported"),
+        other => other.into(),
+    })?;
+    Ok(open_tree(&directory, "", CLONE | OpenTreeFlags::AT_EMPTY_PATH)?)
+}
+
+/// Unmounts what [`HostMounts::stage`] made. Nothing mounted is fine.
+pub(crate) fn unstage(mounts: &[StagedMount]) -> io::Result<()> {
+    for mount in mounts.iter().rev() {
+        // A detached peer would take the host's mounts below it along (mount_namespaces(7), "unmount event").
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        match mount_change(&mount.target, private) {
+            Ok(()) => unmount(&mount.target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?,
+            Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let removed = match fs::symlink_metadata(&mount.target) {
+            Ok(found) if found.is_dir() => fs::remove_dir(&mount.target),
+            Ok(_) => fs::remove_file(&mount.target),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
