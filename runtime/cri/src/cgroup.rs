@@ -78,15 +78,26 @@ impl Hierarchies {
         unified.map(|hierarchy| join(&hierarchy.mountpoint, cgroup))
     }
 
-    /// Writes one file of a cgroup.
-    pub(crate) fn write(&self, cgroup: &str, controller: &str, file: &str, value: &str) -> io::Result<()> {
-        if file.contains('/') {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{file} is not a file name")));
+    fn file(&self, cgroup: &str, controller: &str, file: &str) -> io::Result<PathBuf> {
+        if file.is_empty() || file.contains('/') || file.starts_with('.') {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{file:?} is not a file name")));
         }
         let directory = self.directory(controller, cgroup).ok_or_else(|| {
             io::Error::new(io::ErrorKind::Unsupported, format!("no {controller} controller is mounted"))
         })?;
-        let path = directory.join(file);
+        Ok(directory.join(file))
+    }
+
+    /// Reads one file of a cgroup.
+    pub(crate) fn read(&self, cgroup: &str, controller: &str, file: &str) -> io::Result<String> {
+        let path = self.file(cgroup, controller, file)?;
+        std::fs::read_to_string(&path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    }
+
+    /// Writes one file of a cgroup.
+    pub(crate) fn write(&self, cgroup: &str, controller: &str, file: &str, value: &str) -> io::Result<()> {
+        let path = self.file(cgroup, controller, file)?;
         std::fs::write(&path, value)
             .map_err(|error| io::Error::new(error.kind(), format!("{} = {value}: {error}", path.display())))
     }

@@ -58,6 +58,8 @@ pub struct Config {
     pub pinned_images: Vec<String>,
     /// Directory that relative `Localhost` seccomp profiles are looked up in.
     pub seccomp_profile_root: PathBuf,
+    /// Directories with CDI specifications, the most important last.
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// Bytes of `/dev/shm` of a pod.
     pub shm_bytes: u64,
     /// Lowest `oom_score_adj` that is asked for; the kernel refuses values below the daemon's own without CAP_SYS_RESOURCE.
@@ -88,6 +90,7 @@ impl Default for Config {
             signature_policy: None,
             pinned_images: Vec::new(),
             seccomp_profile_root: PathBuf::from("/var/lib/kubelet/seccomp"),
+            cdi_spec_dirs: vec![PathBuf::from("/etc/cdi"), PathBuf::from("/var/run/cdi")],
             shm_bytes: 64 * 1024 * 1024,
             oom_score_adj_floor: None,
         }

@@ -21,6 +21,7 @@
 #![warn(missing_docs)]
 
 mod adopt;
+mod cdi;
 mod cgroup;
 mod cni;
 mod config;
@@ -33,6 +34,7 @@ mod layers;
 mod machine;
 mod metrics;
 mod model;
+mod pod_metrics;
 mod process;
 mod runtime;
 mod runtime_service;

@@ -59,7 +59,7 @@ pub(crate) fn resolve_devices(wanted: &[v1::Device], privileged: bool) -> Result
         let before = devices.len();
         if host.is_dir() {
             collect(&host, inside, access, 0, &mut devices);
-        } else if let Some(found) = look_up(&host, inside, access) {
+        } else if let Some(found) = look_up_device(&host, inside, access) {
             devices.push(found);
         }
         if devices.len() == before {
@@ -86,14 +86,15 @@ fn collect(directory: &Path, inside: &Path, access: &str, depth: usize, devices:
                 collect(&entry.path(), &inside.join(name), access, depth + 1, devices);
             }
             Ok(kind) if kind.is_char_device() || kind.is_block_device() => {
-                devices.extend(look_up(&entry.path(), &inside.join(name), access));
+                devices.extend(look_up_device(&entry.path(), &inside.join(name), access));
             }
             _ => {}
         }
     }
 }
 
-fn look_up(host: &Path, inside: &Path, access: &str) -> Option<HostDevice> {
+/// The device node at `host`, as it is to appear at `inside`; none when it is no device.
+pub(crate) fn look_up_device(host: &Path, inside: &Path, access: &str) -> Option<HostDevice> {
     let metadata = std::fs::symlink_metadata(host).ok()?;
     let kind = metadata.file_type();
     if !kind.is_char_device() && !kind.is_block_device() {

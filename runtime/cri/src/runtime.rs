@@ -68,6 +68,8 @@ pub(crate) struct Runtime {
     pub removals: Flights<String, ()>,
     /// Pulls by reference: an impatient kubelet's retry finds the first one.
     pub pulls: Flights<String, String>,
+    /// Held while a container's limits change.
+    pub updates: Mutex<()>,
     model: Mutex<Model>,
     events: broadcast::Sender<Arc<v1::ContainerEventResponse>>,
 }
@@ -114,6 +116,7 @@ impl Runtime {
             sandbox_stops: Flights::default(),
             removals: Flights::default(),
             pulls: Flights::default(),
+            updates: Mutex::default(),
             model: Mutex::default(),
             events: broadcast::channel(EVENT_BACKLOG).0,
             config,

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 
 use crate::error::CriError;
 use crate::model::Container;
+use crate::pod_metrics;
 use crate::runtime::Runtime;
 use crate::streaming::Wish;
 
@@ -106,7 +107,7 @@ impl RuntimeService for RuntimeApi {
             features: Some(v1::RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: false,
-                mount_options: false,
+                mount_options: true,
             }),
         }))
     }
@@ -411,27 +412,33 @@ impl RuntimeService for RuntimeApi {
         &self,
         _request: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Result<Response<v1::ListMetricDescriptorsResponse>, Status> {
-        not_supported("ListMetricDescriptors")
+        Ok(Response::new(v1::ListMetricDescriptorsResponse { descriptors: pod_metrics::descriptors() }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _request: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<v1::ListPodSandboxMetricsResponse>, Status> {
-        not_supported("ListPodSandboxMetrics")
+        let pod_metrics = self.runtime.list_pod_metrics().await;
+        Ok(Response::new(v1::ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _request: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        not_supported("StreamPodSandboxMetrics")
+        let metrics = self.runtime.list_pod_metrics().await;
+        Ok(batches(metrics, |pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse { pod_sandbox_metrics }))
     }
 
     async fn update_pod_sandbox_resources(
         &self,
-        _request: Request<v1::UpdatePodSandboxResourcesRequest>,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<v1::UpdatePodSandboxResourcesResponse>, Status> {
-        not_supported("UpdatePodSandboxResources")
+        let request = request.into_inner();
+        let id = request.pod_sandbox_id.clone();
+        let work = async { self.runtime.update_pod_sandbox_resources(request) };
+        self.timed("UpdatePodSandboxResources", &id, work).await?;
+        Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
     }
 }

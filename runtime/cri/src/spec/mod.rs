@@ -7,3 +7,4 @@ pub(crate) mod resources;
 pub(crate) mod seccomp;
 mod seccomp_table;
 pub(crate) mod signals;
+pub(crate) mod update;

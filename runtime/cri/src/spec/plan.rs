@@ -80,7 +80,7 @@ pub(crate) fn stop_signal(config: &v1::ContainerConfig, image: &ImageConfigurati
 /// [`CriError::Invalid`] for a wish that makes no sense, [`CriError::Unimplemented`] for one that this runtime does not do.
 pub(crate) fn plan_spec(input: &Input<'_>) -> Result<Spec, CriError> {
     let context = security_context(input.config);
-    check_supported(input.config, &context)?;
+    check_supported(&context)?;
     let granted = capabilities::grant(&context, input.available_capabilities)?;
     let process = plan_process(input, &context, &granted)?;
     let linux = plan_linux(input, &context, &granted)?;
@@ -110,13 +110,7 @@ pub(crate) fn plan_spec(input: &Input<'_>) -> Result<Spec, CriError> {
     Ok(spec)
 }
 
-fn check_supported(
-    config: &v1::ContainerConfig,
-    context: &v1::LinuxContainerSecurityContext,
-) -> Result<(), CriError> {
-    if !config.cdi_devices.is_empty() {
-        return Err(CriError::Unimplemented("CDI devices are not supported".to_owned()));
-    }
+fn check_supported(context: &v1::LinuxContainerSecurityContext) -> Result<(), CriError> {
     let userns = context.namespace_options.as_ref().and_then(|options| options.userns_options.as_ref());
     if userns.is_some_and(|userns| userns.mode() == v1::NamespaceMode::Pod) {
         return Err(CriError::Unimplemented("user namespaces are not supported".to_owned()));
@@ -204,13 +198,18 @@ fn plan_process(
         .cwd(mounts::clean(Path::new(directory.unwrap_or("/"))))
         .capabilities(capabilities::to_oci(granted)?);
     let wanted = wanted_resources(input.config);
-    let adjust = i32::try_from(wanted.oom_score_adj.clamp(-1000, 1000)).unwrap_or(0);
-    process = process.oom_score_adj(input.oom_score_adj_floor.map_or(adjust, |floor| adjust.max(floor)));
+    process = process.oom_score_adj(oom_score_adj(wanted.oom_score_adj, input.oom_score_adj_floor));
     let mut process = process.build().map_err(wrap)?;
     process.set_rlimits(None);
     // Absent, not false: false beside a seccomp filter is refused further down.
     process.set_no_new_privileges(context.no_new_privs.then_some(true));
     Ok(process)
+}
+
+/// Inside the kernel's range, and not below what this daemon may ask for.
+pub(crate) fn oom_score_adj(wanted: i64, floor: Option<i32>) -> i32 {
+    let adjust = i32::try_from(wanted.clamp(-1000, 1000)).unwrap_or(0);
+    floor.map_or(adjust, |floor| adjust.max(floor))
 }
 
 fn plan_linux(

@@ -83,8 +83,8 @@ pub(crate) fn plan_resources(
     let mut memory = LinuxMemoryBuilder::default();
     if wanted.memory_limit_in_bytes != 0 {
         memory = memory.limit(wanted.memory_limit_in_bytes);
-        if features.swap && wanted.memory_swap_limit_in_bytes != 0 {
-            memory = memory.swap(wanted.memory_swap_limit_in_bytes);
+        if features.swap {
+            memory = memory.swap(swap_limit(wanted));
         }
     }
     let mut resources = LinuxResourcesBuilder::default()
@@ -107,6 +107,14 @@ pub(crate) fn plan_resources(
         resources = resources.unified(unified);
     }
     resources.build()
+}
+
+/// Limit of memory and swap together: without a wish the memory limit, so that a container does not swap its way around it (as containerd).
+pub(crate) fn swap_limit(wanted: &v1::LinuxContainerResources) -> i64 {
+    match wanted.memory_swap_limit_in_bytes {
+        0 => wanted.memory_limit_in_bytes,
+        limit => limit,
+    }
 }
 
 fn device_policy(privileged: bool, devices: &[HostDevice]) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
@@ -134,128 +142,9 @@ fn device_policy(privileged: bool, devices: &[HostDevice]) -> Result<Vec<LinuxDe
     Ok(policy)
 }
 
-/// Takes over every value of `change` that is given, as UpdateContainerResources wants it.
-pub(crate) fn merge(current: &mut v1::LinuxContainerResources, change: &v1::LinuxContainerResources) {
-    let fields: [(&mut i64, i64); 6] = [
-        (&mut current.cpu_period, change.cpu_period),
-        (&mut current.cpu_quota, change.cpu_quota),
-        (&mut current.cpu_shares, change.cpu_shares),
-        (&mut current.memory_limit_in_bytes, change.memory_limit_in_bytes),
-        (&mut current.memory_swap_limit_in_bytes, change.memory_swap_limit_in_bytes),
-        (&mut current.oom_score_adj, change.oom_score_adj),
-    ];
-    for (field, value) in fields {
-        if value != 0 {
-            *field = value;
-        }
-    }
-    for (field, value) in
-        [(&mut current.cpuset_cpus, &change.cpuset_cpus), (&mut current.cpuset_mems, &change.cpuset_mems)]
-    {
-        if !value.is_empty() {
-            field.clone_from(value);
-        }
-    }
-    current.unified.extend(change.unified.iter().map(|(key, value)| (key.clone(), value.clone())));
-    if !change.hugepage_limits.is_empty() {
-        current.hugepage_limits.clone_from(&change.hugepage_limits);
-    }
-}
-
-/// One file of a cgroup to write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Write {
-    /// v1 controller whose hierarchy holds the file.
-    pub controller: &'static str,
-    /// File name.
-    pub file: String,
-    /// Content.
-    pub value: String,
-}
-
-/// What to write for `change`, in an order that the kernel takes; `wanted` holds the values that go together with it.
-pub(crate) fn plan_update(
-    change: &v1::LinuxContainerResources,
-    wanted: &v1::LinuxContainerResources,
-    unified: bool,
-) -> Vec<Write> {
-    let mut writes = Vec::new();
-    let mut write = |controller, file: &str, value: String| {
-        writes.push(Write { controller, file: file.to_owned(), value });
-    };
-    if change.cpu_shares > 0 {
-        if unified {
-            write("cpu", "cpu.weight", weight(change.cpu_shares).to_string());
-        } else {
-            write("cpu", "cpu.shares", change.cpu_shares.to_string());
-        }
-    }
-    if change.cpu_quota != 0 || change.cpu_period != 0 {
-        let period = if wanted.cpu_period > 0 { wanted.cpu_period } else { 100_000 };
-        if unified {
-            let quota = if wanted.cpu_quota > 0 { wanted.cpu_quota.to_string() } else { "max".to_owned() };
-            write("cpu", "cpu.max", format!("{quota} {period}"));
-        } else {
-            write("cpu", "cpu.cfs_period_us", period.to_string());
-            if wanted.cpu_quota != 0 {
-                write("cpu", "cpu.cfs_quota_us", wanted.cpu_quota.to_string());
-            }
-        }
-    }
-    if change.memory_limit_in_bytes != 0 {
-        let limit = change.memory_limit_in_bytes;
-        match (unified, limit > 0) {
-            (true, true) => write("memory", "memory.max", limit.to_string()),
-            (true, false) => write("memory", "memory.max", "max".to_owned()),
-            (false, _) => write("memory", "memory.limit_in_bytes", limit.to_string()),
-        }
-    }
-    for (file, value) in [("cpuset.mems", &change.cpuset_mems), ("cpuset.cpus", &change.cpuset_cpus)] {
-        if !value.is_empty() {
-            write("cpuset", file, value.clone());
-        }
-    }
-    if unified {
-        for (file, value) in &change.unified {
-            write("unified", file, value.clone());
-        }
-    }
-    writes
-}
-
-/// cgroup v1 shares (2..262144) as v2 weight (1..10000), as runc converts them.
-fn weight(shares: i64) -> i64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn updates_write_only_what_changed() {
-        let change = v1::LinuxContainerResources {
-            cpu_quota: 50_000,
-            memory_limit_in_bytes: 1 << 20,
-            ..Default::default()
-        };
-        let mut wanted =
-            v1::LinuxContainerResources { cpu_period: 200_000, cpu_shares: 512, ..Default::default() };
-        merge(&mut wanted, &change);
-        assert_eq!((wanted.cpu_quota, wanted.cpu_shares), (50_000, 512));
-        let files = |unified| -> Vec<String> {
-            plan_update(&change, &wanted, unified)
-                .iter()
-                .map(|write| format!("{}={}", write.file, write.value))
-                .collect()
-        };
-        assert_eq!(files(true), ["cpu.max=50000 200000", "memory.max=1048576"]);
-        assert_eq!(
-            files(false),
-            ["cpu.cfs_period_us=200000", "cpu.cfs_quota_us=50000", "memory.limit_in_bytes=1048576"]
-        );
-        assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 39, 10_000));
-    }
 
     #[test]
     fn an_unprivileged_container_may_use_only_named_devices() {

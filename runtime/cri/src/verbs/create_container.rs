@@ -8,7 +8,7 @@ use orlop_cri::v1;
 use orlop_images::{ImageRecord, Rootfs};
 use orlop_shim::protocol::{self, Phase, Request, Response, StagedMount};
 
-use crate::convert;
+use crate::{cdi, convert};
 use crate::error::CriError;
 use crate::files::{self, SandboxDir};
 use crate::model::{Container, RECORD_VERSION, Sandbox};
@@ -141,7 +141,7 @@ impl Runtime {
         let resolved = users::resolve(&context, &image.config, layers)?;
         let directory = self.directory(&sandbox.id);
         let cgroup = format!("{}/{id}", sandbox.cgroup_parent());
-        let spec = plan::plan_spec(&plan::Input {
+        let mut spec = plan::plan_spec(&plan::Input {
             config: &config,
             sandbox,
             image: &image.config,
@@ -158,6 +158,7 @@ impl Runtime {
             available_capabilities: &self.capabilities,
             oom_score_adj_floor: self.config.oom_score_adj_floor,
         })?;
+        self.inject_devices(&config, &mut spec)?;
         let log_path = if config.log_path.is_empty() || sandbox.config.log_directory.is_empty() {
             String::new()
         } else {
@@ -185,6 +186,19 @@ impl Runtime {
             config,
         };
         Ok((container, spec))
+    }
+
+    fn inject_devices(
+        &self,
+        config: &v1::ContainerConfig,
+        spec: &mut oci_spec::runtime::Spec,
+    ) -> Result<(), CriError> {
+        let devices = cdi::wanted(config)?;
+        if devices.is_empty() {
+            return Ok(());
+        }
+        let registry = cdi::Registry::read(&self.config.cdi_spec_dirs);
+        cdi::inject(spec, &registry.edits(&devices)?)
     }
 
     /// The first process of the container whose PID namespace is to be joined, asked of its shim at plan time.

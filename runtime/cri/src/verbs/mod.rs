@@ -9,3 +9,4 @@ mod start_container;
 mod stop_container;
 mod stop_pod_sandbox;
 mod update_container_resources;
+mod update_pod_sandbox_resources;
