@@ -1,5 +1,6 @@
 //! The runtime daemon's configuration.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -60,10 +61,22 @@ pub struct Config {
     pub seccomp_profile_root: PathBuf,
     /// Directories with CDI specifications, the most important last.
     pub cdi_spec_dirs: Vec<PathBuf>,
+    /// What RuntimeClasses may name; the empty name is always there, with every option off.
+    pub runtime_handlers: BTreeMap<String, RuntimeHandler>,
     /// Bytes of `/dev/shm` of a pod.
     pub shm_bytes: u64,
     /// Lowest `oom_score_adj` that is asked for; the kernel refuses values below the daemon's own without CAP_SYS_RESOURCE.
     pub oom_score_adj_floor: Option<i32>,
+}
+
+/// A way of running pods that a RuntimeClass chooses by name (`handler`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct RuntimeHandler {
+    /// How its pods' shims are started; empty is as all others.
+    pub shim_command: Vec<String>,
+    /// Privileged containers get no devices of the host but those that they name.
+    pub privileged_without_host_devices: bool,
 }
 
 impl Default for Config {
@@ -91,6 +104,7 @@ impl Default for Config {
             pinned_images: Vec::new(),
             seccomp_profile_root: PathBuf::from("/var/lib/kubelet/seccomp"),
             cdi_spec_dirs: vec![PathBuf::from("/etc/cdi"), PathBuf::from("/var/run/cdi")],
+            runtime_handlers: BTreeMap::new(),
             shm_bytes: 64 * 1024 * 1024,
             oom_score_adj_floor: None,
         }
@@ -140,6 +154,8 @@ impl Config {
 }
 
 impl Validate for Config {
+    const FREE_MAPS: &'static [&'static str] = &["runtimeHandlers"];
+
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.socket_path().is_none() {
@@ -162,6 +178,14 @@ impl Validate for Config {
         {
             if !path.is_absolute() {
                 problems.push(format!("{key} {} is not an absolute path", path.display()));
+            }
+        }
+        for name in self.runtime_handlers.keys() {
+            let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            if name.is_empty() || name.len() > 63 || !name.bytes().all(plain) {
+                problems.push(format!(
+                    "runtimeHandlers: {name:?} is no name of a handler: 1 to 63 lower-case letters, digits and '-'"
+                ));
             }
         }
         let longest =

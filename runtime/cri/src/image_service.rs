@@ -153,6 +153,7 @@ impl ImageService for ImageApi {
         _request: Request<v1::ImageFsInfoRequest>,
     ) -> Result<Response<v1::ImageFsInfoResponse>, Status> {
         let usage = self.ask("usage", ImageStore::usage).await?;
+        self.runtime.metrics.used_disk(usage.bytes);
         let usage = self.runtime.file_system(usage);
         Ok(Response::new(v1::ImageFsInfoResponse {
             image_filesystems: vec![usage.clone()],

@@ -21,6 +21,7 @@
 #![warn(missing_docs)]
 
 mod adopt;
+mod apparmor;
 mod cdi;
 mod cgroup;
 mod cni;

@@ -9,6 +9,7 @@ use orlop_cri::v1;
 
 use crate::error::CriError;
 use crate::spec::capabilities;
+use crate::spec::plan;
 use crate::spec::mounts;
 use crate::spec::resources::HostDevice;
 
@@ -30,6 +31,12 @@ pub(crate) fn own_capabilities() -> std::io::Result<BTreeSet<String>> {
             std::io::Error::new(std::io::ErrorKind::InvalidData, "/proc/self/status has no CapEff")
         })?;
     Ok(capabilities::from_mask(mask))
+}
+
+/// Whether the kernel makes user namespaces here.
+pub(crate) fn has_user_namespaces() -> bool {
+    let limit = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    limit.trim().parse::<u64>().is_ok_and(|limit| limit > 0)
 }
 
 /// Looks up the kubelet's devices, or all of the host's for a privileged container.
@@ -117,7 +124,7 @@ pub(crate) fn localhost_seccomp(
     context: &v1::LinuxContainerSecurityContext,
     root: &Path,
 ) -> Result<Option<LinuxSeccomp>, CriError> {
-    let Some(profile) = context.seccomp.as_ref().filter(|_| !context.privileged) else {
+    let Some(profile) = plan::seccomp_profile(context)?.filter(|_| !context.privileged) else {
         return Ok(None);
     };
     if profile.profile_type() != v1::security_profile::ProfileType::Localhost {

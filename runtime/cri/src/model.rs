@@ -40,6 +40,9 @@ pub(crate) struct Sandbox {
     /// As the kubelet gave it.
     #[serde(with = "message")]
     pub config: v1::PodSandboxConfig,
+    /// The configured handler that it runs with; empty is the default one.
+    #[serde(default)]
+    pub runtime_handler: String,
     /// Nanoseconds since the epoch.
     pub created_at: i64,
     /// How far it got.
@@ -169,7 +172,7 @@ impl Sandbox {
             created_at: self.created_at,
             labels: self.config.labels.clone(),
             annotations: self.config.annotations.clone(),
-            runtime_handler: String::new(),
+            runtime_handler: self.runtime_handler.clone(),
         }
     }
 
@@ -190,7 +193,7 @@ impl Sandbox {
             }),
             labels: self.config.labels.clone(),
             annotations: self.config.annotations.clone(),
-            runtime_handler: String::new(),
+            runtime_handler: self.runtime_handler.clone(),
         }
     }
 
@@ -321,6 +324,11 @@ pub(crate) fn namespace_options(config: &v1::PodSandboxConfig) -> v1::NamespaceO
         .and_then(|linux| linux.security_context.as_ref())
         .and_then(|context| context.namespace_options.clone())
         .unwrap_or_default()
+}
+
+/// The pod's own user namespace; `None` is the host's.
+pub(crate) fn pod_user_namespace(config: &v1::PodSandboxConfig) -> Option<v1::UserNamespace> {
+    namespace_options(config).userns_options.filter(|wanted| wanted.mode() == v1::NamespaceMode::Pod)
 }
 
 /// Everything known.
@@ -486,6 +494,7 @@ pub(crate) mod tests {
                 labels: HashMap::from([("app".to_owned(), id.to_owned())]),
                 ..Default::default()
             },
+            runtime_handler: String::new(),
             created_at: 1,
             stage: Stage::Ready,
             shim: None,

@@ -158,6 +158,15 @@ impl Runtime {
         ShimClient::new(self.directory(sandbox_id).shim_socket())
     }
 
+    /// How shims of a handler's pods are started.
+    pub(crate) fn launcher(&self, handler: &str) -> Launcher {
+        let command = self.config.runtime_handlers.get(handler).map(|handler| handler.shim_command.as_slice());
+        match command {
+            Some(command) if !command.is_empty() => Launcher::with(command),
+            _ => self.launcher.clone(),
+        }
+    }
+
     /// Asks the shim for everything and takes it over.
     pub(crate) async fn refresh(&self, sandbox_id: &str) -> Result<(), crate::shim::ShimError> {
         let response = self.shim(sandbox_id).call(&Request::State, QUESTION_DEADLINE).await?;
@@ -232,6 +241,7 @@ impl Runtime {
 
     /// Tells subscribers about a container or sandbox, with the state of the whole pod.
     pub(crate) fn announce(&self, id: &str, sandbox_id: &str, event: v1::ContainerEventType) {
+        self.count();
         if self.events.receiver_count() == 0 {
             return;
         }
@@ -250,6 +260,13 @@ impl Runtime {
         };
         // Nobody listening any more is fine.
         let _ = self.events.send(Arc::new(event));
+    }
+
+    fn count(&self) {
+        let model = self.model();
+        let shims = model.sandboxes.values().filter(|sandbox| sandbox.is_ready()).count();
+        let running = model.containers.values().filter(|container| container.phase == Phase::Running).count();
+        self.metrics.hold(shims, running);
     }
 
     /// Section of the state dump.

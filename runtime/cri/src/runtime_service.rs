@@ -51,8 +51,9 @@ fn batches<T: Clone + Send + 'static, M: Send + 'static>(
     Response::new(Box::pin(tokio_stream::iter(messages)))
 }
 
-fn not_supported<T>(what: &str) -> Result<Response<T>, Status> {
-    Err(Status::unimplemented(format!("{what} is not supported by this runtime")))
+fn no_checkpoints<T>(what: &str) -> Result<Response<T>, Status> {
+    let why = "this runtime does not checkpoint containers: that needs CRIU, which it does not use";
+    Err(Status::unimplemented(format!("{what}: {why}")))
 }
 
 fn condition(kind: &str, problem: Option<(&str, String)>) -> v1::RuntimeCondition {
@@ -96,14 +97,18 @@ impl RuntimeService for RuntimeApi {
         } else {
             HashMap::new()
         };
-        let features =
-            v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+        let features = v1::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: true,
+            user_namespaces: crate::machine::has_user_namespaces(),
+        };
+        // The default one has no name.
+        let names = std::iter::once(String::new()).chain(self.runtime.config.runtime_handlers.keys().cloned());
         Ok(Response::new(v1::StatusResponse {
             status: Some(v1::RuntimeStatus {
                 conditions: vec![condition("RuntimeReady", None), condition("NetworkReady", network)],
             }),
             info,
-            runtime_handlers: vec![v1::RuntimeHandler { name: String::new(), features: Some(features) }],
+            runtime_handlers: names.map(|name| v1::RuntimeHandler { name, features: Some(features) }).collect(),
             features: Some(v1::RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: false,
@@ -301,29 +306,35 @@ impl RuntimeService for RuntimeApi {
         request: Request<v1::ExecSyncRequest>,
     ) -> Result<Response<v1::ExecSyncResponse>, Status> {
         let request = request.into_inner();
-        let answer = self.runtime.exec_sync(&request.container_id, request.cmd, request.timeout).await?;
-        Ok(Response::new(answer))
+        let work = self.runtime.exec_sync(&request.container_id, request.cmd, request.timeout);
+        Ok(Response::new(self.runtime.metrics.counted("ExecSync", &request.container_id, work).await?))
     }
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
-        let wish = Wish::exec(&self.runtime, request.into_inner())?;
-        Ok(Response::new(v1::ExecResponse { url: self.runtime.streams.url(wish).await? }))
+        let request = request.into_inner();
+        let id = request.container_id.clone();
+        let work = async { self.runtime.streams.url(Wish::exec(&self.runtime, request)?).await };
+        Ok(Response::new(v1::ExecResponse { url: self.timed("Exec", &id, work).await? }))
     }
 
     async fn attach(
         &self,
         request: Request<v1::AttachRequest>,
     ) -> Result<Response<v1::AttachResponse>, Status> {
-        let wish = Wish::attach(&self.runtime, request.into_inner())?;
-        Ok(Response::new(v1::AttachResponse { url: self.runtime.streams.url(wish).await? }))
+        let request = request.into_inner();
+        let id = request.container_id.clone();
+        let work = async { self.runtime.streams.url(Wish::attach(&self.runtime, request)?).await };
+        Ok(Response::new(v1::AttachResponse { url: self.timed("Attach", &id, work).await? }))
     }
 
     async fn port_forward(
         &self,
         request: Request<v1::PortForwardRequest>,
     ) -> Result<Response<v1::PortForwardResponse>, Status> {
-        let wish = Wish::port_forward(&self.runtime, request.into_inner())?;
-        Ok(Response::new(v1::PortForwardResponse { url: self.runtime.streams.url(wish).await? }))
+        let request = request.into_inner();
+        let id = request.pod_sandbox_id.clone();
+        let work = async { self.runtime.streams.url(Wish::port_forward(&self.runtime, request)?).await };
+        Ok(Response::new(v1::PortForwardResponse { url: self.timed("PortForward", &id, work).await? }))
     }
 
     async fn container_stats(
@@ -391,21 +402,21 @@ impl RuntimeService for RuntimeApi {
         &self,
         _request: Request<v1::CheckpointContainerRequest>,
     ) -> Result<Response<v1::CheckpointContainerResponse>, Status> {
-        not_supported("CheckpointContainer")
+        no_checkpoints("CheckpointContainer")
     }
 
     async fn checkpoint_pod(
         &self,
         _request: Request<v1::CheckpointPodRequest>,
     ) -> Result<Response<v1::CheckpointPodResponse>, Status> {
-        not_supported("CheckpointPod")
+        no_checkpoints("CheckpointPod")
     }
 
     async fn restore_pod(
         &self,
         _request: Request<v1::RestorePodRequest>,
     ) -> Result<Response<v1::RestorePodResponse>, Status> {
-        not_supported("RestorePod")
+        no_checkpoints("RestorePod")
     }
 
     async fn list_metric_descriptors(

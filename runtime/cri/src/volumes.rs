@@ -26,6 +26,8 @@ pub(crate) struct Owner<'a> {
     pub bundle: &'a Path,
     /// Where images are.
     pub images: &'a ImageStore,
+    /// The pod's own user namespace.
+    pub user: Option<v1::UserNamespace>,
 }
 
 /// Resolves mounts: links followed, missing host directories made (as every CRI runtime does), images looked up.
@@ -37,7 +39,7 @@ pub(crate) fn resolve(wanted: &[v1::Mount], owner: &Owner<'_>) -> Result<Volumes
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")
         .map_err(|error| CriError::failed("failed to read the mount table", error))?;
     for mount in wanted {
-        mounts::check(mount)?;
+        mounts::check(mount, owner.user.as_ref())?;
         let target = owner.bundle.join("mounts").join(volumes.staged.len().to_string());
         let (source, staged) = match &mount.image {
             Some(image) => (target.clone(), Some(image_source(image, &mount.image_sub_path, owner)?)),
@@ -61,6 +63,8 @@ pub(crate) fn resolve(wanted: &[v1::Mount], owner: &Owner<'_>) -> Result<Volumes
             recursive_read_only: mount.recursive_read_only,
             propagation: mount.propagation(),
             options: mount.mount_options.clone(),
+            // An image's layers are mapped by the shim: an overlay itself cannot be.
+            mapped: mount.image.is_none() && !mount.uid_mappings.is_empty(),
         });
     }
     Ok(volumes)
@@ -176,7 +180,7 @@ mod tests {
             host_path: directory.path().join(name).to_string_lossy().into_owned(),
             ..Default::default()
         };
-        let owner = Owner { id: "c", bundle: directory.path(), images: &images };
+        let owner = Owner { id: "c", bundle: directory.path(), images: &images, user: None };
         let volumes = resolve(&[mount("link"), mount("new/deep")], &owner).unwrap();
         assert!(volumes.mounts[0].host_path.ends_with("real") && volumes.staged.is_empty());
         assert!(volumes.mounts[1].host_path.is_dir());

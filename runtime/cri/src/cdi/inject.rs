@@ -187,10 +187,12 @@ fn add_hook(spec: &mut Spec, given: &model::Hook) -> Result<(), CriError> {
         "createRuntime" => hooks.set_create_runtime(with(hooks.create_runtime())),
         "createContainer" => hooks.set_create_container(with(hooks.create_container())),
         "startContainer" => hooks.set_start_container(with(hooks.start_container())),
-        "poststart" => hooks.set_poststart(with(hooks.poststart())),
-        "poststop" => hooks.set_poststop(with(hooks.poststop())),
+        stage @ ("poststart" | "poststop") => {
+            return Err(CriError::Unimplemented(format!(
+                "CDI device injection failed: {stage} hooks are not run in pods"
+            )));
+        }
         // Deprecated by OCI, and where the libraries of some vendors still are.
-        #[expect(deprecated, reason = "the stage has no other name")]
         "prestart" => hooks.set_prestart(with(hooks.prestart())),
         other => return Err(invalid(format_args!("unknown hook {other:?}"))),
     };

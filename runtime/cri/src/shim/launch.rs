@@ -38,6 +38,11 @@ impl Launcher {
         Ok(Self { command: crate::streaming::program(command, "shim")?, own: command.is_empty() })
     }
 
+    /// With this command, which is not empty.
+    pub(crate) fn with(command: &[String]) -> Self {
+        Self { command: command.to_vec() }
+    }
+
     /// Starts a shim and waits until it is ready.
     pub(crate) async fn launch(
         &self,

@@ -36,7 +36,25 @@ pub(crate) struct HostMount {
     pub propagation: v1::MountPropagation,
     /// Checked bind mount options.
     pub options: Vec<String>,
+    /// Owners are mapped through the pod's user namespace.
+    pub mapped: bool,
 }
+
+/// What the mount table of a container depends on besides its mounts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Shape {
+    /// Privileged: `/sys` is writable.
+    pub privileged: bool,
+    /// Files of the pod are read-only too.
+    pub readonly_rootfs: bool,
+    /// `/dev/shm` is the host's.
+    pub host_ipc: bool,
+    /// The pod has a user namespace of its own.
+    pub mapped: bool,
+}
+
+/// The shim's word for "through the pod's user namespace".
+const ID_MAP: &str = "idmap";
 
 /// Bind mount options that a mount may ask for beyond its own fields.
 const MOUNT_OPTIONS: [&str; 13] = [
@@ -56,11 +74,9 @@ const MOUNT_OPTIONS: [&str; 13] = [
 ];
 
 /// Refuses what makes no sense, before anything is touched.
-pub(crate) fn check(mount: &v1::Mount) -> Result<(), CriError> {
+pub(crate) fn check(mount: &v1::Mount, user: Option<&v1::UserNamespace>) -> Result<(), CriError> {
     let path = &mount.container_path;
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(CriError::Unimplemented(format!("mount {path}: id-mapped mounts are not supported")));
-    }
+    check_mappings(mount, user)?;
     if let Some(unknown) = mount.mount_options.iter().find(|given| !MOUNT_OPTIONS.contains(&given.as_str())) {
         return Err(CriError::Invalid(format!(
             "mount {path}: mount option {unknown:?} is not one of {}",
@@ -85,6 +101,27 @@ pub(crate) fn check(mount: &v1::Mount) -> Result<(), CriError> {
     }
 }
 
+/// A mount is mapped as its pod or not at all: no kubelet asks for anything else.
+fn check_mappings(mount: &v1::Mount, user: Option<&v1::UserNamespace>) -> Result<(), CriError> {
+    let path = &mount.container_path;
+    let (uids, gids) = (&mount.uid_mappings, &mount.gid_mappings);
+    match user {
+        Some(_) if mount.propagation() == v1::MountPropagation::PropagationBidirectional => {
+            Err(CriError::Invalid(format!(
+                "mount {path}: bidirectional propagation needs the host's user namespace"
+            )))
+        }
+        _ if uids.is_empty() && gids.is_empty() => Ok(()),
+        Some(user) if user.uids == *uids && user.gids == *gids => Ok(()),
+        Some(_) => {
+            Err(CriError::Invalid(format!("mount {path}: its id mappings are not those of the pod's user namespace")))
+        }
+        None => Err(CriError::Invalid(format!(
+            "mount {path}: id mappings without a user namespace of the pod's own"
+        ))),
+    }
+}
+
 /// In containerd's words: kubelets show them.
 fn check_image(mount: &v1::Mount, image: &v1::ImageSpec) -> Result<(), CriError> {
     let problem = if !mount.host_path.is_empty() {
@@ -105,20 +142,20 @@ fn check_image(mount: &v1::Mount, image: &v1::ImageSpec) -> Result<(), CriError>
 pub(crate) fn plan_mounts(
     host_mounts: &[HostMount],
     files: &PodFiles,
-    privileged: bool,
-    readonly_rootfs: bool,
-    host_ipc: bool,
+    shape: &Shape,
 ) -> Result<Vec<Mount>, OciSpecError> {
-    let mut mounts = base_mounts(privileged)?;
-    let access = if readonly_rootfs { "ro" } else { "rw" };
-    let shm = if host_ipc { Path::new("/dev/shm") } else { files.shm.as_path() };
+    let mut mounts = base_mounts(shape.privileged)?;
+    let access = if shape.readonly_rootfs { "ro" } else { "rw" };
+    let shm = if shape.host_ipc { Path::new("/dev/shm") } else { files.shm.as_path() };
     mounts.push(bind(shm, "/dev/shm", &["rbind", "rprivate", "rw", "nosuid", "nodev", "noexec"])?);
     for (source, destination) in [
         (&files.hostname, "/etc/hostname"),
         (&files.resolv_conf, "/etc/resolv.conf"),
         (&files.hosts, "/etc/hosts"),
     ] {
-        mounts.push(bind(source, destination, &["rbind", "rprivate", access])?);
+        let mut options = vec!["rbind", "rprivate", access];
+        options.extend(shape.mapped.then_some(ID_MAP));
+        mounts.push(bind(source, destination, &options)?);
     }
     // The kubelet's mount at the same place wins.
     let given: Vec<PathBuf> = host_mounts.iter().map(|mount| clean(&mount.container_path)).collect();
@@ -143,6 +180,7 @@ pub(crate) fn plan_mounts(
             (false, false) => "rw",
         });
         options.extend(mount.options.iter().map(String::as_str));
+        options.extend(mount.mapped.then_some(ID_MAP));
         mounts.push(bind(&mount.host_path, clean(&mount.container_path), &options)?);
     }
     // A stable sort keeps the order above among siblings; `/` depth decides so that nothing is mounted over.
@@ -223,6 +261,7 @@ mod tests {
             recursive_read_only: false,
             propagation: v1::MountPropagation::PropagationPrivate,
             options: Vec::new(),
+            mapped: false,
         }
     }
 
@@ -233,7 +272,7 @@ mod tests {
         deep.readonly = true;
         let given =
             [deep, mount("/h/data", "/data/"), mount("/h/hosts", "/etc//hosts"), mount("/h/shm", "/dev/shm")];
-        let mounts = plan_mounts(&given, &files(), false, true, false).unwrap();
+        let mounts = plan_mounts(&given, &files(), &Shape { readonly_rootfs: true, ..Shape::default() }).unwrap();
         let place = |path: &str| {
             let found: Vec<usize> =
                 (0..mounts.len()).filter(|at| mounts[*at].destination() == Path::new(path)).collect();
@@ -254,7 +293,7 @@ mod tests {
     fn a_dev_of_the_kubelets_is_left_whole() {
         let mut dev = mount("/dev", "/dev/");
         dev.options = vec!["nosuid".to_owned()];
-        let mounts = plan_mounts(&[dev], &files(), true, false, false).unwrap();
+        let mounts = plan_mounts(&[dev], &files(), &Shape { privileged: true, ..Shape::default() }).unwrap();
         let below: Vec<&Mount> =
             mounts.iter().filter(|mount| mount.destination().starts_with("/dev")).collect();
         assert_eq!(below.len(), 1);
@@ -278,7 +317,7 @@ mod tests {
             v1::Mount { mount_options: vec!["noexec".into(), "nosuid".into()], ..base.clone() },
             v1::Mount { image_sub_path: "a/b".into(), ..image.clone() },
         ] {
-            assert!(check(&good).is_ok(), "{good:?}");
+            assert!(check(&good, None).is_ok(), "{good:?}");
         }
         for (bad, word) in [
             (v1::Mount { host_path: String::new(), ..base.clone() }, "no host path"),
@@ -290,8 +329,31 @@ mod tests {
             (v1::Mount { image: Some(v1::ImageSpec::default()), ..image.clone() }, "image not specified"),
             (v1::Mount { propagation: bidirectional, ..image }, "private"),
         ] {
-            let error = check(&bad).unwrap_err().to_string();
+            let error = check(&bad, None).unwrap_err().to_string();
             assert!(error.contains(word), "{word}: {error}");
+        }
+    }
+
+    #[test]
+    fn mounts_are_mapped_as_their_pod_or_not_at_all() {
+        let range = |outside| vec![v1::IdMapping { container_id: 0, host_id: outside, length: 65_536 }];
+        let pod = |outside| v1::UserNamespace {
+            mode: v1::NamespaceMode::Pod as i32,
+            uids: range(outside),
+            gids: range(outside),
+        };
+        let plain = v1::Mount { container_path: "/c".into(), host_path: "/h".into(), ..Default::default() };
+        let mapped = v1::Mount { uid_mappings: range(70_000), gid_mappings: range(70_000), ..plain.clone() };
+        let both = v1::MountPropagation::PropagationBidirectional as i32;
+        for (mount, user, wanted) in [
+            (&plain, None, true),
+            (&plain, Some(pod(70_000)), true),
+            (&mapped, Some(pod(70_000)), true),
+            (&mapped, Some(pod(140_000)), false),
+            (&mapped, None, false),
+            (&v1::Mount { propagation: both, ..plain.clone() }, Some(pod(70_000)), false),
+        ] {
+            assert_eq!(check(mount, user.as_ref()).is_ok(), wanted, "{mount:?} {user:?}");
         }
     }
 

@@ -17,7 +17,7 @@ use super::mounts::{self, HostMount, PodFiles};
 use super::resources::{self, CgroupFeatures, HostDevice};
 use super::{seccomp, signals};
 use crate::error::CriError;
-use crate::model::{ContainerUser, Sandbox, namespace_options};
+use crate::model::{ContainerUser, Sandbox, namespace_options, pod_user_namespace};
 
 /// The namespace path that the shim replaces by its own namespace of that type.
 const POD_NAMESPACE: &str = "pod";
@@ -46,6 +46,8 @@ pub(crate) struct Input<'a> {
     pub devices: &'a [HostDevice],
     /// A seccomp profile that was read from a file.
     pub localhost_seccomp: Option<LinuxSeccomp>,
+    /// AppArmor profile, loaded.
+    pub apparmor: Option<String>,
     /// First process of the container whose PID namespace is joined.
     pub target_pid: Option<u32>,
     /// Cgroup of the container.
@@ -80,20 +82,18 @@ pub(crate) fn stop_signal(config: &v1::ContainerConfig, image: &ImageConfigurati
 /// [`CriError::Invalid`] for a wish that makes no sense, [`CriError::Unimplemented`] for one that this runtime does not do.
 pub(crate) fn plan_spec(input: &Input<'_>) -> Result<Spec, CriError> {
     let context = security_context(input.config);
-    check_supported(&context)?;
     let granted = capabilities::grant(&context, input.available_capabilities)?;
     let process = plan_process(input, &context, &granted)?;
     let linux = plan_linux(input, &context, &granted)?;
     let wrap = |error: OciSpecError| CriError::failed("failed to write the container's specification", error);
     let options = container_namespaces(input.config);
-    let mounts = mounts::plan_mounts(
-        input.mounts,
-        input.files,
-        context.privileged,
-        context.readonly_rootfs,
-        options.ipc() == v1::NamespaceMode::Node,
-    )
-    .map_err(wrap)?;
+    let shape = mounts::Shape {
+        privileged: context.privileged,
+        readonly_rootfs: context.readonly_rootfs,
+        host_ipc: options.ipc() == v1::NamespaceMode::Node,
+        mapped: pod_user_namespace(&input.sandbox.config).is_some(),
+    };
+    let mounts = mounts::plan_mounts(input.mounts, input.files, &shape).map_err(wrap)?;
     let root =
         RootBuilder::default().path("rootfs").readonly(context.readonly_rootfs).build().map_err(wrap)?;
     let mut spec = SpecBuilder::default()
@@ -108,19 +108,6 @@ pub(crate) fn plan_spec(input: &Input<'_>) -> Result<Spec, CriError> {
     // The pod's UTS namespace already carries the name.
     spec.set_hostname(None);
     Ok(spec)
-}
-
-fn check_supported(context: &v1::LinuxContainerSecurityContext) -> Result<(), CriError> {
-    let userns = context.namespace_options.as_ref().and_then(|options| options.userns_options.as_ref());
-    if userns.is_some_and(|userns| userns.mode() == v1::NamespaceMode::Pod) {
-        return Err(CriError::Unimplemented("user namespaces are not supported".to_owned()));
-    }
-    let apparmor = context.apparmor.as_ref();
-    if apparmor.is_some_and(|profile| profile.profile_type() == v1::security_profile::ProfileType::Localhost)
-    {
-        return Err(CriError::Unimplemented("AppArmor profiles are not supported".to_owned()));
-    }
-    Ok(())
 }
 
 fn container_namespaces(config: &v1::ContainerConfig) -> v1::NamespaceOption {
@@ -201,6 +188,7 @@ fn plan_process(
     process = process.oom_score_adj(oom_score_adj(wanted.oom_score_adj, input.oom_score_adj_floor));
     let mut process = process.build().map_err(wrap)?;
     process.set_rlimits(None);
+    process.set_apparmor_profile(input.apparmor.clone());
     // Absent, not false: false beside a seccomp filter is refused further down.
     process.set_no_new_privileges(context.no_new_privs.then_some(true));
     Ok(process)
@@ -280,6 +268,9 @@ fn plan_namespaces(input: &Input<'_>, privileged: bool) -> Result<Vec<LinuxNames
     if of_pod.ipc() != v1::NamespaceMode::Node {
         namespaces.push(pod(LinuxNamespaceType::Ipc)?);
     }
+    if pod_user_namespace(&input.sandbox.config).is_some() {
+        namespaces.push(pod(LinuxNamespaceType::User)?);
+    }
     match (own.pid(), input.target_pid) {
         (v1::NamespaceMode::Node, _) => {}
         (v1::NamespaceMode::Target, Some(pid)) => namespaces.push(
@@ -301,13 +292,27 @@ fn plan_namespaces(input: &Input<'_>, privileged: bool) -> Result<Vec<LinuxNames
     Ok(namespaces)
 }
 
+/// The wished seccomp profile, also in the text form of old kubelets; none is unconfined.
+///
+/// # Errors
+/// A text that is no profile.
+#[expect(deprecated, reason = "old kubelets send it")]
+pub(crate) fn seccomp_profile(
+    context: &v1::LinuxContainerSecurityContext,
+) -> Result<Option<v1::SecurityProfile>, CriError> {
+    match &context.seccomp {
+        Some(profile) => Ok(Some(profile.clone())),
+        None => crate::apparmor::profile_from_text(&context.seccomp_profile_path),
+    }
+}
+
 fn plan_seccomp(
     input: &Input<'_>,
     context: &v1::LinuxContainerSecurityContext,
     granted: &Granted,
 ) -> Result<Option<LinuxSeccomp>, CriError> {
     use v1::security_profile::ProfileType;
-    let Some(profile) = context.seccomp.as_ref().filter(|_| !context.privileged) else {
+    let Some(profile) = seccomp_profile(context)?.filter(|_| !context.privileged) else {
         return Ok(None);
     };
     match profile.profile_type() {
@@ -384,6 +389,7 @@ mod tests {
                 },
                 devices: &[],
                 localhost_seccomp: None,
+                apparmor: None,
                 target_pid: Some(77),
                 cgroup: "/kubepods/pod1/c",
                 cgroups: &self.cgroups,

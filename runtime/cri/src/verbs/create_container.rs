@@ -8,10 +8,10 @@ use orlop_cri::v1;
 use orlop_images::{ImageRecord, Rootfs};
 use orlop_shim::protocol::{self, Phase, Request, Response, StagedMount};
 
-use crate::{cdi, convert};
+use crate::{apparmor, cdi, convert};
 use crate::error::CriError;
 use crate::files::{self, SandboxDir};
-use crate::model::{Container, RECORD_VERSION, Sandbox};
+use crate::model::{Container, RECORD_VERSION, Sandbox, pod_user_namespace};
 use crate::runtime::Runtime;
 use crate::spec::mounts::PodFiles;
 use crate::spec::plan;
@@ -114,7 +114,8 @@ impl Runtime {
             .images
             .prepare_rootfs(id, &image.id)
             .map_err(|error| convert::image_error(&wanted, &error))?;
-        let owner = Owner { id, bundle: &bundle, images: &self.images };
+        let user = pod_user_namespace(&sandbox.config);
+        let owner = Owner { id, bundle: &bundle, images: &self.images, user };
         let volumes = volumes::resolve(&config.mounts, &owner)?;
         let (container, spec) = self.plan(id, sandbox, config, &image, &rootfs.lower, &volumes)?;
         files::write_json(&bundle.join("config.json"), &spec).map_err(keep)?;
@@ -140,6 +141,7 @@ impl Runtime {
         let context = plan::security_context(&config);
         let resolved = users::resolve(&context, &image.config, layers)?;
         let directory = self.directory(&sandbox.id);
+        let handler = self.config.runtime_handlers.get(&sandbox.runtime_handler).cloned().unwrap_or_default();
         let cgroup = format!("{}/{id}", sandbox.cgroup_parent());
         let mut spec = plan::plan_spec(&plan::Input {
             config: &config,
@@ -150,7 +152,8 @@ impl Runtime {
             hostname: read_hostname(&directory).trim(),
             mounts: &volumes.mounts,
             files: &pod_files(&directory),
-            devices: &machine::resolve_devices(&config.devices, context.privileged)?,
+            devices: &machine::resolve_devices(&config.devices, context.privileged && !handler.privileged_without_host_devices)?,
+            apparmor: apparmor::profile(&context)?,
             localhost_seccomp: machine::localhost_seccomp(&context, &self.config.seccomp_profile_root)?,
             target_pid: self.target_pid(&context)?,
             cgroup: &cgroup,

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use orlop_cri::v1;
-use orlop_shim::protocol::ShimConfig;
+use orlop_shim::protocol::{IdMapping, ShimConfig, UserNamespace};
 use serde_json::{Map, Value, json};
 
 use crate::cni::{Attachment, NetworkList, plan};
 use crate::error::CriError;
 use crate::files::{self, SandboxDir};
-use crate::model::{RECORD_VERSION, SANDBOX_ID_LENGTH, Sandbox, SandboxName, Stage, namespace_options};
+use crate::model::{RECORD_VERSION, SANDBOX_ID_LENGTH, Sandbox, SandboxName, Stage, namespace_options, pod_user_namespace};
 use crate::runtime::Runtime;
 use crate::{machine, process};
 
@@ -21,19 +21,23 @@ impl Runtime {
         config: v1::PodSandboxConfig,
         handler: &str,
     ) -> Result<String, CriError> {
-        if !handler.is_empty() {
-            return Err(CriError::Invalid(format!("no runtime handler {handler:?} is configured")));
+        let known = handler.is_empty() || self.config.runtime_handlers.contains_key(handler);
+        if !known {
+            return Err(CriError::Invalid(format!(
+                "failed to get sandbox runtime: no runtime for {handler:?} is configured"
+            )));
         }
         check(&config)?;
         let name = SandboxName::of(&config).expect("check requires the metadata");
-        let runtime = self.clone();
-        self.runs.join(name.clone(), || async move { runtime.run_named(name, config).await }).await
+        let (runtime, handler) = (self.clone(), handler.to_owned());
+        self.runs.join(name.clone(), || async move { runtime.run_named(name, config, handler).await }).await
     }
 
     async fn run_named(
         self: Arc<Self>,
         name: SandboxName,
         config: v1::PodSandboxConfig,
+        runtime_handler: String,
     ) -> Result<String, CriError> {
         let existing =
             self.model().sandbox_named(&name).map(|sandbox| (sandbox.id.clone(), sandbox.is_ready()));
@@ -52,6 +56,7 @@ impl Runtime {
             version: RECORD_VERSION,
             id: machine::random_id(SANDBOX_ID_LENGTH),
             config,
+            runtime_handler,
             created_at: machine::now(),
             stage: Stage::Making,
             shim: None,
@@ -76,7 +81,8 @@ impl Runtime {
         files::make_private_dir(&directory.pod_file("bundles")).map_err(keep)?;
         files::write_json(&directory.record(), sandbox).map_err(keep)?;
         write_pod_files(sandbox, directory).map_err(keep)?;
-        let shim = self.launcher.launch(directory, &self.shim_config(sandbox, directory)).await?;
+        let launcher = self.launcher(&sandbox.runtime_handler);
+        let shim = launcher.launch(directory, &self.shim_config(sandbox, directory)).await?;
         sandbox.shim = Some(shim);
         files::write_json(&directory.record(), sandbox).map_err(keep)?;
         if let Some(network) = network {
@@ -137,11 +143,53 @@ fn check(config: &v1::PodSandboxConfig) -> Result<(), CriError> {
     if metadata.name.is_empty() || metadata.uid.is_empty() {
         return Err(CriError::Invalid("the sandbox has no name or no uid".to_owned()));
     }
-    if namespace_options(config).userns_options.is_some_and(|userns| userns.mode() == v1::NamespaceMode::Pod)
-    {
-        return Err(CriError::Unimplemented("user namespaces are not supported".to_owned()));
+    check_user_namespace(config)
+}
+
+/// As containerd, which the kubelet's own checks are made for: one range of users and one of groups.
+fn check_user_namespace(config: &v1::PodSandboxConfig) -> Result<(), CriError> {
+    let options = namespace_options(config);
+    let Some(wanted) = &options.userns_options else { return Ok(()) };
+    match wanted.mode() {
+        v1::NamespaceMode::Node => return Ok(()),
+        v1::NamespaceMode::Pod => {}
+        v1::NamespaceMode::Container | v1::NamespaceMode::Target => {
+            return Err(CriError::Invalid("unsupported user namespace mode: only POD and NODE are".to_owned()));
+        }
+    }
+    for (kind, ranges) in [("UID", &wanted.uids), ("GID", &wanted.gids)] {
+        let [range] = ranges.as_slice() else {
+            return Err(CriError::Invalid(format!(
+                "user namespaces: only one {kind} mapping is supported, got {}",
+                ranges.len()
+            )));
+        };
+        if range.length == 0 || range.container_id != 0 || range.host_id.checked_add(range.length).is_none() {
+            return Err(CriError::Invalid(format!(
+                "user namespaces: the {kind} mapping of {} ids from {} to {} makes no sense: it must begin with 0 inside",
+                range.length, range.container_id, range.host_id
+            )));
+        }
+    }
+    if options.network() == v1::NamespaceMode::Node {
+        return Err(CriError::Unimplemented(
+            "user namespaces: pods on the host's network are not supported".to_owned(),
+        ));
     }
     Ok(())
+}
+
+fn user_namespace(config: &v1::PodSandboxConfig) -> Option<UserNamespace> {
+    let wanted = pod_user_namespace(config)?;
+    let map = |ranges: &[v1::IdMapping]| {
+        let range = |range: &v1::IdMapping| IdMapping {
+            container_id: range.container_id,
+            host_id: range.host_id,
+            length: range.length,
+        };
+        ranges.iter().map(range).collect()
+    };
+    Some(UserNamespace { uid_mappings: map(&wanted.uids), gid_mappings: map(&wanted.gids) })
 }
 
 fn plan_attachment(sandbox: &Sandbox, shim_pid: u32, network: NetworkList) -> Attachment {
@@ -229,5 +277,35 @@ mod tests {
         assert!(check(&v1::PodSandboxConfig::default()).is_err());
         let metadata = v1::PodSandboxMetadata { name: "a".into(), uid: "u".into(), ..Default::default() };
         assert!(check(&v1::PodSandboxConfig { metadata: Some(metadata), ..Default::default() }).is_ok());
+    }
+
+    #[test]
+    fn user_namespaces_are_one_range_from_zero() {
+        let range = |inside, outside, length| v1::IdMapping { container_id: inside, host_id: outside, length };
+        let good = range(0, 65_536, 65_536);
+        for (mode, network, uids, wanted) in [
+            (v1::NamespaceMode::Pod, v1::NamespaceMode::Pod, vec![good], true),
+            (v1::NamespaceMode::Node, v1::NamespaceMode::Node, vec![], true),
+            (v1::NamespaceMode::Pod, v1::NamespaceMode::Node, vec![good], false),
+            (v1::NamespaceMode::Container, v1::NamespaceMode::Pod, vec![good], false),
+            (v1::NamespaceMode::Pod, v1::NamespaceMode::Pod, vec![], false),
+            (v1::NamespaceMode::Pod, v1::NamespaceMode::Pod, vec![good, good], false),
+            (v1::NamespaceMode::Pod, v1::NamespaceMode::Pod, vec![range(1, 65_536, 65_536)], false),
+            (v1::NamespaceMode::Pod, v1::NamespaceMode::Pod, vec![range(0, u32::MAX, 65_536)], false),
+            (v1::NamespaceMode::Pod, v1::NamespaceMode::Pod, vec![range(0, 65_536, 0)], false),
+        ] {
+            let options = v1::NamespaceOption {
+                network: network as i32,
+                userns_options: Some(v1::UserNamespace { mode: mode as i32, uids: uids.clone(), gids: vec![good] }),
+                ..Default::default()
+            };
+            let context =
+                v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+            let linux = v1::LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() };
+            let config = v1::PodSandboxConfig { linux: Some(linux), ..Default::default() };
+            assert_eq!(check_user_namespace(&config).is_ok(), wanted, "{mode:?} {network:?} {uids:?}");
+            let made = user_namespace(&config).map(|namespace| namespace.uid_mappings[0].host_id);
+            assert!(!wanted || made == (mode == v1::NamespaceMode::Pod).then_some(65_536));
+        }
     }
 }
