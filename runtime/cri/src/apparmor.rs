@@ -58,7 +58,8 @@ impl Kernel {
     /// Of this machine.
     pub(crate) fn detect() -> Self {
         let enabled = std::fs::read_to_string(ENABLED).is_ok_and(|text| text.starts_with('Y'));
-        let profiles = if enabled { std::fs::read_to_string(LOADED).unwrap_or_default() } else { String::new() };
+        let profiles =
+            if enabled { std::fs::read_to_string(LOADED).unwrap_or_default() } else { String::new() };
         Self { enabled: enabled && Path::new(LOADED).exists(), profiles }
     }
 
@@ -95,9 +96,9 @@ pub(crate) fn decide(
     let reference = wanted.map(|profile| profile.localhost_ref).unwrap_or_default();
     let profile = reference.strip_prefix("localhost/").unwrap_or(&reference);
     match kind {
-        ProfileType::Localhost if !kernel.enabled => {
-            Err(CriError::Invalid(format!("apparmor is not supported: profile {profile:?} cannot be enforced")))
-        }
+        ProfileType::Localhost if !kernel.enabled => Err(CriError::Invalid(format!(
+            "apparmor is not supported: profile {profile:?} cannot be enforced"
+        ))),
         ProfileType::Localhost if profile.is_empty() => {
             Err(CriError::Invalid("apparmor profile of type Localhost without a name".to_owned()))
         }

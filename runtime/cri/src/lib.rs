@@ -59,7 +59,7 @@ use orlop_daemon::Frame;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 
-pub use config::Config;
+pub use config::{Config, RuntimeHandler};
 pub use error::CriError;
 pub use streaming::streamer_main;
 

@@ -9,8 +9,8 @@ use orlop_cri::v1;
 
 use crate::error::CriError;
 use crate::spec::capabilities;
-use crate::spec::plan;
 use crate::spec::mounts;
+use crate::spec::plan;
 use crate::spec::resources::HostDevice;
 
 const PROFILE_LIMIT_BYTES: u64 = 1024 * 1024;

@@ -160,7 +160,8 @@ impl Runtime {
 
     /// How shims of a handler's pods are started.
     pub(crate) fn launcher(&self, handler: &str) -> Launcher {
-        let command = self.config.runtime_handlers.get(handler).map(|handler| handler.shim_command.as_slice());
+        let command =
+            self.config.runtime_handlers.get(handler).map(|handler| handler.shim_command.as_slice());
         match command {
             Some(command) if !command.is_empty() => Launcher::with(command),
             _ => self.launcher.clone(),

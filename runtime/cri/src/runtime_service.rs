@@ -102,13 +102,16 @@ impl RuntimeService for RuntimeApi {
             user_namespaces: crate::machine::has_user_namespaces(),
         };
         // The default one has no name.
-        let names = std::iter::once(String::new()).chain(self.runtime.config.runtime_handlers.keys().cloned());
+        let names =
+            std::iter::once(String::new()).chain(self.runtime.config.runtime_handlers.keys().cloned());
         Ok(Response::new(v1::StatusResponse {
             status: Some(v1::RuntimeStatus {
                 conditions: vec![condition("RuntimeReady", None), condition("NetworkReady", network)],
             }),
             info,
-            runtime_handlers: names.map(|name| v1::RuntimeHandler { name, features: Some(features) }).collect(),
+            runtime_handlers: names
+                .map(|name| v1::RuntimeHandler { name, features: Some(features) })
+                .collect(),
             features: Some(v1::RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: false,
@@ -439,7 +442,9 @@ impl RuntimeService for RuntimeApi {
         _request: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
         let metrics = self.runtime.list_pod_metrics().await;
-        Ok(batches(metrics, |pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse { pod_sandbox_metrics }))
+        Ok(batches(metrics, |pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse {
+            pod_sandbox_metrics,
+        }))
     }
 
     async fn update_pod_sandbox_resources(

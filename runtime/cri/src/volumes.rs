@@ -1,5 +1,6 @@
 //! Where a container's mounts come from: paths of the host, trees shared with it, images.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use orlop_cri::v1;
@@ -28,30 +29,30 @@ pub(crate) struct Owner<'a> {
     pub images: &'a ImageStore,
     /// The pod's own user namespace.
     pub user: Option<v1::UserNamespace>,
+    /// The root directory as the pod's shim sees it; absent, it is taken for this process's own.
+    pub shim_root: Option<PathBuf>,
 }
 
-/// Resolves mounts: links followed, missing host directories made (as every CRI runtime does), images looked up.
+/// Resolves mounts: links followed, missing host directories made (as every CRI runtime does), images looked up and named in `wanted`.
 ///
 /// # Errors
 /// The mount that cannot be made, and why.
-pub(crate) fn resolve(wanted: &[v1::Mount], owner: &Owner<'_>) -> Result<Volumes, CriError> {
+pub(crate) fn resolve(wanted: &mut [v1::Mount], owner: &Owner<'_>) -> Result<Volumes, CriError> {
     let mut volumes = Volumes::default();
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")
         .map_err(|error| CriError::failed("failed to read the mount table", error))?;
     for mount in wanted {
         mounts::check(mount, owner.user.as_ref())?;
         let target = owner.bundle.join("mounts").join(volumes.staged.len().to_string());
-        let (source, staged) = match &mount.image {
+        let (source, staged) = match &mut mount.image {
             Some(image) => (target.clone(), Some(image_source(image, &mount.image_sub_path, owner)?)),
             None => {
                 let path = host_path(&mount.host_path)?;
                 check_propagation(&mountinfo, &path, mount.propagation())?;
-                match mount.propagation() {
-                    v1::MountPropagation::PropagationBidirectional => {
-                        (target.clone(), Some(StagedSource::SharedHost { path }))
-                    }
-                    v1::MountPropagation::PropagationPrivate
-                    | v1::MountPropagation::PropagationHostToContainer => (path, None),
+                let private = mount.propagation() == v1::MountPropagation::PropagationPrivate;
+                match private && owner.sees(&path) {
+                    true => (path, None),
+                    false => (target.clone(), Some(StagedSource::Host { path })),
                 }
             }
         };
@@ -70,6 +71,17 @@ pub(crate) fn resolve(wanted: &[v1::Mount], owner: &Owner<'_>) -> Result<Volumes
     Ok(volumes)
 }
 
+impl Owner<'_> {
+    /// Whether the shim sees the same at a path. Where the host's root is not shared, mounts made after the pod do not reach it (a volume's sub
+    /// path, for one).
+    fn sees(&self, path: &Path) -> bool {
+        let Some(root) = &self.shim_root else { return true };
+        let inside = root.join(path.strip_prefix("/").unwrap_or(path));
+        let identity = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+        identity(path) == identity(&inside)
+    }
+}
+
 fn host_path(given: &str) -> Result<PathBuf, CriError> {
     let failed = |error| CriError::failed(format!("failed to prepare the mount source {given}"), error);
     match std::fs::canonicalize(given) {
@@ -82,15 +94,21 @@ fn host_path(given: &str) -> Result<PathBuf, CriError> {
     }
 }
 
-fn image_source(wanted: &v1::ImageSpec, sub_path: &str, owner: &Owner<'_>) -> Result<StagedSource, CriError> {
-    let name = &wanted.image;
+fn image_source(
+    wanted: &mut v1::ImageSpec,
+    sub_path: &str,
+    owner: &Owner<'_>,
+) -> Result<StagedSource, CriError> {
+    let name = wanted.image.clone();
     let failed = |error: &ImageError| CriError::Failed {
         act: format!("ImageVolumeMountFailed: failed to resolve image {name:?}"),
         cause: chain(error).into(),
     };
-    let image = owner.images.find(name).map_err(|error| failed(&error))?;
+    let image = owner.images.find(&name).map_err(|error| failed(&error))?;
     let image = image.ok_or_else(|| failed(&ImageError::Unknown(name.clone())))?;
     let lower = owner.images.prepare_volume(owner.id, &image.id).map_err(|error| failed(&error))?;
+    // As ContainerStatus is to tell it (KEP-5365): what PullImage answered.
+    wanted.image_ref = image.id;
     Ok(StagedSource::Image { lower, sub_path: PathBuf::from(sub_path) })
 }
 
@@ -180,8 +198,8 @@ mod tests {
             host_path: directory.path().join(name).to_string_lossy().into_owned(),
             ..Default::default()
         };
-        let owner = Owner { id: "c", bundle: directory.path(), images: &images, user: None };
-        let volumes = resolve(&[mount("link"), mount("new/deep")], &owner).unwrap();
+        let owner = Owner { id: "c", bundle: directory.path(), images: &images, user: None, shim_root: None };
+        let volumes = resolve(&mut [mount("link"), mount("new/deep")], &owner).unwrap();
         assert!(volumes.mounts[0].host_path.ends_with("real") && volumes.staged.is_empty());
         assert!(volumes.mounts[1].host_path.is_dir());
         let image = v1::Mount {
@@ -190,7 +208,7 @@ mod tests {
             image: Some(v1::ImageSpec { image: "nobody/has:it".into(), ..Default::default() }),
             ..mount("link")
         };
-        let error = resolve(&[image], &owner).unwrap_err().to_string();
+        let error = resolve(&mut [image], &owner).unwrap_err().to_string();
         assert!(
             error.starts_with("ImageVolumeMountFailed: failed to resolve image \"nobody/has:it\""),
             "{error}"

@@ -98,7 +98,7 @@ pub(crate) fn keep_volume(
     if info.volumes.len() == known {
         return Ok(());
     }
-    write_json(&directory.join("layers.json"), &info)
+    crate::files::write_json(&directory.join("layers.json"), &info)
 }
 
 /// The keys of all containers.

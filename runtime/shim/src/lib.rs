@@ -14,7 +14,8 @@
 //! Invariant: one thread, one poll(2) loop ([`server`]). Nothing in it blocks on a container, a client or a disk that hangs; what
 //! takes time is a child process, a descriptor in the poll set, or a deadline.
 //! Invariant: an exit is on disk before it is announced; whoever connects later gets it again ([`protocol::Request::Events`]).
-//! Invariant: no pod mount is in the host's mount table: all are made in the shim's own mount namespace.
+//! Invariant: no pod mount is in the host's mount table: all are made in the shim's own mount namespace. Only what a container itself mounts in a
+//! volume that is shared with the host (`staged.rs`) reaches it, because its owner asked for that.
 //! Invariant: buffers are bounded: a slow exec client stops the process it started, a slow attach client is cut, a full disk loses log lines.
 //!
 //! A container: `Created ─start▶ Running ─exit▶ Exited ─remove▶ gone`. A process (first or exec):

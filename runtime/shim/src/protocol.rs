@@ -148,7 +148,7 @@ pub struct StagedMount {
 pub enum StagedSource {
     /// A path of the host whose mounts are a peer of the host's: what either side mounts below, both see.
     #[serde(rename_all = "camelCase")]
-    SharedHost {
+    Host {
         /// Absolute, without links.
         path: PathBuf,
     },

@@ -123,7 +123,7 @@ impl Shim {
         let container = self.containers.get_mut(id).context("unknown container")?;
         rootfs::mount_overlay(&container.request.rootfs, &container.rootfs(), self.user.as_ref())
             .context("failed to mount the root file system")?;
-        self.host_mounts.stage(&container.request.mounts)?;
+        self.host_mounts.stage(&container.request.mounts, self.user.as_ref())?;
         let terminal = container.request.terminal;
         let console = match terminal {
             true => Console::Listener(start::listen_at(&container.work(), "console.sock")?),

@@ -25,12 +25,17 @@ const OPTIONS_LIMIT_BYTES: usize = 4096;
 pub(crate) fn mount_overlay(rootfs: &RootfsMount, target: &Path, user: Option<&PodUser>) -> io::Result<()> {
     let Some(user) = user else { return mount_plain(rootfs, target) };
     std::fs::create_dir_all(target)?;
-    let quiet = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("layers", target, "tmpfs", quiet, Some(c"mode=0700,size=1m"))?;
+    mount_scratch(target)?;
     let overlay = give_root(&rootfs.upper, user).and_then(|()| mapped_overlay(rootfs, target, user));
     // An overlay keeps its layers by itself (kernel: overlayfs.rst), so the places that they needed go with this.
     unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
     attach(overlay?, target)
+}
+
+/// A place for mounts that are needed until an overlay stands.
+pub(crate) fn mount_scratch(target: &Path) -> io::Result<()> {
+    let quiet = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    Ok(mount("layers", target, "tmpfs", quiet, Some(c"mode=0700,size=1m"))?)
 }
 
 /// The overlay's own root is its writable directory's.
@@ -44,27 +49,36 @@ fn give_root(upper: &Path, user: &PodUser) -> io::Result<()> {
 
 /// The overlay, detached, of idmapped copies of its layers that are mounted in the directory `scratch`.
 fn mapped_overlay(rootfs: &RootfsMount, scratch: &Path, user: &PodUser) -> io::Result<OwnedFd> {
-    let map = |from: &Path, name: String| -> io::Result<PathBuf> {
-        let tree = clone_tree(from, false)?;
-        set_id_map(&tree, &user.namespace, false).map_err(|error| match error.raw_os_error() {
-            Some(libc::EINVAL) => io::Error::other(format!(
-                "the file system of {} does not support idmapped mounts, which pods with a user namespace need",
-                from.display()
-            )),
-            _ => error,
-        })?;
-        let place = scratch.join(name);
-        std::fs::create_dir(&place)?;
-        attach(tree, &place)?;
-        Ok(place)
-    };
-    let lower = rootfs.lower.iter().enumerate().map(|(at, layer)| map(layer, at.to_string()));
-    let lower = lower.collect::<io::Result<Vec<_>>>()?;
+    let lower = map_layers(&rootfs.lower, scratch, user)?;
     // Not the writable part: overlayfs works there as the machine's root, whom the map does not know.
     let mapped = RootfsMount { lower, ..rootfs.clone() };
     let merged = scratch.join("merged");
     mount_plain(&mapped, &merged)?;
     clone_tree(&merged, false)
+}
+
+/// Idmapped copies of layers, mounted in the directory `scratch` by their number.
+pub(crate) fn map_layers(layers: &[PathBuf], scratch: &Path, user: &PodUser) -> io::Result<Vec<PathBuf>> {
+    let map = |(at, layer): (usize, &PathBuf)| -> io::Result<PathBuf> {
+        let place = scratch.join(at.to_string());
+        std::fs::create_dir(&place)?;
+        attach(map_layer(layer, user)?, &place)?;
+        Ok(place)
+    };
+    layers.iter().enumerate().map(map).collect()
+}
+
+/// A detached idmapped copy of a layer.
+pub(crate) fn map_layer(layer: &Path, user: &PodUser) -> io::Result<OwnedFd> {
+    let tree = clone_tree(layer, false)?;
+    set_id_map(&tree, &user.namespace, false).map_err(|error| match error.raw_os_error() {
+        Some(libc::EINVAL) => io::Error::other(format!(
+            "the file system of {} does not support idmapped mounts, which pods with a user namespace need",
+            layer.display()
+        )),
+        _ => error,
+    })?;
+    Ok(tree)
 }
 
 fn mount_plain(rootfs: &RootfsMount, target: &Path) -> io::Result<()> {

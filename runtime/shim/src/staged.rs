@@ -3,21 +3,21 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use orlop_linux::mount::{attach, clone_tree, set_read_only};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
-    unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, open_tree, unmount,
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::pod::PodUser;
 use crate::protocol::{StagedMount, StagedSource};
-
-const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
+use crate::rootfs::{map_layer, map_layers, mount_scratch};
 
 /// The mount namespace that the shim was started in. In the pod's own every mount is a slave of the host's, so a tree whose mounts
 /// are to reach the host can only be copied from here.
@@ -32,32 +32,31 @@ impl HostMounts {
     }
 
     /// Makes the mounts; those already made stay for [`unstage`] when one fails.
-    pub(crate) fn stage(&self, mounts: &[StagedMount]) -> anyhow::Result<()> {
+    pub(crate) fn stage(&self, mounts: &[StagedMount], user: Option<&PodUser>) -> anyhow::Result<()> {
         for mount in mounts {
             fs::create_dir_all(mount.target.parent().unwrap_or(Path::new("/")))
                 .with_context(|| format!("failed to make the parent of {}", mount.target.display()))?;
             match &mount.source {
-                StagedSource::SharedHost { path } => self
-                    .stage_shared(path, &mount.target)
-                    .with_context(|| format!("failed to share {} with the host", path.display()))?,
+                StagedSource::Host { path } => self
+                    .stage_host(path, &mount.target)
+                    .with_context(|| format!("failed to mount {} of the host", path.display()))?,
                 StagedSource::Image { lower, sub_path } => {
                     // The word that a kubelet knows this failure by.
-                    stage_image(lower, sub_path, &mount.target).context("ImageVolumeMountFailed")?;
+                    stage_image(lower, sub_path, &mount.target, user).context("ImageVolumeMountFailed")?;
                 }
             }
         }
         Ok(())
     }
 
-    fn stage_shared(&self, path: &Path, target: &Path) -> io::Result<()> {
+    fn stage_host(&self, path: &Path, target: &Path) -> io::Result<()> {
         let tree = self.copy_tree(path)?;
-        match rustix::fs::stat(path) {
-            Ok(found) if rustix::fs::FileType::from_raw_mode(found.st_mode).is_file() => {
-                File::create(target).map(drop)?
-            }
-            _ => make_directory(target)?,
+        let found = rustix::fs::fstat(&tree)?;
+        match rustix::fs::FileType::from_raw_mode(found.st_mode).is_dir() {
+            true => make_directory(target)?,
+            false => File::create(target).map(drop)?,
         }
-        Ok(attach(&tree, target)?)
+        attach(&tree, target)
     }
 
     /// Copies the mounts at and below `path` of the host; the copy is a peer of each that is shared (mount_namespaces(7)).
@@ -65,13 +64,13 @@ impl HostMounts {
         let pod = File::open("/proc/self/ns/mnt")?;
         let mount_namespace = Some(LinkNameSpaceType::Mount);
         move_into_link_name_space(self.host.as_fd(), mount_namespace)?;
-        let tree = open_tree(CWD, path, CLONE | OpenTreeFlags::AT_RECURSIVE);
+        let tree = clone_tree(path, true);
         if let Err(error) = move_into_link_name_space(pod.as_fd(), mount_namespace) {
             // Whatever this process did next would happen to the host's mounts.
             crate::say(&format!("failed to return to the pod's mount namespace: {error}"));
             orlop_linux::process::exit_now(1);
         }
-        Ok(tree?)
+        tree
     }
 }
 
@@ -82,13 +81,14 @@ fn make_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-fn attach(tree: &OwnedFd, target: &Path) -> Result<(), Errno> {
-    move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-}
-
-fn stage_image(lower: &[std::path::PathBuf], sub_path: &Path, target: &Path) -> anyhow::Result<()> {
+fn stage_image(
+    lower: &[PathBuf],
+    sub_path: &Path,
+    target: &Path,
+    user: Option<&PodUser>,
+) -> anyhow::Result<()> {
     make_directory(target).with_context(|| format!("failed to make {}", target.display()))?;
-    let whole = image_tree(lower).context("failed to mount the image")?;
+    let whole = image_tree(lower, target, user).context("failed to mount the image")?;
     if sub_path.as_os_str().is_empty() {
         return attach(&whole, target).context("failed to mount the image");
     }
@@ -102,13 +102,29 @@ fn stage_image(lower: &[std::path::PathBuf], sub_path: &Path, target: &Path) -> 
     attach(&part, target).context("failed to mount the image")
 }
 
-/// The image's layers as one detached read-only tree.
-fn image_tree(lower: &[std::path::PathBuf]) -> io::Result<OwnedFd> {
-    if let [layer] = lower {
-        let tree = open_tree(CWD, layer, CLONE)?;
-        orlop_linux::mount::set_read_only(&tree, false)?;
-        return Ok(tree);
+/// The image's layers as one detached read-only tree, its owners mapped through the pod's user namespace.
+fn image_tree(lower: &[PathBuf], scratch: &Path, user: Option<&PodUser>) -> io::Result<OwnedFd> {
+    match (lower, user) {
+        ([layer], _) => {
+            let tree = match user {
+                Some(user) => map_layer(layer, user)?,
+                None => clone_tree(layer, false)?,
+            };
+            set_read_only(&tree, false)?;
+            Ok(tree)
+        }
+        (_, None) => overlay(lower),
+        (_, Some(user)) => {
+            mount_scratch(scratch)?;
+            let overlay = map_layers(lower, scratch, user).and_then(|mapped| overlay(&mapped));
+            // The overlay keeps its layers by itself.
+            unmount(scratch, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+            overlay
+        }
     }
+}
+
+fn overlay(lower: &[PathBuf]) -> io::Result<OwnedFd> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", "overlay")?;
     let mut added = Ok(());
@@ -136,7 +152,8 @@ fn sub_tree(root: &Path, sub_path: &Path) -> io::Result<OwnedFd> {
         Errno::NOTDIR => io::Error::other("only directory subpath is supported"),
         other => other.into(),
     })?;
-    Ok(open_tree(&directory, "", CLONE | OpenTreeFlags::AT_EMPTY_PATH)?)
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(open_tree(&directory, "", flags | OpenTreeFlags::AT_EMPTY_PATH)?)
 }
 
 /// Unmounts what [`HostMounts::stage`] made. Nothing mounted is fine.

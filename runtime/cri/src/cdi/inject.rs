@@ -120,7 +120,10 @@ fn device(spec: &Spec, node: &DeviceNode, path: &Path) -> Result<LinuxDevice, Cr
         (wanted, _, Some(found)) => {
             let kind = if found.block { LinuxDeviceType::B } else { LinuxDeviceType::C };
             if wanted.is_some_and(|wanted| wanted != kind) {
-                return Err(invalid(format_args!("device {} is not of the type that is given", host.display())));
+                return Err(invalid(format_args!(
+                    "device {} is not of the type that is given",
+                    host.display()
+                )));
             }
             (kind, node.major.unwrap_or(found.major), node.minor.unwrap_or(found.minor))
         }
@@ -237,12 +240,10 @@ mod tests {
         assert_eq!(devices.len(), 2);
         // The host's numbers, the container's user.
         assert_eq!((devices[0].major(), devices[0].minor(), devices[0].uid()), (1, 5, Some(33)));
-        assert_eq!(
-            (devices[1].minor(), devices[1].file_mode(), devices[1].gid()),
-            (3, Some(0o600), Some(5))
-        );
+        assert_eq!((devices[1].minor(), devices[1].file_mode(), devices[1].gid()), (3, Some(0o600), Some(5)));
         let rules = linux.resources().as_ref().unwrap().devices().as_ref().unwrap();
-        let last: Vec<_> = rules[1..].iter().map(|rule| (rule.minor(), rule.access().clone().unwrap())).collect();
+        let last: Vec<_> =
+            rules[1..].iter().map(|rule| (rule.minor(), rule.access().clone().unwrap())).collect();
         assert_eq!(last, [(Some(5), "rw".to_owned()), (Some(3), "rwm".to_owned())]);
         let mounts = spec.mounts().as_ref().unwrap();
         assert_eq!(mounts[0].destination(), Path::new("/data"));

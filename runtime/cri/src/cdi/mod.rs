@@ -187,7 +187,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (etc, run) = (directory.path().join("etc"), directory.path().join("run"));
         write(&etc, "a.yaml", &yaml("vendor.com/gpu", "0", "etc"));
-        write(&etc, "b.json", r#"{"cdiVersion":"0.3.0","kind":"vendor.com/net","devices":[{"name":"x"},{"name":"y"}]}"#);
+        write(
+            &etc,
+            "b.json",
+            r#"{"cdiVersion":"0.3.0","kind":"vendor.com/net","devices":[{"name":"x"},{"name":"y"}]}"#,
+        );
         write(&run, "a.yaml", &yaml("vendor.com/gpu", "0", "run"));
         write(&run, "c.yaml", &yaml("vendor.com/twice", "0", "c"));
         write(&run, "d.yaml", &yaml("vendor.com/twice", "0", "d"));

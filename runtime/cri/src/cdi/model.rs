@@ -6,8 +6,7 @@ use oci_spec::runtime::LinuxIntelRdt;
 use serde::Deserialize;
 
 /// Versions whose fields are all known here.
-const VERSIONS: [&str; 9] =
-    ["0.1.0", "0.2.0", "0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0"];
+const VERSIONS: [&str; 9] = ["0.1.0", "0.2.0", "0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0"];
 
 /// One file.
 #[derive(Clone, Debug, Deserialize)]

@@ -46,10 +46,18 @@ impl Runtime {
         for container in running {
             container_metrics.push(self.container_metrics(&sandbox, container).await);
         }
-        v1::PodSandboxMetrics { pod_sandbox_id: sandbox.id.clone(), metrics: samples.done(), container_metrics }
+        v1::PodSandboxMetrics {
+            pod_sandbox_id: sandbox.id.clone(),
+            metrics: samples.done(),
+            container_metrics,
+        }
     }
 
-    async fn container_metrics(self: &Arc<Self>, sandbox: &Sandbox, container: Container) -> v1::ContainerMetrics {
+    async fn container_metrics(
+        self: &Arc<Self>,
+        sandbox: &Sandbox,
+        container: Container,
+    ) -> v1::ContainerMetrics {
         let mut samples = Samples::new(sandbox, Some(&container));
         if let Some(used) = self.used(&container.cgroup).await {
             samples.add_usage(&used);

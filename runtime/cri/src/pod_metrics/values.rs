@@ -188,7 +188,9 @@ impl Samples {
         self.add("container_last_seen", seconds(self.timestamp));
         self.add("container_start_time_seconds", seconds(container.started_at));
         let wanted = &container.resources;
-        let or = |given: i64, default: i64| u64::try_from(if given > 0 { given } else { default }).unwrap_or_default();
+        let or = |given: i64, default: i64| {
+            u64::try_from(if given > 0 { given } else { default }).unwrap_or_default()
+        };
         self.add("container_spec_cpu_period", or(wanted.cpu_period, DEFAULT_PERIOD_MICROS));
         if wanted.cpu_quota > 0 {
             self.add("container_spec_cpu_quota", or(wanted.cpu_quota, 0));
@@ -251,6 +253,9 @@ mod tests {
         let cpu = find("container_cpu_usage_seconds_total");
         assert_eq!(cpu.value.unwrap().value, 2);
         assert_eq!(cpu.label_values, ["pod-s", "default", "c", "c", "docker.io/library/busybox:latest"]);
-        assert_eq!(find("container_blkio_device_usage_total").label_values[5..], ["4095:1", "4095", "1", "Read"]);
+        assert_eq!(
+            find("container_blkio_device_usage_total").label_values[5..],
+            ["4095:1", "4095", "1", "Read"]
+        );
     }
 }

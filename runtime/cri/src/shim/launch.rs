@@ -40,7 +40,7 @@ impl Launcher {
 
     /// With this command, which is not empty.
     pub(crate) fn with(command: &[String]) -> Self {
-        Self { command: command.to_vec() }
+        Self { command: command.to_vec(), own: false }
     }
 
     /// Starts a shim and waits until it is ready.

@@ -113,9 +113,9 @@ fn check_mappings(mount: &v1::Mount, user: Option<&v1::UserNamespace>) -> Result
         }
         _ if uids.is_empty() && gids.is_empty() => Ok(()),
         Some(user) if user.uids == *uids && user.gids == *gids => Ok(()),
-        Some(_) => {
-            Err(CriError::Invalid(format!("mount {path}: its id mappings are not those of the pod's user namespace")))
-        }
+        Some(_) => Err(CriError::Invalid(format!(
+            "mount {path}: its id mappings are not those of the pod's user namespace"
+        ))),
         None => Err(CriError::Invalid(format!(
             "mount {path}: id mappings without a user namespace of the pod's own"
         ))),
@@ -163,7 +163,7 @@ pub(crate) fn plan_mounts(
     let own_dev = given.iter().any(|path| path == Path::new("/dev"));
     mounts.retain(|mount| {
         let path = mount.destination();
-        !given.contains(path) && !(own_dev && path.starts_with("/dev"))
+        !(given.contains(path) || own_dev && path.starts_with("/dev"))
     });
     let mut sorted: Vec<&HostMount> = host_mounts.iter().collect();
     sorted.sort_by_key(|mount| clean(&mount.container_path).components().count());
@@ -272,7 +272,8 @@ mod tests {
         deep.readonly = true;
         let given =
             [deep, mount("/h/data", "/data/"), mount("/h/hosts", "/etc//hosts"), mount("/h/shm", "/dev/shm")];
-        let mounts = plan_mounts(&given, &files(), &Shape { readonly_rootfs: true, ..Shape::default() }).unwrap();
+        let mounts =
+            plan_mounts(&given, &files(), &Shape { readonly_rootfs: true, ..Shape::default() }).unwrap();
         let place = |path: &str| {
             let found: Vec<usize> =
                 (0..mounts.len()).filter(|at| mounts[*at].destination() == Path::new(path)).collect();

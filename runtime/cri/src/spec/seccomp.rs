@@ -16,6 +16,8 @@ const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 /// CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET.
 const NAMESPACE_FLAGS: u64 = 0x7e02_0000;
+/// The kernel's own cryptography: no use for it that a library lacks, and a history of holes.
+const AF_ALG: u64 = 38;
 /// Virtual machine sockets ignore network namespaces.
 const AF_VSOCK: u64 = 40;
 /// PER_LINUX, PER_LINUX32, UNAME26, both, and the query.
@@ -27,8 +29,13 @@ const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 /// Never for the tables above; the specification's builders just say so.
 pub(crate) fn runtime_default(capabilities: &BTreeSet<String>) -> Result<LinuxSeccomp, OciSpecError> {
     let administrator = capabilities.contains("CAP_SYS_ADMIN");
-    let mut syscalls =
-        vec![allow(ALLOWED)?, conditional("socket", 0, AF_VSOCK, LinuxSeccompOperator::ScmpCmpNe, None)?];
+    let mut syscalls = vec![
+        allow(ALLOWED)?,
+        // Everything but AF_ALG and AF_VSOCK, in ranges: two "not equal" rules would allow each other's family.
+        conditional("socket", 0, AF_ALG, LinuxSeccompOperator::ScmpCmpLt, None)?,
+        conditional("socket", 0, AF_ALG + 1, LinuxSeccompOperator::ScmpCmpEq, None)?,
+        conditional("socket", 0, AF_VSOCK, LinuxSeccompOperator::ScmpCmpGt, None)?,
+    ];
     for personality in PERSONALITIES {
         syscalls.push(conditional("personality", 0, personality, LinuxSeccompOperator::ScmpCmpEq, None)?);
     }

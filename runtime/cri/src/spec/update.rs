@@ -193,7 +193,8 @@ mod tests {
             cpuset_cpus: "0-1".into(),
             cpuset_mems: "0".into(),
             hugepage_limits: vec![v1::HugepageLimit { page_size: "2MB".into(), limit: 4 }],
-            unified: [("memory.high".to_owned(), "9".to_owned()), ("io.weight".to_owned(), "7".to_owned())].into(),
+            unified: [("memory.high".to_owned(), "9".to_owned()), ("io.weight".to_owned(), "7".to_owned())]
+                .into(),
             ..Default::default()
         };
         assert_eq!(
@@ -223,7 +224,11 @@ mod tests {
                 .iter()
                 .map(|file| file.replace("memory.swap.max", "swap").replace("memory.max", "max"))
                 .collect();
-            assert_eq!((order.join(" ").as_str(), unified.join(" ").as_str()), (v1, v2), "{current:?} {change:?}");
+            assert_eq!(
+                (order.join(" ").as_str(), unified.join(" ").as_str()),
+                (v1, v2),
+                "{current:?} {change:?}"
+            );
         }
     }
 

@@ -8,7 +8,6 @@ use orlop_cri::v1;
 use orlop_images::{ImageRecord, Rootfs};
 use orlop_shim::protocol::{self, Phase, Request, Response, StagedMount};
 
-use crate::{apparmor, cdi, convert};
 use crate::error::CriError;
 use crate::files::{self, SandboxDir};
 use crate::model::{Container, RECORD_VERSION, Sandbox, pod_user_namespace};
@@ -16,6 +15,7 @@ use crate::runtime::Runtime;
 use crate::spec::mounts::PodFiles;
 use crate::spec::plan;
 use crate::volumes::{self, Owner, Volumes};
+use crate::{apparmor, cdi, convert};
 use crate::{machine, users};
 
 /// Mounts, namespaces and cgroups of a loaded machine.
@@ -98,7 +98,7 @@ impl Runtime {
         &self,
         id: &str,
         sandbox: &Sandbox,
-        config: v1::ContainerConfig,
+        mut config: v1::ContainerConfig,
     ) -> Result<Prepared, CriError> {
         let wanted = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
         let image = self
@@ -115,8 +115,9 @@ impl Runtime {
             .prepare_rootfs(id, &image.id)
             .map_err(|error| convert::image_error(&wanted, &error))?;
         let user = pod_user_namespace(&sandbox.config);
-        let owner = Owner { id, bundle: &bundle, images: &self.images, user };
-        let volumes = volumes::resolve(&config.mounts, &owner)?;
+        let shim_root = sandbox.shim.map(|shim| PathBuf::from(format!("/proc/{}/root", shim.pid)));
+        let owner = Owner { id, bundle: &bundle, images: &self.images, user, shim_root };
+        let volumes = volumes::resolve(&mut config.mounts, &owner)?;
         let (container, spec) = self.plan(id, sandbox, config, &image, &rootfs.lower, &volumes)?;
         files::write_json(&bundle.join("config.json"), &spec).map_err(keep)?;
         files::write_json(&directory.container_record(id), &container).map_err(keep)?;
@@ -152,7 +153,10 @@ impl Runtime {
             hostname: read_hostname(&directory).trim(),
             mounts: &volumes.mounts,
             files: &pod_files(&directory),
-            devices: &machine::resolve_devices(&config.devices, context.privileged && !handler.privileged_without_host_devices)?,
+            devices: &machine::resolve_devices(
+                &config.devices,
+                context.privileged && !handler.privileged_without_host_devices,
+            )?,
             apparmor: apparmor::profile(&context)?,
             localhost_seccomp: machine::localhost_seccomp(&context, &self.config.seccomp_profile_root)?,
             target_pid: self.target_pid(&context)?,

@@ -10,7 +10,9 @@ use serde_json::{Map, Value, json};
 use crate::cni::{Attachment, NetworkList, plan};
 use crate::error::CriError;
 use crate::files::{self, SandboxDir};
-use crate::model::{RECORD_VERSION, SANDBOX_ID_LENGTH, Sandbox, SandboxName, Stage, namespace_options, pod_user_namespace};
+use crate::model::{
+    RECORD_VERSION, SANDBOX_ID_LENGTH, Sandbox, SandboxName, Stage, namespace_options, pod_user_namespace,
+};
 use crate::runtime::Runtime;
 use crate::{machine, process};
 
@@ -113,7 +115,7 @@ impl Runtime {
             sysctls: linux.sysctls.into_iter().collect::<BTreeMap<_, _>>(),
             cgroup: sandbox.shim_cgroup(),
             shm_bytes: self.config.shm_bytes,
-            user_namespace: None,
+            user_namespace: user_namespace(&sandbox.config),
         }
     }
 
@@ -154,7 +156,9 @@ fn check_user_namespace(config: &v1::PodSandboxConfig) -> Result<(), CriError> {
         v1::NamespaceMode::Node => return Ok(()),
         v1::NamespaceMode::Pod => {}
         v1::NamespaceMode::Container | v1::NamespaceMode::Target => {
-            return Err(CriError::Invalid("unsupported user namespace mode: only POD and NODE are".to_owned()));
+            return Err(CriError::Invalid(
+                "unsupported user namespace mode: only POD and NODE are".to_owned(),
+            ));
         }
     }
     for (kind, ranges) in [("UID", &wanted.uids), ("GID", &wanted.gids)] {
@@ -281,7 +285,8 @@ mod tests {
 
     #[test]
     fn user_namespaces_are_one_range_from_zero() {
-        let range = |inside, outside, length| v1::IdMapping { container_id: inside, host_id: outside, length };
+        let range =
+            |inside, outside, length| v1::IdMapping { container_id: inside, host_id: outside, length };
         let good = range(0, 65_536, 65_536);
         for (mode, network, uids, wanted) in [
             (v1::NamespaceMode::Pod, v1::NamespaceMode::Pod, vec![good], true),
@@ -296,7 +301,11 @@ mod tests {
         ] {
             let options = v1::NamespaceOption {
                 network: network as i32,
-                userns_options: Some(v1::UserNamespace { mode: mode as i32, uids: uids.clone(), gids: vec![good] }),
+                userns_options: Some(v1::UserNamespace {
+                    mode: mode as i32,
+                    uids: uids.clone(),
+                    gids: vec![good],
+                }),
                 ..Default::default()
             };
             let context =
@@ -304,8 +313,10 @@ mod tests {
             let linux = v1::LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() };
             let config = v1::PodSandboxConfig { linux: Some(linux), ..Default::default() };
             assert_eq!(check_user_namespace(&config).is_ok(), wanted, "{mode:?} {network:?} {uids:?}");
-            let made = user_namespace(&config).map(|namespace| namespace.uid_mappings[0].host_id);
-            assert!(!wanted || made == (mode == v1::NamespaceMode::Pod).then_some(65_536));
+            if wanted {
+                let made = user_namespace(&config).map(|namespace| namespace.uid_mappings[0].host_id);
+                assert_eq!(made, (mode == v1::NamespaceMode::Pod).then_some(65_536));
+            }
         }
     }
 }

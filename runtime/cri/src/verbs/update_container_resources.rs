@@ -23,7 +23,8 @@ impl Runtime {
         let container = self.container(id)?;
         let Some(change) = change else { return Ok(()) };
         let runtime = self.clone();
-        let updated = tokio::task::spawn_blocking(move || runtime.update_known_container(&container.id, &change));
+        let updated =
+            tokio::task::spawn_blocking(move || runtime.update_known_container(&container.id, &change));
         updated.await.unwrap_or_else(|error| Err(CriError::failed("failed to change the limits", error)))
     }
 
@@ -61,7 +62,9 @@ fn apply(hierarchies: &Hierarchies, cgroup: &str, writes: &[Write]) -> std::io::
             Ok(before) => done.push((write, before)),
             Err(error) => {
                 for (write, before) in done.into_iter().rev() {
-                    if let Err(error) = hierarchies.write(cgroup, write.controller, &write.file, before.trim()) {
+                    if let Err(error) =
+                        hierarchies.write(cgroup, write.controller, &write.file, before.trim())
+                    {
                         tracing::error!(cgroup, file = write.file, %error, "could not put a limit back");
                     }
                 }

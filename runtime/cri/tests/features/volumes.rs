@@ -1,13 +1,11 @@
 //! Where mounts come from: trees shared with the host, images; over the real shim.
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
-
-mod support;
 
 use std::path::{Path, PathBuf};
 
 use orlop_cri::v1;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
-use support::{container, context, pod, say};
+
+use crate::support::{self, container, context, pod, say};
 
 /// A shared mount of the machine, with all below it gone when dropped.
 struct Shared(PathBuf);
@@ -74,6 +72,15 @@ async fn mounts_cross_over_both_ways() {
     client.start(&plugin).await.unwrap();
     let user = client.create(&sandbox, sleeper("user", vec![volume(&below, "/csi", Down)])).await.unwrap();
     client.start(&user).await.unwrap();
+    // A mount that is younger than its pod: a kubelet binds sub paths of volumes just before it makes a container.
+    let late = node.path("late");
+    std::fs::create_dir(&late).unwrap();
+    let late = Shared::new(late);
+    std::fs::write(late.0.join("file"), "late").unwrap();
+    let reader =
+        client.create(&sandbox, sleeper("reader", vec![volume(&late.0, "/late", Private)])).await.unwrap();
+    client.start(&reader).await.unwrap();
+    assert_eq!(say(&mut client, &reader, "/bin/busybox cat /late/file").await, "late");
 
     let mount = "/bin/busybox mount -t tmpfs test";
     assert_eq!(
@@ -145,6 +152,8 @@ async fn an_image_is_a_volume() {
         client.start(&id).await.unwrap();
         let said = say(&mut client, &id, list).await;
         assert!(wanted.iter().all(|word| said.contains(word)), "{image_name} {sub_path}: {said}");
+        let mounted = client.status(&id).await.mounts.remove(0).image.unwrap();
+        assert!(mounted.image_ref.starts_with("sha256:"), "{mounted:?}");
         assert_eq!(said.contains("gone"), wanted.contains(&"gone"), "{said}");
     }
     for (at, (image_name, sub_path, word)) in [
