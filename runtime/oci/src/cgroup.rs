@@ -33,6 +33,15 @@ impl Hierarchies {
         Ok(Self::parse(&fs::read_to_string("/proc/self/mountinfo")?))
     }
 
+    /// The same, looked for once: for processes that end before the machine's mounts change.
+    pub fn detect_once() -> io::Result<Self> {
+        static FOUND: std::sync::OnceLock<Hierarchies> = std::sync::OnceLock::new();
+        match FOUND.get() {
+            Some(found) => Ok(found.clone()),
+            None => Self::detect().map(|found| FOUND.get_or_init(|| found).clone()),
+        }
+    }
+
     /// From the text of a mount table (proc(5), mountinfo). Only mounts of a hierarchy's whole tree count.
     pub fn parse(mount_table: &str) -> Self {
         let mut found: Vec<Hierarchy> = Vec::new();
@@ -160,6 +169,20 @@ impl Cgroup {
                 inherit_cpuset(&hierarchy.mount, &self.path)?;
             }
             fs::write(directory.join("cgroup.procs"), "0")?;
+        }
+        Ok(())
+    }
+
+    /// Makes it in the v1 hierarchies without a controller (`name=systemd`) and moves the caller in.
+    ///
+    /// libcontainer leaves these out; a container would be in their root group, and see it where control groups are mounted for it.
+    pub fn enter_named(&self) -> io::Result<()> {
+        for (hierarchy, directory) in self.hierarchies.iter().zip(self.all_directories()) {
+            let is_named = |controller: &String| controller.starts_with("name=");
+            if !hierarchy.unified && hierarchy.controllers.iter().all(is_named) {
+                fs::create_dir_all(&directory)?;
+                fs::write(directory.join("cgroup.procs"), "0")?;
+            }
         }
         Ok(())
     }

@@ -77,8 +77,8 @@ pub fn start_setup(
     keep: &[BorrowedFd<'_>],
 ) -> io::Result<Child> {
     let mut file = File::from(rustix::fs::memfd_create("request", MemfdFlags::CLOEXEC)?);
-    serde_json::to_writer(&mut file, request)?;
-    file.flush()?;
+    // At once: written straight to the file, every word of it would be a system call.
+    file.write_all(&serde_json::to_vec(request)?)?;
     file.rewind()?;
     let mut inherited: Vec<BorrowedFd<'_>> = keep.to_vec();
     inherited.push(file.as_fd());

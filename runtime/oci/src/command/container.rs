@@ -80,7 +80,7 @@ impl Container {
     }
 
     pub(super) fn cgroup(&self) -> anyhow::Result<Cgroup> {
-        let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
+        let hierarchies = Hierarchies::detect_once().context("failed to find the control groups")?;
         Ok(hierarchies.cgroup(&self.record.cgroup.to_string_lossy()))
     }
 

@@ -58,7 +58,7 @@ fn print_statistics(container: &Container) -> anyhow::Result<()> {
     })
     .context("failed to find the control groups")?;
     let is_unified =
-        crate::cgroup::Hierarchies::detect().context("failed to find the control groups")?.is_unified();
+        crate::cgroup::Hierarchies::detect_once().context("failed to find the control groups")?.is_unified();
     // CPU times are nanoseconds in runc's events; v2 counts microseconds.
     let (statistics, cpu_scale) = match manager.stats() {
         Ok(statistics) => (statistics, if is_unified { 1000 } else { 1 }),

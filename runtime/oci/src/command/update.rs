@@ -23,7 +23,7 @@ pub(super) fn main(call: &Call, options: &Update) -> anyhow::Result<()> {
         Some(path) => read(path)?,
         None => from_limits(&options.limits)?,
     };
-    let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
+    let hierarchies = Hierarchies::detect_once().context("failed to find the control groups")?;
     let cgroup = hierarchies.cgroup(&container.record.cgroup.to_string_lossy());
     check_before_update(&cgroup, &resources)?;
     limits::apply(&cgroup, &resources, hierarchies.is_unified())

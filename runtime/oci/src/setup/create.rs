@@ -30,8 +30,7 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
     let stdout = take(request.descriptors.stdout)?;
     let stderr = take(request.descriptors.stderr)?;
     let status = take(request.descriptors.status)?.map(Arc::new);
-    let config = request.bundle.join("config.json");
-    let spec = Spec::load(&config).with_context(|| format!("failed to read {}", config.display()))?;
+    let spec = load(&request.bundle)?;
     let rootfs = rootfs(request, &spec)?;
     let process = spec.process().as_ref().ok_or(rules::DeriveError::NoProcess)?;
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
@@ -51,8 +50,7 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
         user.own_streams(streams.all(), wanted.uid(), wanted.gid())?;
     }
 
-    let bundle = request.work.join("bundle");
-    let state = request.work.join("state");
+    let [bundle, state] = ["bundle", "state"].map(|name| request.work.join(name));
     fs::create_dir_all(&bundle)
         .and_then(|()| fs::create_dir_all(&state))
         .context("failed to make the work directory")?;
@@ -72,6 +70,8 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
     if request.new_keyring {
         orlop_linux::keyring::join_session(&request.id).context("failed to make a session keyring")?;
     }
+    let group = hierarchies.cgroup(&rules::cgroup_path(&spec, &request.id)?.to_string_lossy());
+    group.enter_named().context("failed to enter the control group")?;
     let executor = LastMileExecutor {
         mile: Arc::new(mile),
         status,
@@ -91,6 +91,13 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
         return Err(error);
     }
     Ok(Answer { pid: Some(pid), error: None, warnings: warning.into_iter().collect() })
+}
+
+fn load(bundle: &Path) -> anyhow::Result<Spec> {
+    let config = bundle.join("config.json");
+    let mut spec = Spec::load(&config).with_context(|| format!("failed to read {}", config.display()))?;
+    rules::absolute_sources(&mut spec, bundle);
+    Ok(spec)
 }
 
 struct Streams {
@@ -193,7 +200,7 @@ fn refuse_strange_device_directory(rootfs: &Path) -> anyhow::Result<()> {
 
 /// See [`guard`].
 fn leave_limits_to_us(derived: &mut Spec) -> anyhow::Result<Hierarchies> {
-    let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
+    let hierarchies = Hierarchies::detect_once().context("failed to find the control groups")?;
     if hierarchies.is_unified()
         && let Some(linux) = derived.linux_mut()
     {
@@ -237,7 +244,7 @@ fn delegate(spec: &Spec, id: &str, user: Option<&UserNamespace>) -> anyhow::Resu
     let writable = spec.mounts().iter().flatten().any(|mount| {
         mount.destination() == Path::new("/sys/fs/cgroup") && !mount.options().iter().flatten().any(is_ro)
     });
-    let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
+    let hierarchies = Hierarchies::detect_once().context("failed to find the control groups")?;
     if !(own_view && writable && hierarchies.is_unified()) {
         return Ok(());
     }

@@ -20,7 +20,7 @@ use crate::cgroup::Hierarchies;
 use crate::last_mile::{LastMile, LastMileError};
 
 /// Every type of namespace; `setns` takes a pidfd and several flags at once and orders them itself (Linux 5.8).
-const NAMESPACES: [(&str, CloneFlags); 7] = [
+const NAMESPACES: [(&str, CloneFlags); 8] = [
     ("user", CloneFlags::CLONE_NEWUSER),
     ("mnt", CloneFlags::CLONE_NEWNS),
     ("uts", CloneFlags::CLONE_NEWUTS),
@@ -28,6 +28,7 @@ const NAMESPACES: [(&str, CloneFlags); 7] = [
     ("net", CloneFlags::CLONE_NEWNET),
     ("pid", CloneFlags::CLONE_NEWPID),
     ("cgroup", CloneFlags::CLONE_NEWCGROUP),
+    ("time", CloneFlags::from_bits_retain(libc::CLONE_NEWTIME)),
 ];
 
 /// Descriptors of the new process.
@@ -99,7 +100,7 @@ pub fn exec(request: &ExecRequest) -> anyhow::Result<Answer> {
 }
 
 fn enter_cgroup(request: &ExecRequest, container: &Path) -> anyhow::Result<()> {
-    let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
+    let hierarchies = Hierarchies::detect_once().context("failed to find the control groups")?;
     let Some(below) = &request.cgroup else {
         return hierarchies
             .cgroup(&container.to_string_lossy())
@@ -132,6 +133,12 @@ fn foreign_namespaces(pid: u32) -> anyhow::Result<CloneFlags> {
     let mut flags = CloneFlags::empty();
     for (name, flag) in NAMESPACES {
         let theirs = std::fs::read_link(format!("/proc/{pid}/ns/{name}"));
+        // Kernels without this kind.
+        if theirs.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+            && !Path::new("/proc/self/ns").join(name).exists()
+        {
+            continue;
+        }
         let theirs = theirs.with_context(|| format!("failed to look at the container's {name} namespace"))?;
         if theirs != std::fs::read_link(format!("/proc/self/ns/{name}"))? {
             flags |= flag;

@@ -182,7 +182,7 @@ fn report_back(channel: io::Result<Option<OwnedFd>>, result: anyhow::Result<Answ
         result.unwrap_or_else(|error| Answer { error: Some(format!("{error:#}")), ..Answer::default() });
     let failed = answer.error.is_some();
     let written = channel.and_then(|channel| match channel {
-        Some(channel) => serde_json::to_writer(File::from(channel), &answer).map_err(io::Error::from),
+        Some(channel) => File::from(channel).write_all(&serde_json::to_vec(&answer)?),
         None => Ok(()),
     });
     i32::from(failed || written.is_err())

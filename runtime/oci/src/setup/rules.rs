@@ -26,6 +26,12 @@ pub enum DeriveError {
     /// `"path": "pod"` outside of a pod.
     #[error("the pod has no {0} namespace of its own")]
     NoPodNamespace(String),
+    /// Two namespaces of one type.
+    #[error("linux.namespaces has two of type {0}")]
+    DuplicateNamespace(&'static str),
+    /// Another major version of the specification.
+    #[error("ociVersion {0:?} is not supported: this runtime speaks 1.x")]
+    Version(String),
     /// systemd-style cgroup paths.
     #[error("cgroupsPath {0:?} is not a path (the cgroupfs driver wants one)")]
     CgroupsPath(PathBuf),
@@ -69,6 +75,8 @@ pub fn derive(
     let mut linux = given.linux().clone().ok_or(DeriveError::NoLinux)?;
     let mut root = given.root().clone().ok_or(DeriveError::NoRoot)?;
 
+    check_version(given.version())?;
+    refuse_duplicates(linux.namespaces().as_deref().unwrap_or_default())?;
     linux.set_cgroups_path(Some(cgroup_path(given, id)?));
     linux.set_seccomp(None);
     let others = linux.namespaces().iter().flatten();
@@ -105,6 +113,40 @@ fn substitute(
         namespace.set_path(Some(path.clone()));
     }
     Ok(namespace)
+}
+
+/// Any 1.x (runtime-spec config.md, "Specification version").
+fn check_version(version: &str) -> Result<(), DeriveError> {
+    let minor = version.strip_prefix("1.").and_then(|rest| rest.split('.').next());
+    match minor.is_some_and(|minor| !minor.is_empty() && minor.bytes().all(|byte| byte.is_ascii_digit())) {
+        true => Ok(()),
+        false => Err(DeriveError::Version(version.to_owned())),
+    }
+}
+
+/// runtime-spec config-linux.md, "Namespaces": an error, not a choice.
+fn refuse_duplicates(namespaces: &[LinuxNamespace]) -> Result<(), DeriveError> {
+    for (at, namespace) in namespaces.iter().enumerate() {
+        if namespaces[..at].iter().any(|earlier| earlier.typ() == namespace.typ()) {
+            return Err(DeriveError::DuplicateNamespace(namespace_name(namespace.typ())));
+        }
+    }
+    Ok(())
+}
+
+/// Bind mounts name their source absolutely or from the bundle (runtime-spec config.md, "Mounts").
+pub fn absolute_sources(spec: &mut Spec, bundle: &Path) {
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for mount in &mut mounts {
+        let options = mount.options().as_deref().unwrap_or_default();
+        let bind = mount.typ().as_deref() == Some("bind")
+            || options.iter().any(|option| matches!(option.as_str(), "bind" | "rbind"));
+        let relative = mount.source().clone().filter(|source| bind && source.is_relative());
+        if let Some(source) = relative {
+            mount.set_source(Some(bundle.join(source)));
+        }
+    }
+    spec.set_mounts(Some(mounts));
 }
 
 fn derive_process(given: &Process) -> Process {

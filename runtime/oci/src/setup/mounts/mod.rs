@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use oci_spec::runtime::{Mount, Spec};
-use orlop_linux::mount::{Attributes, attach, clone_tree, set_attributes_of, set_id_map};
+use orlop_linux::mount::{Attributes, attach, clone_tree, set_attributes_of, set_id_map, set_read_only};
 use orlop_linux::user_namespace::{self, IdMaps};
 use rustix::fs::{Mode, OFlags};
 
@@ -26,15 +26,23 @@ use stage::Stage;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Later {
     propagation: Vec<(PathBuf, Vec<Propagation>)>,
+    /// libcontainer leaves the v1 hierarchies below a read-only mount of control groups writable.
+    read_only: Vec<PathBuf>,
 }
 
 impl Later {
-    /// Changes propagation types. In the container: paths are its own.
+    /// Changes propagation types, and what is read-only. In the container: paths are its own.
     pub(super) fn apply(&self) -> anyhow::Result<()> {
+        let open = |destination: &Path| {
+            rustix::fs::open(destination, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                .with_context(|| format!("failed to open {}", destination.display()))
+        };
+        for destination in &self.read_only {
+            set_read_only(open(destination)?, true)
+                .with_context(|| format!("failed to make {} read-only", destination.display()))?;
+        }
         for (destination, kinds) in &self.propagation {
-            let flags = OFlags::PATH | OFlags::CLOEXEC;
-            let place = rustix::fs::open(destination, flags, Mode::empty())
-                .with_context(|| format!("failed to open {}", destination.display()))?;
+            let place = open(destination)?;
             for kind in kinds {
                 set_attributes_of(&place, kind.recursive, Attributes::of_propagation(kind.kind))
                     .with_context(|| format!("failed to set the propagation of {}", destination.display()))?;
@@ -99,7 +107,12 @@ pub(super) fn prepare(
     let propagation = propagation
         .map(|(mount, options)| (Path::new("/").join(mount.destination()), options.propagation))
         .collect();
-    Ok(Prepared { later: Later { propagation }, rootfs: place, moved: needs_stage })
+    let is_read_only = |mount: &&Mount| {
+        let options = mount.options().as_deref().unwrap_or_default();
+        mount.typ().as_deref() == Some("cgroup") && options.iter().any(|option| option == "ro")
+    };
+    let read_only = given.iter().filter(is_read_only).map(|mount| mount.destination().clone()).collect();
+    Ok(Prepared { later: Later { propagation, read_only }, rootfs: place, moved: needs_stage })
 }
 
 fn check(mount: &Mount, options: &Options) -> anyhow::Result<()> {
