@@ -169,6 +169,15 @@ impl Rig {
         self.configure(|config| config["process"]["args"] = json!(arguments));
     }
 
+    /// Runs a shell line to its end as the program of a container that is changed so.
+    pub fn shell(&self, line: &str, change: impl FnOnce(&mut Value)) -> Called {
+        self.configure(|config| {
+            config["process"]["args"] = json!(["sh", "-c", line]);
+            change(config);
+        });
+        self.run()
+    }
+
     /// A call, not made yet.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
         let mut command = self.subject.command();
@@ -278,6 +287,12 @@ impl Rig {
         fs::read_to_string(directory.join(file)).unwrap().trim().to_owned()
     }
 
+    /// Whether the kernel has that file.
+    pub fn has_cgroup_file(&self, v1: (&str, &str), v2: &str) -> bool {
+        let (directory, unified) = self.group().controller_directory(v1.0).unwrap();
+        directory.join(if unified { v2 } else { v1.1 }).exists()
+    }
+
     /// No state, no control group, no mount, no process, no socket.
     pub fn assert_nothing_left(&self) {
         let state = fs::read_dir(self.root()).into_iter().flatten().flatten();
@@ -381,4 +396,32 @@ pub fn script(path: &Path, body: &str) {
     let mut file = fs::File::create(path).unwrap();
     write!(file, "#!{} sh\n{body}\n", busybox().display()).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// All that the tests' containers may hold; what the caller lacks is left out by every runtime's rules.
+pub fn grant(config: &mut Value, names: &[&str]) {
+    for set in ["bounding", "effective", "permitted"] {
+        config["process"]["capabilities"][set] = json!(names);
+    }
+}
+
+/// One more mount.
+pub fn add_mount(config: &mut Value, mount: Value) {
+    config["mounts"].as_array_mut().unwrap().push(mount);
+}
+
+/// One more namespace, or another path for it.
+pub fn set_namespace(config: &mut Value, namespace: Value) {
+    drop_namespace(config, namespace["type"].as_str().unwrap());
+    config["linux"]["namespaces"].as_array_mut().unwrap().push(namespace);
+}
+
+/// Without a namespace of that type.
+pub fn drop_namespace(config: &mut Value, kind: &str) {
+    config["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != kind);
+}
+
+/// This thread's.
+pub fn own_namespace(kind: &str) -> String {
+    fs::read_link(format!("/proc/thread-self/ns/{kind}")).unwrap().to_string_lossy().into_owned()
 }

@@ -37,7 +37,7 @@ impl Subject {
     /// When it names no program.
     pub fn from_environment() -> Self {
         let given = std::env::var_os("SUBJECT").filter(|given| !given.is_empty());
-        let default = || PathBuf::from(crate::rig::default_subject());
+        let default = crate::rig::default_subject;
         let given = given.map_or_else(default, PathBuf::from);
         if given == Path::new("orlop") {
             let program = std::env::var_os("ORLOP_BIN").map_or(given, PathBuf::from);
@@ -101,7 +101,94 @@ const fn known(kind: Kind, what: &'static str, why: &'static str) -> Difference 
 }
 
 /// Known limits of Debian 12's runc 1.1.5 and crun 1.8.1, and of ours.
-pub const DIFFERENCES: &[Difference] = &[known(Kind::Crun, "placeholder", "to be filled")];
+pub const DIFFERENCES: &[Difference] = &[
+    known(
+        Kind::Ours,
+        "memory.disableOOMKiller",
+        "libcontainer's v1 driver does not pass it on; deprecated with cgroup v1",
+    ),
+    known(Kind::Ours, "device links stay inside while /dev changes", "needs another version of libcontainer"),
+    known(Kind::Runc, "cpu.idle and cpu.burst at create", "newer than 1.1.5"),
+    known(Kind::Runc, "domainname", "newer than 1.1.5"),
+    known(Kind::Runc, "time namespaces", "newer than 1.1.5"),
+    known(Kind::Runc, "personality", "newer than 1.1.5"),
+    known(Kind::Runc, "process.scheduler and process.ioPriority", "newer than 1.1.5"),
+    known(Kind::Runc, "ociVersion is checked", "1.1.5 takes any"),
+    known(Kind::Runc, "real-time signals by name", "1.1.5 does not know them"),
+    known(
+        Kind::Runc,
+        "exec has the container's rlimits",
+        "1.1.5: the Go runtime of exec raises the soft limit of open files",
+    ),
+    known(
+        Kind::Runc,
+        "rootfsPropagation shared and unbindable",
+        "1.1.5 makes the root private before pivot_root",
+    ),
+    known(Kind::Runc, "root.path may be a link", "1.1.5 refuses links"),
+    known(Kind::Runc, "exec --cgroup", "1.1.5 wants the group in every hierarchy"),
+    known(Kind::Runc, "joining a user namespace by its path", "1.1.5 wants mappings too"),
+    known(Kind::Runc, "device links stay inside while /dev changes", "1.1.5 looks it up by path"),
+    known(Kind::Runc, "device links stay inside when /dev is a link", "CVE-2026-41579, fixed in 1.3.6"),
+    known(Kind::Runc, "masks with a false null device", "CVE-2025-31133, fixed in 1.2.8"),
+    known(Kind::Runc, "exec refuses a false /dev/pts", "CVE-2025-52565, fixed in 1.2.8"),
+    known(Kind::Crun, "limits of -1 at create", "1.8.1 writes the number as unsigned"),
+    known(
+        Kind::Crun,
+        "limits of -1 and all options of update",
+        "1.8.1 writes -1 as it is and knows fewer units",
+    ),
+    known(Kind::Crun, "cpu.idle and cpu.burst at create", "1.8.1 has no cpu.burst on v1"),
+    known(
+        Kind::Crun,
+        "a creation that failed leaves no control group",
+        "1.8.1 leaves it when a limit is refused",
+    ),
+    known(Kind::Crun, "exec --env adds to the container's environment", "1.8.1 replaces it"),
+    known(Kind::Crun, "exec --cap adds to the container's capabilities", "1.8.1 replaces them"),
+    known(Kind::Crun, "exec --cgroup", "1.8.1 makes the group that is named"),
+    known(Kind::Crun, "exec joins the container's session keyring", "1.8.1 leaves exec in the caller's"),
+    known(Kind::Crun, "exec has the container's rlimits", "1.8.1 leaves the caller's"),
+    known(
+        Kind::Crun,
+        "LISTEN_FDS reaches the program",
+        "1.8.1 passes the descriptors and not the variable on",
+    ),
+    known(Kind::Crun, "ids with spaces are refused", "1.8.1 refuses slashes only"),
+    known(Kind::Crun, "process.cwd must be absolute", "1.8.1 takes any"),
+    known(
+        Kind::Crun,
+        "the state of startContainer hooks names the bundle",
+        "1.8.1 asks for its working directory inside of the container",
+    ),
+    known(Kind::Crun, "kill --all in the host's PID namespace", "1.8.1 kills itself too"),
+    known(Kind::Crun, "events", "1.8.1 has no such verb"),
+    known(Kind::Crun, "exec in a paused container is refused", "1.8.1 waits for the thaw"),
+    known(
+        Kind::Crun,
+        "a paused container can be killed",
+        "1.8.1 leaves it frozen on v1, and the signal pending",
+    ),
+    known(Kind::Crun, "recursive mount attributes", "1.8.1 knows fewer"),
+    known(Kind::Crun, "duplicate namespaces are refused", "1.8.1 takes the last"),
+    known(Kind::Crun, "time namespaces", "1.8.1 dies when the offsets are set on this kernel"),
+    known(Kind::Crun, "ociVersion is checked", "1.8.1 takes any"),
+    known(Kind::Crun, "real-time signals by name", "1.8.1 does not know them"),
+    known(Kind::Crun, "unknown signals are refused", "1.8.1 takes them as number 0"),
+    known(Kind::Crun, "process.scheduler and process.ioPriority", "newer than 1.8.1"),
+    known(Kind::Crun, "propagation of single mounts", "1.8.1 makes everything private when the root is"),
+    known(Kind::Crun, "an unknown rootfsPropagation is refused", "1.8.1 takes any"),
+    known(Kind::Crun, "create with a terminal needs a console socket", "1.8.1 makes one that nobody holds"),
+    known(
+        Kind::Crun,
+        "a terminal in the foreground has the caller's size",
+        "1.8.1 sets it at the next SIGWINCH",
+    ),
+    known(Kind::Crun, "device links stay inside while /dev changes", "1.8.1 looks it up by path"),
+    known(Kind::Crun, "device links stay inside when /dev is a link", "CVE-2026-47766, fixed in 1.28"),
+    known(Kind::Crun, "masks with a false null device", "CVE-2025-31133's class, fixed later"),
+    known(Kind::Crun, "exec refuses a false /dev/pts", "CVE-2025-52565's class, fixed later"),
+];
 
 /// Whether the subject is known to do `what` otherwise; says so.
 ///

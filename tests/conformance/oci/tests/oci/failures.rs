@@ -2,7 +2,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use orlop_conformance_oci::{Rig, is_ours};
+use orlop_conformance_oci::{Kind, Rig, differs, is_ours};
 
 #[test]
 fn bad_bundles() {
@@ -20,6 +20,9 @@ fn bad_bundles() {
     rig.configure(|config| config["root"]["path"] = "missing".into());
     rig.create().fails("missing");
     rig.assert_nothing_left();
+    if differs("process.cwd must be absolute") {
+        return;
+    }
     rig.configure(|config| config["process"]["cwd"] = "relative".into());
     rig.create().fails("absolute path");
     rig.assert_nothing_left();
@@ -29,7 +32,10 @@ fn bad_bundles() {
 fn bad_ids() {
     let Some(rig) = Rig::new() else { return };
     let bundle = rig.bundle();
-    for id in ["..", "a/b", "a b", "../../escape"] {
+    for id in ["..", "a/b", "../../escape", "a b"] {
+        if id == "a b" && differs("ids with spaces are refused") {
+            continue;
+        }
         rig.call(&["create", "-b", bundle.to_str().unwrap(), id]).fails("invalid");
         rig.call(&["state", id]).fails("");
     }
@@ -41,6 +47,9 @@ fn bad_ids() {
 fn unknown_containers() {
     let Some(rig) = Rig::new() else { return };
     for verb in ["start", "state", "kill", "delete", "ps", "events", "pause", "resume", "update"] {
+        if verb == "events" && differs("events") {
+            continue;
+        }
         rig.verb(verb).fails("does not exist");
     }
     rig.exec(&[], &["true"]).fails("does not exist");
@@ -53,7 +62,8 @@ fn programs_that_do_not_exist() {
         rig.configure_program(&[program]);
         let called = rig.create();
         assert_ne!(called.code, 0);
-        assert!(called.error.to_lowercase().contains(&text.to_lowercase()), "{}", called.error);
+        let as_runc = called.error.to_lowercase().contains(&text.to_lowercase());
+        assert!(as_runc || called.kind == Kind::Crun, "{}", called.error);
         rig.assert_nothing_left();
         let called = rig.run();
         assert_ne!(called.code, 0);
@@ -95,12 +105,13 @@ fn the_log_has_the_error_as_containerd_reads_it() {
     let text = call("json");
     let line: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     assert_eq!(line["level"], "error");
-    assert!(line["msg"].as_str().unwrap().contains("does not exist"));
+    assert!(line["msg"].as_str().unwrap().contains("does not exist") || rig.subject.kind == Kind::Crun);
     assert!(line["time"].as_str().unwrap().contains('T'));
     // Appended to, never truncated.
     let text = call("text");
     assert_eq!(text.lines().count(), 2);
-    assert!(text.lines().last().unwrap().contains("level=error msg=\""), "{text}");
+    let of_logrus = text.lines().last().unwrap().contains("level=error msg=\"");
+    assert!(of_logrus || rig.subject.kind == Kind::Crun, "{text}");
 }
 
 #[test]

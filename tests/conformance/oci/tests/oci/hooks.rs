@@ -3,7 +3,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use orlop_conformance_oci::{Rig, is_ours, script};
+use orlop_conformance_oci::{Rig, differs, is_ours, script};
 
 /// Writes `KIND {state}` to the end of a file.
 fn hook(kind: &str, program: &Path, seen: &Path) -> Value {
@@ -55,17 +55,20 @@ fn six_kinds_at_their_moments_with_the_state() {
 
     for (kind, state) in seen(&out).into_iter().chain(seen(&inside)) {
         assert_eq!(state["id"], rig.id.as_str(), "{kind}");
-        assert_eq!(state["bundle"], rig.bundle().to_str().unwrap(), "{kind}");
+        if kind != "startContainer" || !differs("the state of startContainer hooks names the bundle") {
+            assert_eq!(state["bundle"], rig.bundle().to_str().unwrap(), "{kind}");
+        }
         assert_eq!(state["annotations"]["org.example.key"], "value", "{kind}");
         let status = state["status"].as_str().unwrap();
         let shown = state["pid"].as_u64().unwrap_or_default();
         match kind.as_str() {
             "prestart" | "createRuntime" => {
                 assert_eq!(shown, u64::from(pid), "{kind}");
-                assert!(matches!(status, "creating"), "{kind} {status}");
+                // Older editions of the specification say created.
+                assert!(matches!(status, "creating" | "created"), "{kind} {status}");
             }
-            "createContainer" => assert_eq!((status, shown), ("creating", 1)),
-            "startContainer" => assert_eq!((status, shown), ("created", 1)),
+            "createContainer" if is_ours() => assert_eq!((status, shown), ("creating", 1)),
+            "startContainer" if is_ours() => assert_eq!((status, shown), ("created", 1)),
             // Debian's runc runs it at create.
             "poststart" if is_ours() => assert_eq!((status, shown), ("running", u64::from(pid))),
             "poststop" => assert_eq!((status, shown), ("stopped", 0)),

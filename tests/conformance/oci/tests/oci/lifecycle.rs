@@ -3,7 +3,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use orlop_conformance_oci::{Child, Rig, is_ours, wait_for};
+use orlop_conformance_oci::{Child, Kind, Rig, differs, is_ours, wait_for};
 
 #[test]
 fn run_passes_output_and_exit_code_on_and_leaves_nothing() {
@@ -64,7 +64,8 @@ fn a_whole_life() {
     assert_eq!(state["status"], "created");
     assert_eq!(state["id"], rig.id.as_str());
     assert_eq!(state["bundle"], rig.bundle().to_str().unwrap());
-    assert_eq!(state["rootfs"], rig.rootfs().to_str().unwrap());
+    // An addition of runc's.
+    assert!(state["rootfs"] == rig.rootfs().to_str().unwrap() || rig.subject.kind == Kind::Crun);
     assert_eq!(state["annotations"]["org.example.key"], "value");
     assert!(state["ociVersion"].as_str().unwrap().starts_with("1."));
     assert!(state["created"].as_str().unwrap().contains('T'));
@@ -118,6 +119,9 @@ fn delete_by_force_kills() {
 #[test]
 fn kill_all_reaches_every_process() {
     let Some(rig) = Rig::new() else { return };
+    if differs("kill --all in the host's PID namespace") {
+        return;
+    }
     // In the host's PID namespace, where nothing dies with the first process.
     rig.configure(|config| {
         let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
@@ -156,7 +160,8 @@ fn survivors_of_the_first_process_go_with_the_container() {
 fn lists_containers_and_processes() {
     let Some(rig) = Rig::new() else { return };
     assert_eq!(rig.call(&["list", "-q"]).ok(), "");
-    assert_eq!(rig.call(&["list", "-f", "json"]).ok().trim(), "null");
+    let none: Option<Vec<Value>> = serde_json::from_str(&rig.call(&["list", "-f", "json"]).ok()).unwrap();
+    assert!(none.is_none_or(|list| list.is_empty()));
     rig.up();
     assert_eq!(rig.call(&["list", "--quiet"]).ok(), format!("{}\n", rig.id));
     let all: Vec<Value> = serde_json::from_str(&rig.call(&["list", "--format", "json"]).ok()).unwrap();
@@ -164,13 +169,17 @@ fn lists_containers_and_processes() {
     let table = rig.call(&["list"]).ok();
     let mut lines = table.lines();
     let title: Vec<&str> = lines.next().unwrap().split_whitespace().collect();
-    assert_eq!(title, ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]);
+    assert!(title == ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"] || rig.subject.kind == Kind::Crun);
     assert!(lines.next().unwrap().contains("running"));
 
     let pid = rig.pid();
-    assert_eq!(rig.call(&["ps", "--format", "json", &rig.id]).ok().trim(), format!("[{pid}]"));
+    let pids: Vec<u32> = serde_json::from_str(&rig.call(&["ps", "--format", "json", &rig.id]).ok()).unwrap();
+    assert_eq!(pids, [pid]);
     let table = rig.verb("ps").ok();
-    assert!(table.lines().count() == 2 && table.contains("sleep 1000"), "{table}");
+    assert!(
+        table.lines().count() == 2 && (table.contains("sleep 1000") || rig.subject.kind == Kind::Crun),
+        "{table}"
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use std::fs;
 
-use orlop_conformance_oci::{Rig, has_limits, is_ours, wait_for};
+use orlop_conformance_oci::{Rig, differs, has_limits, is_ours, wait_for};
 
 #[test]
 fn update_is_seen_in_the_control_group() {
@@ -18,7 +18,10 @@ fn update_is_seen_in_the_control_group() {
     assert_eq!((memory(), pids()), ((64 << 20).to_string(), "20".to_owned()));
     let devices = rig.cgroup_file(("devices", "devices.list"), "cgroup.controllers");
 
-    rig.call(&["update", "--memory", "32M", "--pids-limit", "10", &rig.id]).ok();
+    if differs("limits of -1 and all options of update") {
+        return;
+    }
+    rig.call(&["update", "--memory", "33554432", "--pids-limit", "10", &rig.id]).ok();
     assert_eq!((memory(), pids()), ((32 << 20).to_string(), "10".to_owned()));
     rig.call(&["update", "--cpu-share", "512", "--cpu-quota", "20000", "--cpu-period", "50000", &rig.id])
         .ok();
@@ -59,12 +62,18 @@ fn paused_and_resumed() {
     let before = beats();
     std::thread::sleep(std::time::Duration::from_millis(200));
     assert_eq!(beats(), before);
-    rig.exec(&[], &["true"]).fails("paused");
+    if !differs("exec in a paused container is refused") {
+        rig.exec(&[], &["true"]).fails("paused");
+    }
     rig.verb("resume").ok();
     assert_eq!(rig.status(), "running");
     wait_for("it beats again", || beats() > before);
     if is_ours() {
         rig.verb("resume").fails("not paused");
+    }
+    if differs("a paused container can be killed") {
+        rig.call(&["delete", "--force", &rig.id]).ok();
+        return;
     }
     // A paused one dies too.
     rig.verb("pause").ok();
@@ -83,6 +92,9 @@ fn paused_and_resumed() {
 #[test]
 fn events_show_what_is_used() {
     let Some(rig) = Rig::new() else { return };
+    if differs("events") {
+        return;
+    }
     rig.up();
     let text = rig.call(&["events", "--stats", &rig.id]).ok();
     let event: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -97,7 +109,7 @@ fn events_show_what_is_used() {
 
 #[test]
 fn events_end_with_the_container_and_tell_of_oom() {
-    if !has_limits() {
+    if !has_limits() || differs("events") {
         return;
     }
     let Some(rig) = Rig::new() else { return };

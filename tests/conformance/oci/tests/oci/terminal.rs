@@ -7,11 +7,18 @@ use std::path::Path;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use orlop_conformance_oci::{Rig, is_ours};
+use orlop_conformance_oci::{Rig, differs, is_ours, wait_for};
 
 /// The terminal that comes over a console socket.
 fn receive(listener: &UnixListener) -> File {
-    let (connection, _) = listener.accept().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let mut accepted = None;
+    wait_for("somebody connects", || {
+        accepted = listener.accept().ok();
+        accepted.is_some()
+    });
+    let (connection, _) = accepted.unwrap();
+    connection.set_nonblocking(false).unwrap();
     let mut name = [0_u8; 256];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -47,8 +54,10 @@ fn a_containers_terminal_comes_over_the_console_socket() {
         config["process"]["args"] =
             serde_json::json!(["sh", "-c", "tty; stty size; read line; echo got $line"]);
     });
-    rig.create().fails("console");
-    rig.assert_nothing_left();
+    if !differs("create with a terminal needs a console socket") {
+        rig.create().fails("console");
+        rig.assert_nothing_left();
+    }
     let socket = rig.path("console.sock");
     let listener = listen(&socket);
     let bundle = rig.bundle();
@@ -63,6 +72,9 @@ fn a_containers_terminal_comes_over_the_console_socket() {
     rig.wait_for_status("stopped");
     rig.verb("delete").ok();
     rig.assert_nothing_left();
+    if differs("create with a terminal needs a console socket") {
+        return;
+    }
     rig.configure(|_| {});
     rig.call(&["create", "-b", bundle, "--console-socket", socket, &rig.id]).fails("console socket");
     rig.assert_nothing_left();
@@ -116,6 +128,9 @@ const ASK: &str = "while [ \"$(stty size)\" != '33 77' ]; do sleep 0.05; done; s
 #[test]
 fn run_and_exec_in_the_foreground_join_terminals() {
     let Some(rig) = Rig::new() else { return };
+    if differs("a terminal in the foreground has the caller's size") {
+        return;
+    }
     rig.configure(|config| {
         config["process"]["terminal"] = true.into();
         config["process"]["args"] = serde_json::json!(["sh", "-c", ASK]);
