@@ -94,4 +94,6 @@ pub(crate) enum Outcome {
     Failed,
     /// Was killed at its time limit.
     TimedOut,
+    /// Failed beside others, and will be run again alone.
+    Retried,
 }

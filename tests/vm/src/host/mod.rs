@@ -33,7 +33,7 @@ struct Options {
     #[arg(long, default_value_t = 900)]
     limit_seconds: u64,
     /// Longest time for one test, in seconds.
-    #[arg(long, default_value_t = 120)]
+    #[arg(long, default_value_t = 180)]
     test_seconds: u64,
     /// Processors of the machine, and tests at the same time.
     #[arg(long, default_value_t = 2)]

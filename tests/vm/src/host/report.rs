@@ -21,6 +21,7 @@ struct Verdict {
     passed: usize,
     skipped: usize,
     failed: Vec<String>,
+    retried: Vec<String>,
     problems: Vec<String>,
     ended: bool,
 }
@@ -64,16 +65,18 @@ impl Verdict {
                     Outcome::Skipped => "SKIP",
                     Outcome::Failed => "FAIL",
                     Outcome::TimedOut => "TIME",
+                    Outcome::Retried => "AGAIN",
                 };
                 writeln!(
                     out,
-                    "{word} {:7.3} s  {name}",
+                    "{word:5} {:7.3} s  {name}",
                     f64::from(u32::try_from(millis).unwrap_or(u32::MAX)) / 1000.0
                 )?;
                 match outcome {
                     Outcome::Passed => self.passed += 1,
                     Outcome::Skipped => self.skipped += 1,
                     Outcome::Failed | Outcome::TimedOut => self.failed.push(name),
+                    Outcome::Retried => self.retried.push(name),
                 }
                 for line in output.lines() {
                     writeln!(out, "    {line}")?;
@@ -102,6 +105,9 @@ impl Verdict {
         let seconds = start.elapsed().as_secs();
         let (passed, skipped, failed) = (self.passed, self.skipped, self.failed.len());
         writeln!(out, "{passed} passed, {skipped} skipped, {failed} failed in {seconds} s")?;
+        for name in self.retried.iter().filter(|name| !self.failed.contains(name)) {
+            writeln!(out, "flaky: {name}")?;
+        }
         for name in &self.failed {
             writeln!(out, "failed: {name}")?;
         }

@@ -197,7 +197,7 @@ fn devices_are_those_of_the_rules() {
         let called = shell("head -c 1 /tmp/serial");
         assert!(called.error.contains("Operation not permitted"), "{}", called.error);
     }
-    rig.call(&["update", "--memory", "64M", &rig.id]).ok();
+    rig.call(&["update", "--memory", "67108864", &rig.id]).ok();
     let called = shell("echo x > /tmp/loop");
     assert!(
         called.error.contains("Operation not permitted"),
