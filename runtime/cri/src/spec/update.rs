@@ -141,9 +141,9 @@ fn plan_memory(
     writes
 }
 
-/// cgroup v1 shares (2..262144) as v2 weight (1..10000), as runc converts them.
-fn weight(shares: i64) -> i64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+/// cgroup v1 shares (2..262144) as v2 weight (1..10000): one conversion for a container that is made and one that changes.
+fn weight(shares: i64) -> u64 {
+    orlop_oci::limits::weight_of_shares(shares.unsigned_abs())
 }
 
 #[cfg(test)]
@@ -188,7 +188,7 @@ mod tests {
                 "memory.memsw.limit_in_bytes=1048576"
             ]
         );
-        assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 39, 10_000));
+        assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 100, 10_000));
         let rest = v1::LinuxContainerResources {
             cpuset_cpus: "0-1".into(),
             cpuset_mems: "0".into(),

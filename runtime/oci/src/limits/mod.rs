@@ -12,6 +12,7 @@ use anyhow::Context;
 use oci_spec::runtime::LinuxResources;
 
 use crate::cgroup::Cgroup;
+pub use plan::weight_of_shares;
 use plan::{Present, Without, Write};
 
 /// Sets what is set in `resources`, but for the device policy. What cannot be had is an error that names the file.

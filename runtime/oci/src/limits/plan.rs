@@ -216,7 +216,7 @@ fn cpu_v2(cpu: &LinuxCpu, present: &Present) -> anyhow::Result<Vec<Write>> {
 
 /// From 2..=262144 to 1..=10000 such that the smallest, the default (1024 to 100) and the largest meet, as runc since 1.3.2 and crun since
 /// 1.23 (opencontainers/cgroups, ConvertCPUSharesToCgroupV2Value): `10^((log2(s)^2 + 125 log2(s)) / 612 - 7/34)`, rounded up.
-fn weight_of_shares(shares: u64) -> u64 {
+pub fn weight_of_shares(shares: u64) -> u64 {
     match shares {
         0..=2 => 1,
         262_144.. => 10_000,
