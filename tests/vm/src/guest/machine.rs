@@ -66,6 +66,9 @@ pub(crate) fn configure(task: &Task) -> anyhow::Result<()> {
     for module in &task.modules {
         load(module)?;
     }
+    // `ip netns` makes it a mount when it first needs it, and leaves it.
+    fs::create_dir("/run/netns").context("failed to make /run/netns")?;
+    rustix::mount::mount_bind("/run/netns", "/run/netns").context("failed to bind /run/netns")?;
     rustix::system::sethostname(b"vm").context("failed to set the host name")?;
     call("ip", &["link", "set", "lo", "up"])?;
     // Tests keep their files on a disk: a tmpfs of this kernel has no user.* attributes, and no device whose use is limited.

@@ -30,10 +30,10 @@ struct Options {
     #[arg(long)]
     peers: bool,
     /// Longest time for the machine, in seconds.
-    #[arg(long, default_value_t = 900)]
+    #[arg(long, default_value_t = 1200)]
     limit_seconds: u64,
     /// Longest time for one test, in seconds.
-    #[arg(long, default_value_t = 180)]
+    #[arg(long, default_value_t = 300)]
     test_seconds: u64,
     /// Processors of the machine, and tests at the same time.
     #[arg(long, default_value_t = 2)]
