@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Inherited: the listening TCP socket as standard input, the listening control socket as standard output, the daemon's standard
-//! error for logs. Bounds: [`SESSION_LIMIT`] connections, the wishes of `waiting.rs`, per session those of its protocol.
+//! error for logs. Bounds: [`StreamerConfig::session_limit`] connections, the wishes of `waiting.rs`, per session those of its protocol.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -31,14 +31,10 @@ use super::{Wish, http, streams};
 use crate::files::{self, SandboxDir};
 use crate::shim::ShimClient;
 
-/// Connections at once, authorised or not.
-const SESSION_LIMIT: usize = 1024;
 /// Orders at once: the daemon gives one at a time.
 const ORDER_LIMIT: usize = 16;
 const ORDER_DEADLINE: Duration = Duration::from_secs(5);
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
-/// A streamer without anything to do ends then.
-const IDLE: Duration = Duration::from_secs(60);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the daemon hands to `orlop streamer`: a JSON file named on its command line.
@@ -51,6 +47,10 @@ pub(super) struct StreamerConfig {
     pub(super) tls: Option<TlsFiles>,
     /// A session that moves no byte for this long ends.
     pub(super) idle_timeout_seconds: u64,
+    /// Connections at once, authorised or not; more are closed.
+    pub(super) session_limit: usize,
+    /// A streamer that has had nothing to do for this long ends.
+    pub(super) unused_seconds: u64,
 }
 
 /// The entry of `orlop streamer --config FILE`; arguments after the subcommand.
@@ -148,12 +148,8 @@ impl Drop for Place {
 
 impl Streamer {
     fn new(config: StreamerConfig) -> Self {
-        Self {
-            config,
-            book: Mutex::default(),
-            sessions: Arc::new(Semaphore::new(SESSION_LIMIT)),
-            changed: Arc::default(),
-        }
+        let sessions = Arc::new(Semaphore::new(config.session_limit));
+        Self { config, book: Mutex::default(), sessions, changed: Arc::default() }
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -180,6 +176,7 @@ impl Streamer {
     async fn serve(self: Arc<Self>, clients: TcpListener, orders: UnixListener, mut tls: Option<Tls>) {
         let (sender, mut received) = mpsc::channel(ORDER_LIMIT);
         let (mut clients, mut orders) = (Some(clients), Some(orders));
+        let unused = Duration::from_secs(self.config.unused_seconds);
         let mut idle_since = Instant::now();
         loop {
             let now = Instant::now();
@@ -194,17 +191,17 @@ impl Streamer {
                     clients = None;
                 }
             }
-            let busy = expected || self.sessions.available_permits() < SESSION_LIMIT;
+            let busy = expected || self.sessions.available_permits() < self.config.session_limit;
             if busy {
                 idle_since = now;
             } else if retiring {
                 return;
-            } else if now >= idle_since + IDLE {
+            } else if now >= idle_since + unused {
                 // Before the socket closes: whoever finds it closed makes a new one in its place.
                 let _ = files::remove_tree(&streams::socket(&self.config.state));
                 return;
             }
-            let wake = if busy { next_expiry } else { Some(idle_since + IDLE) };
+            let wake = if busy { next_expiry } else { Some(idle_since + unused) };
             tokio::select! {
                 accepted = accept_client(clients.as_ref()) => match accepted {
                     Ok(stream) => self.admit(stream, &mut tls),

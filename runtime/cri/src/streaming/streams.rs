@@ -21,6 +21,12 @@ use crate::error::CriError;
 use crate::{files, machine, process};
 
 const TOKEN_DIGITS: usize = 32;
+/// Sessions of a node at once.
+const SESSION_LIMIT: usize = 1024;
+/// A streamer without anything to do ends then.
+const UNUSED_SECONDS: u64 = 60;
+/// Orders in a row that a streamer left without a reply; then it hangs, and with it all that it serves.
+const SILENCE_LIMIT: u32 = 3;
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Gives out URLs.
@@ -37,6 +43,8 @@ struct Server {
     /// Bound when the daemon started, for the first streamer: what is wrong with the address shows at once.
     bound: Option<TcpListener>,
     running: Option<(Child, SocketAddr)>,
+    /// How often in a row it did not reply.
+    silences: u32,
 }
 
 impl Streams {
@@ -50,6 +58,8 @@ impl Streams {
             state: config.state.clone(),
             tls,
             idle_timeout_seconds: config.stream_idle_timeout_seconds,
+            session_limit: SESSION_LIMIT,
+            unused_seconds: UNUSED_SECONDS,
         };
         let address = config.stream_address;
         retire(&config.state, address.port() != 0).await;
@@ -59,7 +69,7 @@ impl Streams {
                 .context("failed to find this program for the streamer")?,
             config: config_of_streamer,
             address,
-            server: Mutex::new(Server { bound: Some(bound), running: None }),
+            server: Mutex::new(Server { bound: Some(bound), running: None, silences: 0 }),
         })
     }
 
@@ -86,10 +96,17 @@ impl Streams {
 
     /// Hands a wish over; `None` when no streamer takes it.
     async fn ask(&self, server: &mut Server, order: &Order) -> Option<Result<SocketAddr, CriError>> {
-        let (_, address) = server.running.as_ref()?;
-        match control::call(&socket(&self.config.state), order).await {
-            Ok(Reply::Ok) => Some(Ok(*address)),
+        let address = server.running.as_ref().map(|(_, address)| *address)?;
+        let reply = control::call(&socket(&self.config.state), order).await;
+        let silent = matches!(&reply, Err(error) if error.kind() == std::io::ErrorKind::TimedOut);
+        server.silences = if silent { server.silences + 1 } else { 0 };
+        match reply {
+            Ok(Reply::Ok) => Some(Ok(address)),
             Ok(Reply::Refused(why)) => Some(Err(CriError::Unavailable(why))),
+            // A machine that is very busy is no reason to end everybody's sessions.
+            Err(error) if silent && server.silences < SILENCE_LIMIT => {
+                Some(Err(CriError::Timeout(format!("the streaming server does not answer: {error}"))))
+            }
             Err(error) => {
                 tracing::info!(%error, "the streaming server is gone");
                 None
@@ -176,7 +193,13 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 /// Tells a predecessor's streamer that its sessions are its last ones; kills one that does not even hear that.
 async fn retire(state: &Path, at_once: bool) {
     let socket = socket(state);
-    match control::call(&socket, &Order::Retire { at_once }).await {
+    let mut reply = control::call(&socket, &Order::Retire { at_once }).await;
+    for _ in 1..SILENCE_LIMIT {
+        if matches!(&reply, Err(error) if error.kind() == std::io::ErrorKind::TimedOut) {
+            reply = control::call(&socket, &Order::Retire { at_once }).await;
+        }
+    }
+    match reply {
         Ok(_) => tracing::info!("the streaming server of before ends with its last session"),
         // Nobody is there: the usual case.
         Err(error) if error.kind() != std::io::ErrorKind::TimedOut => {}
