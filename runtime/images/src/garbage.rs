@@ -35,7 +35,8 @@ pub(crate) fn collect(
         needed_layers.extend(names.iter().flat_map(|name| name.chain.iter().cloned()));
         needed_layers.extend(rootfs::chains(paths)?);
         for layer in layers.list()? {
-            if !needed_layers.contains(&layer.chain_id) {
+            // A doubtful layer is unpacked again from its blob when it is needed.
+            if !needed_layers.contains(&layer.chain_id) || layers.is_doubtful(&layer) {
                 layers.discard(&layer.chain_id)?;
                 collected.layers += 1;
                 collected.bytes += layer.usage.bytes;

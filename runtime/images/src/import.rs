@@ -61,6 +61,8 @@ impl Inner {
             records.extend(name_records(image));
         }
         self.commit_records(&records)?;
+        // The process that imports may end now.
+        self.layers.settle()?;
         let snapshot = self.catalog.snapshot()?;
         let found = images.iter().filter_map(|image| {
             let mut record = snapshot.images.get(image.manifest.config.digest.as_str())?.clone();

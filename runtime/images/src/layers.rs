@@ -15,16 +15,24 @@ use crate::{ImageError, Usage};
 pub(crate) struct LayerStore {
     paths: Paths,
     limits: Limits,
+    /// Of the running system: random(4), `boot_id`.
+    boot: String,
 }
 
 /// `layer.json`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct LayerInfo {
     pub(crate) version: u32,
     pub(crate) chain_id: Digest,
     pub(crate) diff_id: Digest,
     pub(crate) usage: Usage,
+    /// The boot in which it was unpacked, until its files are known to be on disk: after another one it may be half there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) boot: Option<String>,
+    /// Differs between two layers that have the same place one after the other.
+    #[serde(default)]
+    pub(crate) made: String,
 }
 
 /// A layer that is unpacked and verified but has no name yet. Dropping it removes it.
@@ -61,8 +69,34 @@ impl Drop for StagedLayer {
 }
 
 impl LayerStore {
-    pub(crate) fn new(paths: Paths, limits: Limits) -> Self {
-        Self { paths, limits }
+    pub(crate) fn new(paths: Paths, limits: Limits) -> Result<Self, ImageError> {
+        let path = Path::new("/proc/sys/kernel/random/boot_id");
+        let boot = fs::read_to_string(path).map_err(|source| ImageError::io("read", path, source))?;
+        Ok(Self { paths, limits, boot: boot.trim().to_owned() })
+    }
+
+    /// Whether a loss of power may have left it half written.
+    pub(crate) fn is_doubtful(&self, info: &LayerInfo) -> bool {
+        info.boot.as_ref().is_some_and(|boot| *boot != self.boot)
+    }
+
+    /// Sees to it that every layer that is here now survives a loss of power. Takes as long as the disk needs.
+    pub(crate) fn settle(&self) -> Result<(), ImageError> {
+        let fresh = |info: &LayerInfo| info.boot.as_ref() == Some(&self.boot);
+        let unsettled: Vec<LayerInfo> = self.list()?.into_iter().filter(fresh).collect();
+        if unsettled.is_empty() {
+            return Ok(());
+        }
+        self.paths.sync()?;
+        // A collection must not put another layer in its place between the look and the mark.
+        let _lock = self.paths.lock_shared()?;
+        for info in unsettled {
+            let path = self.directory(&info.chain_id).join("layer.json");
+            if read_json::<LayerInfo>(&path)?.as_ref() == Some(&info) {
+                write_json(&path, &LayerInfo { boot: None, ..info })?;
+            }
+        }
+        Ok(())
     }
 
     fn directory(&self, chain_id: &Digest) -> PathBuf {
@@ -121,8 +155,13 @@ impl LayerStore {
             chain_id: chain_id.clone(),
             diff_id: staged.unpacked.diff_id.clone(),
             usage: staged.unpacked.usage,
+            boot: Some(self.boot.clone()),
+            made: unique_name(),
         };
-        write_json(&staged.directory.join("layer.json"), &info)?;
+        // Not synced: until the whole layer is, it counts in this boot only.
+        let description = staged.directory.join("layer.json");
+        let content = serde_json::to_vec(&info).expect("a description of strings and numbers is JSON");
+        fs::write(&description, content).map_err(|source| ImageError::io("write", &description, source))?;
         let target = self.directory(chain_id);
         match fs::rename(&staged.directory, &target) {
             Ok(()) => {

@@ -45,15 +45,16 @@ impl ImageStore {
             config.root.canonicalize().map_err(|source| ImageError::io("open", &config.root, source))?;
         let paths = Paths { root };
         paths.make_all()?;
-        let blobs = BlobStore::open(&paths.content(), Durability::Caller)?;
+        let blobs = BlobStore::open(&paths.content(), Durability::Commit)?;
         let limits = Limits { bytes: config.max_unpacked_bytes, entries: config.max_unpacked_entries };
-        let layers = LayerStore::new(paths.clone(), limits);
+        let layers = LayerStore::new(paths.clone(), limits)?;
         let catalog = Catalog::new(paths.clone(), blobs.clone(), &config.pinned);
         let puller = Puller::new(&config);
         let image_bytes = config.max_unpacked_image_bytes;
         let store = Self { inner: Arc::new(Inner { paths, blobs, layers, catalog, puller, image_bytes }) };
         // Also drops what no record refers to: after a loss of power that may be half written.
         store.collect_garbage()?;
+        store.inner.layers.settle()?;
         Ok(store)
     }
 
@@ -237,9 +238,8 @@ impl Inner {
         garbage::collect(&self.paths, &self.blobs, &self.layers, &self.catalog)
     }
 
-    /// Makes images visible once everything they need is on disk for good.
+    /// Makes images visible. Their blobs are on disk for good; their layers can be had from those.
     pub(crate) fn commit_records(&self, records: &[NameRecord]) -> Result<(), ImageError> {
-        self.paths.sync()?;
         let lock = self.paths.lock_exclusive()?;
         self.catalog.change(&lock, || {
             for record in records {
@@ -266,6 +266,9 @@ impl Inner {
             }
             None => self.create_rootfs(&directory, image_id)?,
         };
+        if !info.chain.iter().all(|chain_id| self.layers.exists(chain_id)) {
+            self.restore_layers(&info)?;
+        }
         let lower = self.trees(&info.chain)?;
         Ok(Rootfs { lower, upper: directory.join("fs"), work: directory.join("work") })
     }
@@ -323,6 +326,14 @@ impl Inner {
         Ok(info)
     }
 
+    /// For a container that is older than the running system: its layers may have been doubtful.
+    fn restore_layers(&self, info: &RootfsInfo) -> Result<(), ImageError> {
+        let lease = Lease::new(&self.paths)?;
+        let snapshot = self.catalog.snapshot()?;
+        let image = snapshot.find(&info.image)?.ok_or_else(|| ImageError::Unknown(info.image.clone()))?;
+        self.ensure_layers(&lease, image)
+    }
+
     /// Unpacks layers again that a record needs and that are gone.
     fn ensure_layers(&self, lease: &Lease, image: &ImageRecord) -> Result<(), ImageError> {
         if image.chain.iter().all(|chain_id| self.layers.exists(chain_id)) {
@@ -345,7 +356,7 @@ impl Inner {
                 self.unpack_stored(lease, &layer.digest, diff_id, &image.chain[..=index], &budget)?;
             }
         }
-        self.paths.sync()
+        Ok(())
     }
 
     /// Unpacks a layer from its blob onto those below it. `chain` ends with the layer's own chain id.

@@ -333,3 +333,33 @@ fn a_container_is_prepared_quickly() {
     eprintln!("prepare_rootfs over 20 layers: {:?} each", started.elapsed() / 20);
     assert_eq!(store.rootfs_keys().unwrap().len(), 20);
 }
+
+#[test]
+fn a_layer_that_a_loss_of_power_may_have_cut_is_unpacked_again() {
+    let (directory, store) = store();
+    let root = directory.path().join("store");
+    let image = image(&layers(), gzip);
+    let path = directory.path().join("archive.tar");
+    std::fs::write(&path, image.docker_archive(&["app:1"])).unwrap();
+    let chain = store.import(&path).unwrap()[0].chain.clone();
+    let layer = root.join("snapshots/layers").join(chain[0].hex());
+    let read = || -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(layer.join("layer.json")).unwrap()).unwrap()
+    };
+    assert_eq!(read().get("boot"), None, "an import waits for the disk");
+    let this_boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    for (boot, stays) in [(this_boot.trim(), true), ("another", false)] {
+        let mut info = read();
+        info["boot"] = boot.into();
+        std::fs::write(layer.join("layer.json"), info.to_string()).unwrap();
+        let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(layer.join("fs")).unwrap());
+        let store = open(directory.path());
+        assert_eq!(layer.exists(), stays, "{boot}");
+        let rootfs = store.prepare_rootfs("c", &image.id()).unwrap();
+        assert!(rootfs.lower[1].join("bin/busybox").is_file());
+        let now = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(layer.join("fs")).unwrap());
+        assert!(now == inode || !stays);
+        store.remove_rootfs("c").unwrap();
+        assert_eq!(read().get("boot").is_none(), stays, "{boot}: settled when opened, or fresh");
+    }
+}

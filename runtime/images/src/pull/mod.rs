@@ -156,6 +156,14 @@ fn join_flight(inner: &Arc<Inner>, reference: &Reference, credential: Option<Cre
             Ok(image) => tracing::info!(image = %reference, id = %image.id, bytes = image.size, milliseconds, "image pulled"),
             Err(error) => tracing::debug!(image = %reference, %error, milliseconds, "image not pulled"),
         }
+        if result.is_ok() {
+            // Nobody waits for the disk. A kill before it is done costs nothing, a loss of power costs the unpacking.
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = owner.layers.settle() {
+                    tracing::warn!(%error, "layers are not on disk yet");
+                }
+            });
+        }
         result.map_err(Arc::new)
     }
     .boxed()
