@@ -23,7 +23,8 @@ struct Suite {
 
 /// `{bin:NAME}` stands for the path of a program that the packages build.
 const SUITES: [Suite; 6] = [
-    Suite { package: BLACK_BOX, without: &[], only: None, environment: &[] },
+    // Neither podman nor containerd is in the guest.
+    Suite { package: BLACK_BOX, without: &["engines"], only: None, environment: &[] },
     Suite { package: "orlop-oci", without: &[], only: None, environment: &[] },
     Suite { package: "orlop-shim", without: &[], only: None, environment: &[] },
     Suite {
