@@ -363,3 +363,28 @@ fn a_layer_that_a_loss_of_power_may_have_cut_is_unpacked_again() {
         assert_eq!(read().get("boot").is_none(), stays, "{boot}: settled when opened, or fresh");
     }
 }
+
+#[test]
+fn skopeo_reads_what_is_exported() {
+    let (directory, store) = store();
+    let image = image(&layers(), gzip);
+    let path = directory.path().join("archive.tar");
+    std::fs::write(&path, image.docker_archive(&["app:1"])).unwrap();
+    store.import(&path).unwrap();
+    for (format, transport) in
+        [(ArchiveFormat::Oci, "oci-archive"), (ArchiveFormat::Docker, "docker-archive")]
+    {
+        let exported = directory.path().join(transport);
+        store.export(&["app:1".to_owned()], &exported, format).unwrap();
+        let copied = directory.path().join(format!("{transport}.copy"));
+        let output = std::process::Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "--quiet"])
+            .arg(format!("{transport}:{}", exported.display()))
+            .arg(format!("dir:{}", copied.display()))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{transport}: {}", String::from_utf8_lossy(&output.stderr));
+        // What skopeo names by digest is there, the configuration among it.
+        assert_eq!(std::fs::read(copied.join(&image.id()[7..])).unwrap(), image.config, "{transport}");
+    }
+}

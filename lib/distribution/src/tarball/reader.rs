@@ -166,9 +166,10 @@ impl<R: Read> TarReader<R> {
                 header.device().ok_or_else(|| malformed(offset, "device number is not a number"))?;
         }
         // Links and devices have no data, whatever their size field says (POSIX.1-2008 pax, "size").
-        let has_data = matches!(entry.kind, EntryKind::File | EntryKind::Other(_));
+        // A directory of old writers is a file by its flag, and has what its size says.
+        let has_data = !(b'1'..=b'6').contains(&header.type_flag());
         self.begin_data(if has_data { stored } else { 0 });
-        if !has_data {
+        if !matches!(entry.kind, EntryKind::File | EntryKind::Other(_)) {
             entry.size = 0;
         }
         if header.type_flag() == b'S' {
@@ -390,4 +391,93 @@ fn xattrs(global: &Records, local: &Records) -> Vec<(Vec<u8>, Vec<u8>)> {
         }
     }
     merged.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// An archive with every kind of extension.
+    fn archive() -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        let records: [(&str, &[u8]); 4] =
+            [("path", b"pax/name"), ("mtime", b"1.5"), ("SCHILY.xattr.user.k", b"v"), ("size", b"3")];
+        builder.append_pax_extensions(records).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_size(3);
+        header.set_cksum();
+        builder.append(&header, &b"abc"[..]).unwrap();
+        let sparse: [(&str, &[u8]); 4] = [
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.realsize", b"9000"),
+            ("GNU.sparse.name", b"hole"),
+        ];
+        builder.append_pax_extensions(sparse).unwrap();
+        let mut content = b"1\n0\n4\n".to_vec();
+        content.resize(512, 0);
+        content.extend(b"data");
+        header.set_size(content.len() as u64);
+        header.set_cksum();
+        builder.append(&header, &content[..]).unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_size(5);
+        builder.append_data(&mut header, "long/".repeat(60), &b"12345"[..]).unwrap();
+        builder.append_link(&mut tar::Header::new_gnu(), "link", "target/".repeat(40)).unwrap();
+        builder.into_inner().unwrap()
+    }
+
+    /// Reads everything; how many entries and bytes of data there were.
+    fn read_all(bytes: &[u8]) -> io::Result<(usize, u64)> {
+        let mut tar = TarReader::new(bytes);
+        let (mut entries, mut data) = (0, 0);
+        while let Some(entry) = tar.next_entry()? {
+            entries += 1;
+            let segments = entry.sparse.as_ref().map_or(0, Vec::len);
+            assert!(entry.path.len() + entry.link.len() + segments <= bytes.len(), "more than there was");
+            data += io::copy(&mut tar, &mut io::sink())?;
+        }
+        Ok((entries, data))
+    }
+
+    #[test]
+    fn every_extension_is_read() {
+        assert_eq!(read_all(&archive()).unwrap(), (4, 3 + 4 + 5));
+    }
+
+    proptest! {
+        #[test]
+        fn damage_makes_an_error_and_no_panic(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut in proptest::option::of(any::<prop::sample::Index>()),
+            summed in any::<bool>(),
+        ) {
+            let mut bytes = archive();
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+                if summed {
+                    // As if the block were a header that somebody meant.
+                    let block = &mut bytes[at / BLOCK * BLOCK..][..BLOCK];
+                    block[148..156].fill(b' ');
+                    let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
+                    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+                }
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            if let Ok((_, data)) = read_all(&bytes) {
+                prop_assert!(data <= bytes.len() as u64);
+            }
+        }
+
+        #[test]
+        fn noise_makes_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            let _ = read_all(&bytes);
+            let _ = pax::parse(&bytes);
+        }
+    }
 }
