@@ -3,7 +3,7 @@
 //! ```text
 //!   start (up, master / etcd, in turn) -> peers (containerd + runc, `orlop runtime`) -> idle memory
 //!         -> CRI's verbs one by one -> one pod at a time, ours / theirs in turn -> ten idle pods' shims -> fifty pods at once
-//!         -> a hundred pods by CRI -> take down, look for leftovers
+//!         -> a hundred pods by CRI -> the OCI runtimes alone (ours / crun / runc in turn) -> take down, look for leftovers
 //! ```
 //!
 //! Upstream's kubelet and kube-apiserver are not in Debian. The references are parts of what they need: a lower bound, named in
@@ -20,6 +20,7 @@ mod hundred;
 mod idle;
 mod interrupt;
 mod memory;
+mod oci;
 mod peer;
 mod pods;
 mod report;
@@ -51,19 +52,22 @@ struct Rounds {
 
 fn main() -> anyhow::Result<()> {
     let mut rounds = Rounds { starts: 5, pods: 15, many: 5 };
-    let mut cri_only = false;
+    let (mut cri_only, mut oci_only) = (false, false);
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "--quick" => rounds = Rounds { starts: 1, pods: 3, many: 1 },
             "--cri" => cri_only = true,
-            other => anyhow::bail!("unknown argument {other:?}: --quick and --cri are known"),
+            "--oci" => oci_only = true,
+            other => anyhow::bail!("unknown argument {other:?}: --quick, --cri and --oci are known"),
         }
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     interrupt::watch(&runtime)?;
     let (mut rows, mut directories) = (Vec::new(), Vec::new());
     start::size(&mut rows)?;
-    let result = if cri_only {
+    let result = if oci_only {
+        oci::measure(rounds.pods, &mut rows)
+    } else if cri_only {
         measure_cri(&runtime, rounds, &mut rows, &mut directories)
     } else {
         measure(&runtime, rounds, &mut rows, &mut directories)
@@ -100,6 +104,7 @@ fn measure(
     pods::memory(subjects, rows)?;
     pods::many(subjects, rounds.many, rows)?;
     hundred::measure(runtimes, rows)?;
+    oci::measure(rounds.pods, rows)?;
     cluster.down_clean();
     Ok(())
 }
