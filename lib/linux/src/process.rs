@@ -22,6 +22,8 @@ pub struct CloneOptions {
     pub new_pid_namespace: bool,
     /// The child becomes a child of the caller's parent, so that the caller may exit and the parent still gets the exit code.
     pub sibling: bool,
+    /// Both have one table of descriptors until one of them executes a program: what one opens or closes, the other has or lacks.
+    pub shared_descriptors: bool,
 }
 
 /// Proof that the process had one thread. Whoever holds it must not start threads before using it.
@@ -51,6 +53,9 @@ pub fn clone(_proof: &SingleThreaded, options: CloneOptions) -> io::Result<Side>
     if options.sibling {
         flags |= libc::c_long::from(libc::CLONE_PARENT);
     }
+    if options.shared_descriptors {
+        flags |= libc::c_long::from(libc::CLONE_FILES);
+    }
     // SAFETY: without CLONE_VM this is fork: the child runs on its own copy of the stack (a null stack pointer means that), and the
     // process has one thread (the proof), so no lock is held by a thread that will not exist. nix's fork takes no flags and its clone
     // wants a stack of its own.
@@ -76,6 +81,49 @@ pub fn reset_signals() -> io::Result<()> {
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
+}
+
+/// Sets the caller's I/O class (1 real time, 2 best effort, 3 idle) and its level, 0 to 7 (ioprio_set(2)).
+pub fn set_io_priority(class: u8, level: u8) -> io::Result<()> {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    let value = libc::c_int::from(class) << 13 | libc::c_int::from(level);
+    // SAFETY: three ints; no memory. rustix and nix have no ioprio_set(2).
+    crate::check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, value) }).map(drop)
+}
+
+/// `struct sched_attr` as the kernel first had it (sched_setattr(2)).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SchedulerAttributes {
+    size: u32,
+    /// `SCHED_*`.
+    pub policy: u32,
+    /// `SCHED_FLAG_*`.
+    pub flags: u64,
+    /// For the time-sharing policies.
+    pub nice: i32,
+    /// For the real-time policies.
+    pub priority: u32,
+    /// Nanoseconds; for deadlines.
+    pub runtime: u64,
+    /// As `runtime`.
+    pub deadline: u64,
+    /// As `runtime`.
+    pub period: u64,
+}
+
+/// Sets the caller's scheduling policy.
+pub fn set_scheduler(mut attributes: SchedulerAttributes) -> io::Result<()> {
+    attributes.size = u32::try_from(size_of::<SchedulerAttributes>()).map_err(io::Error::other)?;
+    // SAFETY: a live `repr(C)` struct that says its own size; the kernel only reads it. rustix and nix have no sched_setattr(2).
+    let answer = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0_u32) };
+    crate::check(answer).map(drop)
+}
+
+/// Sets the caller's execution domain (personality(2)).
+pub fn set_personality(domain: u64) -> io::Result<()> {
+    // SAFETY: takes a number, touches no memory.
+    crate::check(unsafe { libc::syscall(libc::SYS_personality, domain) }).map(drop)
 }
 
 /// Sends a signal by number, real-time ones too (nix and rustix know names only). A negative pid is a process group.

@@ -7,6 +7,11 @@ pub const FLAG_LOG: u32 = 1 << 1;
 /// Leave speculative store bypass on.
 pub const FLAG_SPEC_ALLOW: u32 = 1 << 2;
 
+/// Answer with a descriptor on which an agent hears of the system calls that the filter notifies.
+pub const FLAG_NEW_LISTENER: u32 = 1 << 3;
+/// Once the agent has heard of a call, only a fatal signal interrupts the caller (Linux 5.19).
+pub const FLAG_WAIT_KILLABLE_RECV: u32 = 1 << 5;
+
 const SECCOMP_SET_MODE_FILTER: libc::c_uint = 1;
 
 /// One classic BPF instruction, laid out as the kernel's `struct sock_filter`.
@@ -29,8 +34,9 @@ struct Program {
     instructions: *const Instruction,
 }
 
-/// Puts the calling thread under a filter, for good. Needs CAP_SYS_ADMIN or no_new_privs.
-pub fn load(program: &[Instruction], flags: u32) -> io::Result<()> {
+/// Puts the calling thread under a filter, for good. Needs CAP_SYS_ADMIN or no_new_privs. Returns the kernel's answer: with
+/// [`FLAG_NEW_LISTENER`] the number of a new descriptor, which is close-on-exec, else 0.
+pub fn load(program: &[Instruction], flags: u32) -> io::Result<i32> {
     let length = u16::try_from(program.len())
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "seccomp program is too long"))?;
     let program = Program { length, instructions: program.as_ptr() };
@@ -38,7 +44,7 @@ pub fn load(program: &[Instruction], flags: u32) -> io::Result<()> {
     // filter does to later system calls is its purpose. rustix and nix have no seccomp(2).
     let answer =
         unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
-    crate::check(answer).map(drop)
+    i32::try_from(crate::check(answer)?).map_err(io::Error::other)
 }
 
 #[cfg(test)]

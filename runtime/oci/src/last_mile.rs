@@ -15,9 +15,11 @@ use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::{Gid, Uid};
-use oci_spec::runtime::{Hook, LinuxCapabilities, LinuxSeccomp, Process};
+use oci_spec::runtime::{Hook, Linux, LinuxCapabilities, LinuxSeccomp, Process};
 
+use crate::attributes::{AttributeError, Attributes};
 use crate::hooks::{self, HookState, Kind};
+use crate::seccomp::listener::{Listener, PidTeller};
 use crate::seccomp::{self, Filter, SeccompError};
 
 /// Where programs are looked for when the environment does not say (as runc).
@@ -40,6 +42,9 @@ pub enum PrepareError {
     /// The filter.
     #[error("failed to compile the seccomp profile")]
     Seccomp(#[from] SeccompError),
+    /// Priorities, execution domain, labels.
+    #[error(transparent)]
+    Attribute(#[from] AttributeError),
 }
 
 /// Why the program did not start.
@@ -85,13 +90,17 @@ pub struct LastMile {
     no_new_privileges: bool,
     capabilities: Capabilities,
     filter: Option<Filter>,
+    listener: Option<Listener>,
+    attributes: Attributes,
     terminal_size: Option<(u16, u16)>,
     hooks: Option<(Vec<Hook>, HookState)>,
 }
 
 impl LastMile {
-    /// Checks and compiles.
-    pub fn prepare(process: &Process, profile: Option<&LinuxSeccomp>) -> Result<Self, PrepareError> {
+    /// Checks and compiles; `linux` is the container's.
+    pub fn prepare(process: &Process, linux: Option<&Linux>) -> Result<Self, PrepareError> {
+        let profile = linux.and_then(|linux| linux.seccomp().as_ref());
+        let personality = linux.and_then(|linux| linux.personality().as_ref());
         let arguments: Vec<CString> = process
             .args()
             .iter()
@@ -124,6 +133,8 @@ impl LastMile {
                 .as_ref()
                 .map_or(Ok(Capabilities::default()), parse_capabilities)?,
             filter: profile.map(seccomp::compile).transpose()?,
+            listener: None,
+            attributes: Attributes::prepare(process, personality)?,
             terminal_size: terminal_size(process),
             hooks: None,
         })
@@ -132,6 +143,24 @@ impl LastMile {
     /// More entries for the program's environment.
     pub fn add_environment(&mut self, entries: &[String]) {
         self.environment.extend_from_slice(entries);
+    }
+
+    /// Connects to the agent of the filter, if that has one; who makes the process tells the agent its pid.
+    pub(crate) fn connect_listener(
+        &mut self,
+        profile: Option<&LinuxSeccomp>,
+        state: &HookState,
+    ) -> io::Result<Option<PidTeller>> {
+        let path = profile.and_then(|profile| profile.listener_path().as_deref());
+        let (Some(profile), Some(path), true) =
+            (profile, path, self.filter.as_ref().is_some_and(|filter| filter.notifies))
+        else {
+            return Ok(None);
+        };
+        let metadata = profile.listener_metadata().clone();
+        let (listener, teller) = Listener::connect(path, metadata, state.clone())?;
+        self.listener = Some(listener);
+        Ok(Some(teller))
     }
 
     /// Hooks of kind `startContainer`, to run right before the program and as its user (the image's files must not run with more).
@@ -170,6 +199,7 @@ impl LastMile {
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask));
         }
         step("reset signals", orlop_linux::process::reset_signals())?;
+        self.attributes.apply().map_err(|(what, source)| LastMileError::Step { step: what, source })?;
         self.drop_bounding()?;
         self.own_streams();
         if let Some((columns, rows)) = self.terminal_size {
@@ -297,13 +327,12 @@ impl LastMile {
     }
 
     fn load_filter(&self) -> Result<(), LastMileError> {
-        match &self.filter {
-            Some(filter) => step(
-                "load the seccomp filter",
-                orlop_linux::seccomp::load(&filter.instructions, filter.flags),
-            ),
-            None => Ok(()),
-        }
+        let Some(filter) = &self.filter else { return Ok(()) };
+        let loaded = match &self.listener {
+            Some(listener) => listener.load(filter),
+            None => orlop_linux::seccomp::load(&filter.instructions, filter.flags).map(drop),
+        };
+        step("load the seccomp filter", loaded)
     }
 
     /// execve of the first hit on PATH, as execvp(3) chooses.

@@ -5,8 +5,10 @@
 //!
 //! Where to read next: `setup/` (a container's making), `last_mile.rs` (its program's start), `command/` (the command line).
 
+mod attributes;
 pub mod cgroup;
 mod command;
+mod configuration;
 pub mod devices;
 pub mod freezer;
 pub mod hooks;
@@ -15,6 +17,7 @@ pub mod limits;
 mod program;
 pub mod seccomp;
 pub mod setup;
+mod systemd;
 
 use std::ffi::OsString;
 

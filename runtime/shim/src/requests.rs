@@ -144,6 +144,8 @@ impl Shim {
             // Kubernetes expects a missing program to fail the start, not the creation.
             check_program: false,
             environment: Vec::new(),
+            systemd: false,
+            mounts: Vec::new(),
             descriptors: streams.numbers(None),
         };
         let setup_pid = self
@@ -323,6 +325,7 @@ impl Shim {
             preserve_fds: 0,
             join_keyring: false,
             cgroup: None,
+            cgroup_of: Default::default(),
             descriptors: streams.numbers(theirs.as_ref().map(AsRawFd::as_raw_fd)),
         };
         let mut keep = streams.theirs();

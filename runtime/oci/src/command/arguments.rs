@@ -113,6 +113,9 @@ pub(super) struct Create {
     /// The first process's pid is written here.
     #[arg(long)]
     pub(super) pid_file: Option<PathBuf>,
+    /// Unix socket that takes a pidfd of the first process.
+    #[arg(long)]
+    pub(super) pidfd_socket: Option<PathBuf>,
     /// Descriptors beyond standard error that the container keeps.
     #[arg(long, default_value_t = 0)]
     pub(super) preserve_fds: u32,
@@ -188,6 +191,9 @@ pub(super) struct Exec {
     /// The process's pid is written here.
     #[arg(long)]
     pub(super) pid_file: Option<PathBuf>,
+    /// Unix socket that takes a pidfd of the process.
+    #[arg(long)]
+    pub(super) pidfd_socket: Option<PathBuf>,
     /// SELinux label.
     #[arg(long)]
     pub(super) process_label: Option<String>,
@@ -203,9 +209,9 @@ pub(super) struct Exec {
     /// Descriptors beyond standard error that the process keeps.
     #[arg(long, default_value_t = 0)]
     pub(super) preserve_fds: u32,
-    /// A control group below the container's own.
+    /// A control group below the container's own, of every controller or (v1) as CONTROLLER,...:PATH of some.
     #[arg(long)]
-    pub(super) cgroup: Option<String>,
+    pub(super) cgroup: Vec<String>,
     /// Also in a paused container; the process waits until it is resumed.
     #[arg(long)]
     pub(super) ignore_paused: bool,

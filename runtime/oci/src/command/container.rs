@@ -86,7 +86,8 @@ impl Container {
 
     /// The configuration as it was at create.
     pub(super) fn spec(&self) -> anyhow::Result<Spec> {
-        Spec::load(self.directory.join("config.json")).context("failed to read the container's configuration")
+        let path = self.directory.join("config.json");
+        crate::configuration::load(&path).context("failed to read the container's configuration")
     }
 
     pub(super) fn work(&self) -> PathBuf {

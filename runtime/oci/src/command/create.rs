@@ -11,9 +11,12 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use super::arguments::Create;
 use super::container::{Container, make_status_fifo};
 use super::store::{Lock, Record, write_atomically};
-use super::{Call, console, delete};
+use super::{Call, console, delete, notify};
+use crate::attributes;
+use crate::configuration;
 use crate::program::Program;
 use crate::setup::{CreateRequest, Descriptors, rules};
+use crate::systemd::Scope;
 
 /// Who takes the terminal, if there is one.
 pub(super) enum Console<'a> {
@@ -32,14 +35,16 @@ pub(super) fn create(call: &Call, options: &Create, console: Console<'_>) -> any
     let bundle = fs::canonicalize(&options.bundle)
         .with_context(|| format!("failed to find the bundle {}", options.bundle.display()))?;
     let text = read_configuration(&bundle)?;
-    let spec: Spec = serde_json::from_slice(&text).context("failed to parse config.json")?;
+    let spec = configuration::parse(&text).context("failed to parse config.json")?;
     let rootfs = validate(&spec, &bundle)?;
+    let unit = systemd_unit(call, &spec)?;
     let cgroup = rules::cgroup_path(&spec, &options.id)?;
     check_terminal(&spec, &console)?;
 
     let (directory, lock) = call.store.make(&options.id)?;
     let mut record = Record::new(&options.id, &bundle, &rootfs, &cgroup, &spec);
     record.own_keyring = !options.no_new_keyring;
+    record.systemd_unit = unit;
     let mut container = Container { record, directory };
     let made = refuse_used_cgroup(&container)
         .and_then(|()| Ok(write_atomically(&container.directory.join("config.json"), &text, 0o600)?))
@@ -56,6 +61,20 @@ pub(super) fn create(call: &Call, options: &Create, console: Console<'_>) -> any
         }
         Err(error) => Err(undo(call, &container, lock, error)),
     }
+}
+
+/// The unit that systemd shall make; paths of its form are for it alone.
+fn systemd_unit(call: &Call, spec: &Spec) -> anyhow::Result<Option<String>> {
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()).unwrap_or_default();
+    if call.systemd_cgroup {
+        return Ok(Some(Scope::parse(&path.to_string_lossy())?.unit));
+    }
+    if path.to_string_lossy().contains(':') {
+        bail!(
+            "cgroupsPath {path:?} is not a path (the cgroupfs driver wants one; --systemd-cgroup does not)"
+        );
+    }
+    Ok(None)
 }
 
 /// What `delete` would do, and the reason of the failure stays the message.
@@ -85,7 +104,12 @@ fn set_up(
     };
     let status = make_status_fifo(&container.directory.join("status")).context("failed to make the FIFO")?;
     let program = Program::seal().context("failed to seal this program")?;
-    let (preserve_fds, environment) = passed_sockets(options.preserve_fds)?;
+    let (preserve_fds, mut environment) = passed_sockets(options.preserve_fds)?;
+    let mut mounts = Vec::new();
+    if let Some((mount, entry)) = notify::prepare(container)? {
+        mounts.push(mount);
+        environment.push(entry);
+    }
     let answer = program.ask("create", &[status.as_fd()], |answer| CreateRequest {
         id: options.id.clone(),
         bundle: container.record.bundle.clone(),
@@ -99,6 +123,8 @@ fn set_up(
         new_keyring: !options.no_new_keyring,
         check_program: true,
         environment,
+        systemd: container.record.systemd_unit.is_some(),
+        mounts,
         descriptors: Descriptors {
             status: Some(status.as_raw_fd()),
             answer: Some(answer),
@@ -116,6 +142,9 @@ fn set_up(
     let identity = orlop_linux::process::identify(pid).context("the container's first process is gone")?;
     container.record.init = Some(identity);
     call.store.save(&container.record)?;
+    if let Some(path) = &options.pidfd_socket {
+        notify::send_pidfd(path, pid)?;
+    }
     if let Some(path) = &options.pid_file {
         write_atomically(path, pid.to_string().as_bytes(), 0o644)
             .with_context(|| format!("failed to write {}", path.display()))?;
@@ -156,10 +185,11 @@ fn validate(spec: &Spec, bundle: &Path) -> anyhow::Result<PathBuf> {
     if !process.cwd().is_absolute() {
         bail!("process.cwd {:?} must be an absolute path", process.cwd());
     }
-    if process.selinux_label().as_ref().is_some_and(|label| !label.is_empty())
-        || linux.mount_label().as_ref().is_some_and(|label| !label.is_empty())
-    {
-        bail!("SELinux labels (process.selinuxLabel, linux.mountLabel) are not supported");
+    if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) && !attributes::has_selinux() {
+        bail!(attributes::AttributeError::NoSelinux("linux.mountLabel"));
+    }
+    if linux.intel_rdt().is_some() {
+        bail!("linux.intelRdt is not supported");
     }
     let has_mount_namespace =
         linux.namespaces().iter().flatten().any(|namespace| namespace.typ() == LinuxNamespaceType::Mount);

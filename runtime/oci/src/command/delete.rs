@@ -7,6 +7,7 @@ use super::arguments::Delete;
 use super::container::{Container, DEATH_DEADLINE, Status};
 use super::store::Lock;
 use crate::hooks::{self, Kind};
+use crate::systemd::Bus;
 
 pub(super) fn main(call: &Call, options: &Delete) -> anyhow::Result<()> {
     let found = match call.store.lock(&options.id) {
@@ -36,7 +37,18 @@ pub(super) fn main(call: &Call, options: &Delete) -> anyhow::Result<()> {
 /// Kills what is left, removes control groups and state, and runs the last hooks. May be repeated when it fails.
 pub(super) fn destroy(call: &Call, container: &Container, lock: Lock) -> anyhow::Result<()> {
     let cgroup = container.cgroup()?;
-    let removed = if container.is_known_dead() {
+    let dead = container.is_known_dead();
+    if let Some(unit) = &container.record.systemd_unit {
+        if !dead {
+            container.kill_and_wait()?;
+        }
+        let stopped = Bus::system().and_then(|mut bus| bus.stop_unit(unit));
+        // The group goes all the same, and with its last process systemd's unit.
+        if let Err(error) = stopped {
+            call.log.warning(&format!("failed to stop the unit {unit}: {:#}", anyhow::Error::new(error)));
+        }
+    }
+    let removed = if dead {
         // Its processes went with its PID namespace; whoever is in the group now came later and is somebody else's.
         cgroup.remove_empty(DEATH_DEADLINE)
     } else {

@@ -1,9 +1,11 @@
 //! `exec`: one more process in a container.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
 use oci_spec::runtime::{Capabilities, Process, User};
@@ -12,7 +14,8 @@ use super::arguments::Exec;
 use super::container::{Container, Status};
 use super::foreground::{Signals, Terminal};
 use super::store::write_atomically;
-use super::{Call, Coded, console, create};
+use super::{Call, Coded, console, create, notify};
+use crate::configuration;
 use crate::program::Program;
 use crate::setup::{Descriptors, ExecRequest};
 
@@ -71,6 +74,9 @@ fn exec(call: &Call, options: &Exec) -> anyhow::Result<i32> {
     if !said.is_empty() {
         return Err(anyhow!("unable to start container process: {said}"));
     }
+    if let Some(path) = &options.pidfd_socket {
+        notify::send_pidfd(path, pid)?;
+    }
     if let Some(path) = &options.pid_file {
         write_atomically(path, pid.to_string().as_bytes(), 0o644)
             .with_context(|| format!("failed to write {}", path.display()))?;
@@ -116,6 +122,7 @@ fn ask(
     let mut keep: Vec<BorrowedFd<'_>> = streams.iter().map(AsFd::as_fd).collect();
     keep.push(status.as_fd());
     keep.extend(console.theirs());
+    let (cgroup, cgroup_of) = nested_cgroups(&options.cgroup)?;
     let program = Program::seal().context("failed to seal this program")?;
     let answer = program.ask("exec", &keep, |answer| ExecRequest {
         target: container.record.init.expect("only containers that were made get here"),
@@ -125,7 +132,8 @@ fn ask(
         arguments: Vec::new(),
         preserve_fds: preserve_fds.unsigned_abs(),
         join_keyring: container.record.own_keyring,
-        cgroup: options.cgroup.as_deref().map(Into::into),
+        cgroup,
+        cgroup_of,
         descriptors: Descriptors {
             stdin: Some(streams[0].as_raw_fd()),
             stdout: Some(streams[1].as_raw_fd()),
@@ -143,19 +151,10 @@ fn ask(
 
 /// The file's, or the container's own with the options' changes.
 fn wanted_process(container: &Container, options: &Exec) -> anyhow::Result<Process> {
-    if options.process_label.as_ref().is_some_and(|label| !label.is_empty()) {
-        bail!("SELinux labels (--process-label) are not supported");
-    }
-    if options.cgroup.as_ref().is_some_and(|path| path.contains(':')) {
-        bail!("--cgroup with a list of controllers is not supported: name a path alone");
-    }
     if let Some(path) = &options.process {
         let text = std::fs::read(path).with_context(|| format!("failed to read {}", path.display()))?;
-        let process: Process =
-            serde_json::from_slice(&text).with_context(|| format!("failed to parse {}", path.display()))?;
-        if process.selinux_label().as_ref().is_some_and(|label| !label.is_empty()) {
-            bail!("SELinux labels (process.selinuxLabel) are not supported");
-        }
+        let process = configuration::parse_process(&text)
+            .with_context(|| format!("failed to parse {}", path.display()))?;
         if !process.cwd().is_absolute() {
             bail!("cwd {:?} must be an absolute path", process.cwd());
         }
@@ -175,6 +174,9 @@ fn wanted_process(container: &Container, options: &Exec) -> anyhow::Result<Proce
     if let Some(profile) = options.apparmor.as_ref().filter(|profile| !profile.is_empty()) {
         process.set_apparmor_profile(Some(profile.clone()));
     }
+    if let Some(label) = options.process_label.as_ref().filter(|label| !label.is_empty()) {
+        process.set_selinux_label(Some(label.clone()));
+    }
     if options.no_new_privs {
         process.set_no_new_privileges(Some(true));
     }
@@ -192,6 +194,26 @@ fn wanted_process(container: &Container, options: &Exec) -> anyhow::Result<Proce
         process.set_user(user);
     }
     Ok(process)
+}
+
+/// `--cgroup` as runc reads it: one path for all, or any number of CONTROLLER,...:PATH.
+fn nested_cgroups(given: &[String]) -> anyhow::Result<(Option<PathBuf>, BTreeMap<String, PathBuf>)> {
+    if let [path] = given
+        && !path.contains(':')
+    {
+        return Ok((Some(path.into()), BTreeMap::new()));
+    }
+    let mut of_controllers = BTreeMap::new();
+    for entry in given {
+        let Some((controllers, path)) = entry.split_once(':') else {
+            bail!("invalid --cgroup argument: {entry} (missing <controller>: prefix)")
+        };
+        if path.contains(':') || controllers.is_empty() || path.is_empty() {
+            bail!("invalid --cgroup argument: {entry}");
+        }
+        of_controllers.extend(controllers.split(',').map(|controller| (controller.to_owned(), path.into())));
+    }
+    Ok((None, of_controllers))
 }
 
 /// Later entries replace earlier ones of the same name.
@@ -250,6 +272,13 @@ mod tests {
     fn changes_the_process() {
         let old = vec!["A=1".to_owned(), "B=2".to_owned()];
         assert_eq!(merge_environment(old, &["A=3".to_owned()]), ["B=2", "A=3"]);
+        let groups =
+            |given: &[&str]| nested_cgroups(&given.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+        assert_eq!(groups(&[]).unwrap(), (None, BTreeMap::new()));
+        assert_eq!(groups(&["a"]).unwrap().0, Some("a".into()));
+        assert_eq!(groups(&["cpu,cpuacct:a", "memory:b"]).unwrap().1.len(), 3);
+        assert!(groups(&["a", "b"]).is_err() && groups(&["a:b:c"]).is_err() && groups(&["a:"]).is_err());
+
         let user = parse_user("7:8").unwrap();
         assert_eq!((user.uid(), user.gid()), (7, 8));
         assert!(parse_user("web").is_err() && parse_user("1:x").is_err());

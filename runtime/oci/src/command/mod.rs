@@ -24,6 +24,7 @@ mod foreground;
 mod kill;
 mod list;
 mod log;
+mod notify;
 mod pause;
 mod ps;
 mod resume;
@@ -48,6 +49,8 @@ use store::Store;
 struct Call {
     store: Store,
     log: Log,
+    /// `--systemd-cgroup`.
+    systemd_cgroup: bool,
 }
 
 /// An error with an exit code other than 1.
@@ -100,7 +103,7 @@ fn dispatch(parsed: Arguments, log: Log) -> Result<i32, (Log, anyhow::Error)> {
         Ok(store) => store,
         Err(error) => return Err((log, error)),
     };
-    let call = Call { store, log };
+    let call = Call { store, log, systemd_cgroup: parsed.global.systemd_cgroup };
     call.log.debug(&format!("{verb:?}"));
     perform(&call, verb).map_err(|error| (call.log, error))
 }
@@ -132,11 +135,8 @@ fn perform(call: &Call, verb: Verb) -> anyhow::Result<i32> {
 }
 
 fn check_global(global: &Global) -> anyhow::Result<()> {
-    if global.systemd_cgroup {
-        if !std::path::Path::new("/run/systemd/system").is_dir() {
-            bail!("--systemd-cgroup: systemd is not running on this machine; use the cgroupfs driver");
-        }
-        bail!("--systemd-cgroup is not supported; use the cgroupfs driver");
+    if global.systemd_cgroup && !crate::systemd::is_running() {
+        bail!("--systemd-cgroup: systemd is not running on this machine; use the cgroupfs driver");
     }
     match global.rootless.as_str() {
         "auto" | "false" => {}

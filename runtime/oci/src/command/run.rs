@@ -6,6 +6,7 @@ use super::arguments::Run;
 use super::container::Container;
 use super::create::{Console, create};
 use super::foreground::{Signals, Terminal};
+use super::notify::Relay;
 use super::{Call, console, delete, start};
 
 pub(super) fn main(call: &Call, options: &Run) -> anyhow::Result<i32> {
@@ -55,13 +56,22 @@ fn wait(
     };
     let init = container.record.init.context("the container has no process")?;
     let process = orlop_linux::process::open(init).context("the container's process is gone")?;
+    let relay = Relay::open(container)?;
     start_or_destroy(call, options, container)?;
+    if let Some(relay) = relay {
+        // The service manager's main process is this one: it lasts as long, and gets the signals.
+        relay.pass_on_beside(&process, std::process::id())?;
+    }
     signals.attend(init.pid, &process, terminal)
 }
 
 /// A container whose program did not start is of no use to anybody.
 fn start_or_destroy(call: &Call, options: &Run, container: &Container) -> anyhow::Result<()> {
-    let Err(error) = start::start(call, container) else { return Ok(()) };
+    let started = match options.detach {
+        true => start::start_and_tell(call, container),
+        false => start::start(call, container),
+    };
+    let Err(error) = started else { return Ok(()) };
     if options.detach {
         remove(call, container)?;
     }

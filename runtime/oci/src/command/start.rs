@@ -8,13 +8,25 @@ use anyhow::{Context, anyhow, bail};
 
 use super::Call;
 use super::container::{Container, Status};
+use super::notify::Relay;
 use crate::hooks::{self, Kind};
 
 /// What the last mile may say.
 const SAID_LIMIT_BYTES: u64 = 64 * 1024;
 
 pub(super) fn main(call: &Call, id: &str) -> anyhow::Result<()> {
-    start(call, &Container::load(&call.store, id)?)
+    start_and_tell(call, &Container::load(&call.store, id)?)
+}
+
+/// For callers that do not stay: returns when the program says that it is ready, if the caller's service manager wants to know.
+pub(super) fn start_and_tell(call: &Call, container: &Container) -> anyhow::Result<()> {
+    let relay = Relay::open(container)?;
+    let init = container.init();
+    start(call, container)?;
+    match (relay, init, container.record.init) {
+        (Some(relay), Some(process), Some(identity)) => relay.pass_on(&process, identity.pid),
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn start(call: &Call, container: &Container) -> anyhow::Result<()> {

@@ -39,6 +39,9 @@ pub(super) struct Record {
     pub(super) annotations: BTreeMap<String, String>,
     /// Below each hierarchy's root.
     pub(super) cgroup: PathBuf,
+    /// systemd's unit for it, if systemd made the group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) systemd_unit: Option<String>,
     /// It has a session keyring of its own.
     pub(super) own_keyring: bool,
     /// The first process; none while the container is being made.
@@ -56,6 +59,7 @@ impl Record {
             created: jiff::Timestamp::now(),
             annotations: annotations.map(|(name, value)| (name.clone(), value.clone())).collect(),
             cgroup: cgroup.to_path_buf(),
+            systemd_unit: None,
             own_keyring: true,
             init: None,
         }

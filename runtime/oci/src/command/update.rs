@@ -12,6 +12,7 @@ use super::arguments::{Limits, Update};
 use super::container::{Container, Status};
 use crate::cgroup::{Cgroup, Hierarchies};
 use crate::limits;
+use crate::systemd::{self, Bus};
 
 pub(super) fn main(call: &Call, options: &Update) -> anyhow::Result<()> {
     let container = Container::load(&call.store, &options.id)?;
@@ -26,6 +27,11 @@ pub(super) fn main(call: &Call, options: &Update) -> anyhow::Result<()> {
     let hierarchies = Hierarchies::detect_once().context("failed to find the control groups")?;
     let cgroup = hierarchies.cgroup(&container.record.cgroup.to_string_lossy());
     check_before_update(&cgroup, &resources)?;
+    if let Some(unit) = &container.record.systemd_unit {
+        let told = Bus::system()
+            .and_then(|mut bus| systemd::update(&mut bus, unit, &resources, hierarchies.is_unified()));
+        told.with_context(|| format!("failed to change the unit {unit}"))?;
+    }
     limits::apply(&cgroup, &resources, hierarchies.is_unified())
 }
 

@@ -2,7 +2,8 @@
 
 use anyhow::bail;
 use oci_spec::runtime::{
-    LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxRdma, LinuxResources, LinuxThrottleDevice, LinuxWeightDevice,
+    LinuxBlockIo, LinuxCpu, LinuxInterfacePriority, LinuxMemory, LinuxRdma, LinuxResources,
+    LinuxThrottleDevice, LinuxWeightDevice,
 };
 
 /// One write.
@@ -45,8 +46,7 @@ pub(super) fn plan(
     unified: bool,
     present: &Present,
 ) -> anyhow::Result<Vec<Write>> {
-    refuse_unknown(resources)?;
-    let mut writes = Vec::new();
+    let mut writes = network(resources, unified)?;
     if let Some(memory) = resources.memory() {
         writes.extend(if unified { memory_v2(memory, present.memory)? } else { memory_v1(memory) });
     }
@@ -112,16 +112,19 @@ fn rdma(device: &str, limits: &LinuxRdma) -> String {
     line
 }
 
-/// Devices are left out silently, as runc does: callers hand over the whole section.
-fn refuse_unknown(resources: &LinuxResources) -> anyhow::Result<()> {
-    let network = resources.network().as_ref().is_some_and(|network| {
-        network.class_id().is_some()
-            || network.priorities().as_ref().is_some_and(|priorities| !priorities.is_empty())
-    });
-    if network {
-        bail!("linux.resources.network is not supported: it is cgroup v1's, and cannot be changed there");
+/// Classes and priorities of packets exist on v1 alone.
+fn network(resources: &LinuxResources, unified: bool) -> anyhow::Result<Vec<Write>> {
+    let Some(network) = resources.network() else { return Ok(Vec::new()) };
+    let class = network.class_id().map(|class| write("net_cls", "net_cls.classid", class));
+    let priority = |priority: &LinuxInterfacePriority| {
+        write("net_prio", "net_prio.ifpriomap", format!("{} {}", priority.name(), priority.priority()))
+    };
+    let writes: Vec<Write> =
+        class.into_iter().chain(network.priorities().iter().flatten().map(priority)).collect();
+    if unified && !writes.is_empty() {
+        bail!("linux.resources.network does not exist on cgroup v2");
     }
-    Ok(())
+    Ok(writes)
 }
 
 /// 0 is "not set" wherever runc's callers write numbers without an option.
@@ -244,21 +247,31 @@ fn refuse_leaf_weights(block: &LinuxBlockIo) -> anyhow::Result<()> {
     let devices = block.weight_device().as_deref().unwrap_or_default();
     let is_leaf = |device: &LinuxWeightDevice| device.leaf_weight().is_some_and(|weight| weight != 0);
     if block.leaf_weight().is_some_and(|weight| weight != 0) || devices.iter().any(is_leaf) {
-        bail!("linux.resources.blockIO: leaf weights cannot be set");
+        bail!("linux.resources.blockIO: leaf weights do not exist on cgroup v2");
     }
     Ok(())
 }
 
+/// CFQ's files, gone since Linux 5.0, and BFQ's.
 fn block_v1(block: &LinuxBlockIo) -> anyhow::Result<Vec<Write>> {
-    refuse_leaf_weights(block)?;
+    let of_scheduler = |file: &str, value: String| Write {
+        without: Without::Instead(file.replace("blkio.", "blkio.bfq."), value.clone()),
+        ..write("blkio", file, value)
+    };
     let mut writes = Vec::new();
     if let Some(weight) = block.weight().filter(|weight| *weight != 0) {
-        writes.push(write("blkio", "blkio.weight", weight));
+        writes.push(of_scheduler("blkio.weight", weight.to_string()));
+    }
+    if let Some(weight) = block.leaf_weight().filter(|weight| *weight != 0) {
+        writes.push(write("blkio", "blkio.leaf_weight", weight));
     }
     for device in block.weight_device().iter().flatten() {
-        if let Some(weight) = device.weight() {
-            let line = format!("{}:{} {weight}", device.major(), device.minor());
-            writes.push(write("blkio", "blkio.weight_device", line));
+        let line = |weight: u16| format!("{}:{} {weight}", device.major(), device.minor());
+        if let Some(weight) = device.weight().filter(|weight| *weight != 0) {
+            writes.push(of_scheduler("blkio.weight_device", line(weight)));
+        }
+        if let Some(weight) = device.leaf_weight().filter(|weight| *weight != 0) {
+            writes.push(write("blkio", "blkio.leaf_weight_device", line(weight)));
         }
     }
     for (file, _, devices) in throttles(block) {
@@ -398,9 +411,25 @@ mod tests {
     }
 
     #[test]
+    fn what_few_machines_have() {
+        let json = r#"{"network":{"classID":9,"priorities":[{"name":"lo","priority":3}]},
+            "blockIO":{"leafWeight":20,"weightDevice":[{"major":8,"minor":0,"weight":500,"leafWeight":300}]}}"#;
+        assert_eq!(
+            lines(json, false, None),
+            [
+                "net_cls.classid=9",
+                "net_prio.ifpriomap=lo 3",
+                "blkio.leaf_weight=20",
+                "blkio.weight_device=8:0 500",
+                "blkio.leaf_weight_device=8:0 300",
+            ]
+        );
+    }
+
+    #[test]
     fn refuses() {
         for (json, unified) in [
-            (r#"{"network":{"classID":1}}"#, false),
+            (r#"{"network":{"classID":1}}"#, true),
             (r#"{"unified":{"memory.high":"9"}}"#, false),
             (r#"{"unified":{"../x":"9"}}"#, true),
             (r#"{"unified":{"cgroup.kill":"1"}}"#, true),

@@ -12,6 +12,8 @@ use super::{numbers_aarch64, numbers_x32, numbers_x86, numbers_x86_64};
 /// `SECCOMP_RET_KILL_PROCESS`.
 pub const KILL_PROCESS: u32 = 0x8000_0000;
 const RETURN_ERRNO: u32 = 0x0005_0000;
+/// `SECCOMP_RET_USER_NOTIF`.
+const RETURN_NOTIFY: u32 = 0x7fc0_0000;
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 /// Set in the number of every x32 system call (`__X32_SYSCALL_BIT`).
@@ -216,7 +218,7 @@ impl<'p> Answers<'p> {
 /// `SECCOMP_RET_*` of an action.
 fn answer(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, SeccompError> {
     match action {
-        LinuxSeccompAction::ScmpActNotify => Err(SeccompError::Notify),
+        LinuxSeccompAction::ScmpActNotify => Ok(RETURN_NOTIFY),
         LinuxSeccompAction::ScmpActErrno => Ok(RETURN_ERRNO | errno.unwrap_or(EPERM) & 0xffff),
         other => Ok(other.as_u32(errno.map(|number| number & 0xffff))),
     }

@@ -202,7 +202,7 @@ fn refuses() {
     let notify = profile(
         r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mount"],"action":"SCMP_ACT_NOTIFY"}]}"#,
     );
-    assert_eq!(compile(&notify).unwrap_err(), SeccompError::Notify);
+    assert_eq!(compile(&notify).unwrap_err(), SeccompError::NoListener);
     let index = profile(
         r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mount"],"action":"SCMP_ACT_LOG",
         "args":[{"index":6,"value":0,"op":"SCMP_CMP_EQ"}]}]}"#,

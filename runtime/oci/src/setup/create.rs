@@ -11,16 +11,20 @@ use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxNamespaceType, LinuxResources, Spec};
+
+use orlop_linux::process::{CloneOptions, Side, SingleThreaded};
 
 use super::reasons::Reasons;
 use super::user_namespace::UserNamespace;
 use super::{Answer, CreateRequest, hooks, mounts, rules, set_oom_score_adjustment, take, user_namespace};
 use crate::cgroup::Hierarchies;
+use crate::configuration;
 use crate::devices;
 use crate::hooks::HookState;
 use crate::last_mile::{LastMile, LastMileError};
 use crate::limits;
+use crate::systemd::{self, Bus, Scope};
 
 /// Makes the container. Single-threaded processes only.
 pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
@@ -30,12 +34,16 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
     let stdout = take(request.descriptors.stdout)?;
     let stderr = take(request.descriptors.stderr)?;
     let status = take(request.descriptors.status)?.map(Arc::new);
-    let spec = load(&request.bundle)?;
+    let mut spec = load(&request.bundle)?;
+    if !request.mounts.is_empty() {
+        let all = spec.mounts().iter().flatten().chain(&request.mounts).cloned().collect();
+        spec.set_mounts(Some(all));
+    }
     let rootfs = rootfs(request, &spec)?;
     let process = spec.process().as_ref().ok_or(rules::DeriveError::NoProcess)?;
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-    let mut mile =
-        LastMile::prepare(process, profile).context("failed to prepare the container's process")?;
+    let mut mile = LastMile::prepare(process, spec.linux().as_ref())
+        .context("failed to prepare the container's process")?;
     mile.add_environment(&request.environment);
     let user = UserNamespace::of(&spec, &request.namespaces)?;
     let user_path = user.as_ref().map(UserNamespace::path);
@@ -60,8 +68,10 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
     }
     let seen_by_hooks = hook_state(request, &spec);
     hooks::substitute(&mut derived, &seen_by_hooks, &request.work, &prepared)?;
+    let waits = HookState { status: "created".to_owned(), ..seen_by_hooks.clone() };
+    let teller = mile.connect_listener(profile, &waits).context("failed to connect to the seccomp agent")?;
     if let Some(given) = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().as_ref()) {
-        mile.run_before(given.clone(), HookState { status: "created".to_owned(), ..seen_by_hooks });
+        mile.run_before(given.clone(), waits);
     }
     derived.save(bundle.join("config.json")).context("failed to write the derived configuration")?;
     let warning = set_oom_score_adjustment(process.oom_score_adj().or(request.sibling.then_some(0)))
@@ -78,11 +88,14 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
         check_program: request.check_program,
         mounts: prepared.later,
     };
+    let scope = if request.systemd { Some(start_scope(&spec, &request.id)?) } else { None };
     let container = build(request, executor, streams, &bundle, &state)?;
+    drop(scope);
     let pid = container.pid().context("the container has no process")?;
     let pid = u32::try_from(pid.as_raw())?;
-    let guarded =
-        guard(&hierarchies, &spec, &request.id).and_then(|()| delegate(&spec, &request.id, user.as_ref()));
+    let guarded = guard(&hierarchies, &spec, &request.id)
+        .and_then(|()| limit_rdma(&hierarchies, &spec, &request.id))
+        .and_then(|()| delegate(&spec, &request.id, user.as_ref()));
     if let Err(error) = guarded {
         let _ = nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(i32::try_from(pid)?),
@@ -90,12 +103,15 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
         );
         return Err(error);
     }
+    if let Some(teller) = teller {
+        teller.tell(pid).context("failed to tell the seccomp agent's helper")?;
+    }
     Ok(Answer { pid: Some(pid), error: None, warnings: warning.into_iter().collect() })
 }
 
 fn load(bundle: &Path) -> anyhow::Result<Spec> {
     let config = bundle.join("config.json");
-    let mut spec = Spec::load(&config).with_context(|| format!("failed to read {}", config.display()))?;
+    let mut spec = configuration::load(&config)?;
     rules::absolute_sources(&mut spec, bundle);
     Ok(spec)
 }
@@ -231,6 +247,52 @@ fn guard(hierarchies: &Hierarchies, spec: &Spec, id: &str) -> anyhow::Result<()>
     let group =
         fs::File::open(&directory).with_context(|| format!("failed to open {}", directory.display()))?;
     orlop_linux::bpf::attach_device_program(&group, &program).context("failed to attach the device policy")
+}
+
+/// A process that keeps a scope alive until the container's own first one is in it.
+struct Placeholder(nix::unistd::Pid);
+
+impl Drop for Placeholder {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(self.0, nix::sys::signal::SIGKILL);
+        let _ = nix::sys::wait::waitpid(self.0, None);
+    }
+}
+
+/// Not with this process in it: when libcontainer fails, it kills what is in the group.
+fn start_scope(spec: &Spec, id: &str) -> anyhow::Result<Placeholder> {
+    let linux = spec.linux().as_ref().ok_or(rules::DeriveError::NoLinux)?;
+    let given = linux.cgroups_path().clone().unwrap_or_default();
+    let scope = Scope::parse(&given.to_string_lossy())?;
+    let single = SingleThreaded::verify()?;
+    let placeholder = match orlop_linux::process::clone(&single, CloneOptions::default())? {
+        Side::Parent(pid) => Placeholder(nix::unistd::Pid::from_raw(i32::try_from(pid)?)),
+        Side::Child => {
+            let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+            loop {
+                nix::unistd::pause();
+            }
+        }
+    };
+    let unified = Hierarchies::detect().context("failed to find the control groups")?.is_unified();
+    let pid = u32::try_from(placeholder.0.as_raw())?;
+    let mut bus = Bus::system()?;
+    systemd::start(&mut bus, &scope, id, pid, linux.resources().as_ref(), unified)
+        .with_context(|| format!("failed to make the unit {}", scope.unit))?;
+    Ok(placeholder)
+}
+
+/// libcontainer, which sets the limits on v1, does not know this controller.
+fn limit_rdma(hierarchies: &Hierarchies, spec: &Spec, id: &str) -> anyhow::Result<()> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let Some(devices) = resources.and_then(|resources| resources.rdma().as_ref()) else { return Ok(()) };
+    if devices.is_empty() || hierarchies.is_unified() {
+        return Ok(());
+    }
+    let mut alone = LinuxResources::default();
+    alone.set_devices(None).set_rdma(Some(devices.clone()));
+    let group = hierarchies.cgroup(&rules::cgroup_path(spec, id)?.to_string_lossy());
+    limits::apply(&group, &alone, false).context("linux.resources.rdma")
 }
 
 /// On a unified machine a container with a user namespace of its own may manage what is below its group, if it has a cgroup namespace

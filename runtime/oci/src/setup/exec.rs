@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use nix::sched::CloneFlags;
+use nix::sched::{CloneFlags, sched_setaffinity};
 use nix::sys::resource::{Resource, setrlimit};
 use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process, Spec};
 use orlop_linux::process::{CloneOptions, Side, SingleThreaded};
@@ -16,7 +16,10 @@ use orlop_linux::process::{CloneOptions, Side, SingleThreaded};
 use super::create::{exit_code, report};
 use super::user_namespace::UserNamespace;
 use super::{Answer, ExecRequest, rules, set_oom_score_adjustment, take, terminal};
+use crate::attributes;
 use crate::cgroup::Hierarchies;
+use crate::configuration;
+use crate::hooks::HookState;
 use crate::last_mile::{LastMile, LastMileError};
 
 /// Every type of namespace; `setns` takes a pidfd and several flags at once and orders them itself (Linux 5.8).
@@ -51,11 +54,11 @@ pub fn exec(request: &ExecRequest) -> anyhow::Result<Answer> {
         status: take(numbers.status)?,
     };
     let single = SingleThreaded::verify()?;
-    let spec = Spec::load(&request.config)
-        .with_context(|| format!("failed to read {}", request.config.display()))?;
+    let spec = configuration::load(&request.config)?;
     let process = wanted_process(request, &spec)?;
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-    let mile = LastMile::prepare(&process, profile).context("failed to prepare the process")?;
+    let mut mile =
+        LastMile::prepare(&process, spec.linux().as_ref()).context("failed to prepare the process")?;
     let warning = set_oom_score_adjustment(process.oom_score_adj().or(Some(0)))
         .context("failed to set oom_score_adj")?;
 
@@ -66,8 +69,19 @@ pub fn exec(request: &ExecRequest) -> anyhow::Result<Answer> {
     if request.join_keyring {
         orlop_linux::keyring::join_session(&id).context("failed to join the container's keyring")?;
     }
+    let teller = mile
+        .connect_listener(profile, &running_state(request, &spec, &id))
+        .context("failed to connect to the seccomp agent")?;
     let cgroup = rules::cgroup_path(&spec, &id)?;
+    let affinity = process.exec_cpu_affinity().clone();
+    let set_affinity = |list: Option<&String>| -> anyhow::Result<()> {
+        let Some(list) = list.filter(|list| !list.is_empty()) else { return Ok(()) };
+        sched_setaffinity(nix::unistd::Pid::from_raw(0), &attributes::cpus(list)?)
+            .with_context(|| format!("failed to run on the CPUs {list}"))
+    };
+    set_affinity(affinity.as_ref().and_then(|affinity| affinity.initial().as_ref()))?;
     enter_cgroup(request, &cgroup)?;
+    set_affinity(affinity.as_ref().and_then(|affinity| affinity.cpu_affinity_final().as_ref()))?;
     set_limits(process.rlimits().as_deref().unwrap_or_default())?;
     let foreign = foreign_namespaces(request.target.pid)?;
 
@@ -93,31 +107,84 @@ pub fn exec(request: &ExecRequest) -> anyhow::Result<Answer> {
     }
     match orlop_linux::process::clone(&single, CloneOptions { sibling: true, ..CloneOptions::default() })? {
         Side::Parent(pid) => {
+            if let Some(teller) = teller {
+                teller.tell(pid).context("failed to tell the seccomp agent's helper")?;
+            }
             Ok(Answer { pid: Some(pid), error: None, warnings: warning.into_iter().collect() })
         }
-        Side::Child => become_program(&streams, &process, &mile, request),
+        Side::Child => become_program(&streams, &mile, request),
+    }
+}
+
+/// What an agent hears of the container that one more process is for.
+fn running_state(request: &ExecRequest, spec: &Spec, id: &str) -> HookState {
+    let annotations = spec.annotations().iter().flatten();
+    HookState {
+        oci_version: crate::SPECIFICATION_VERSION.to_owned(),
+        id: id.to_owned(),
+        status: "running".to_owned(),
+        pid: request.target.pid,
+        bundle: request.config.parent().unwrap_or(Path::new("/")).to_path_buf(),
+        annotations: annotations.map(|(name, value)| (name.clone(), value.clone())).collect(),
     }
 }
 
 fn enter_cgroup(request: &ExecRequest, container: &Path) -> anyhow::Result<()> {
     let hierarchies = Hierarchies::detect_once().context("failed to find the control groups")?;
+    if !request.cgroup_of.is_empty() {
+        return enter_single_cgroups(request, container, &hierarchies);
+    }
     let Some(below) = &request.cgroup else {
         return hierarchies
             .cgroup(&container.to_string_lossy())
             .enter(Some(request.target.pid))
             .context("failed to enter the control group");
     };
-    let within = below.components().all(|part| !matches!(part, std::path::Component::ParentDir));
-    anyhow::ensure!(within, "{} is not below the container's control group", below.display());
-    let path = container.join(below.strip_prefix("/").unwrap_or(below));
+    let path = nested_cgroup(container, below)?;
     let group = hierarchies.cgroup(&path.to_string_lossy());
     anyhow::ensure!(!group.directories().is_empty(), "control group {} does not exist", path.display());
     group.enter(None).with_context(|| format!("failed to enter control group {}", path.display()))
 }
 
+fn nested_cgroup(container: &Path, below: &Path) -> anyhow::Result<std::path::PathBuf> {
+    let within = below.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+    anyhow::ensure!(within, "{} is not below the container's control group", below.display());
+    Ok(container.join(below.strip_prefix("/").unwrap_or(below)))
+}
+
+/// Groups of single controllers; of the others the container's own.
+fn enter_single_cgroups(
+    request: &ExecRequest,
+    container: &Path,
+    hierarchies: &Hierarchies,
+) -> anyhow::Result<()> {
+    let own = hierarchies.cgroup(&container.to_string_lossy());
+    own.enter(Some(request.target.pid)).context("failed to enter the control group")?;
+    for (controller, below) in &request.cgroup_of {
+        let path = nested_cgroup(container, below)?;
+        let group = hierarchies.cgroup(&path.to_string_lossy());
+        let found = group.of_controller(controller).filter(|(_, unified)| !unified);
+        let (directory, _) =
+            found.with_context(|| format!("there is no cgroup v1 controller {controller}"))?;
+        std::fs::write(directory.join("cgroup.procs"), "0")
+            .with_context(|| format!("failed to enter control group {}", directory.display()))?;
+    }
+    Ok(())
+}
+
 fn wanted_process(request: &ExecRequest, spec: &Spec) -> anyhow::Result<Process> {
     if let Some(process) = &request.process {
-        return Ok((**process).clone());
+        let mut process = (**process).clone();
+        let first = spec.process().as_ref();
+        // A process file rarely names them, and is no way out of the container's confinement (as runc does).
+        let is_missing = |label: &Option<String>| label.as_ref().is_none_or(String::is_empty);
+        if is_missing(process.apparmor_profile()) {
+            process.set_apparmor_profile(first.and_then(|first| first.apparmor_profile().clone()));
+        }
+        if is_missing(process.selinux_label()) {
+            process.set_selinux_label(first.and_then(|first| first.selinux_label().clone()));
+        }
+        return Ok(process);
     }
     let mut process = spec.process().clone().ok_or(rules::DeriveError::NoProcess)?;
     if request.arguments.is_empty() {
@@ -174,8 +241,8 @@ fn set_limits(limits: &[PosixRlimit]) -> anyhow::Result<()> {
 }
 
 /// The new process: inside every namespace, not yet the program.
-fn become_program(streams: &Streams, process: &Process, mile: &LastMile, request: &ExecRequest) -> ! {
-    let error = match prepare_child(streams, process, request) {
+fn become_program(streams: &Streams, mile: &LastMile, request: &ExecRequest) -> ! {
+    let error = match prepare_child(streams, request) {
         Ok(()) => mile.run(),
         Err(error) => LastMileError::Step {
             step: "prepare the process",
@@ -186,7 +253,7 @@ fn become_program(streams: &Streams, process: &Process, mile: &LastMile, request
     orlop_linux::process::exit_now(exit_code(&error))
 }
 
-fn prepare_child(streams: &Streams, process: &Process, request: &ExecRequest) -> anyhow::Result<()> {
+fn prepare_child(streams: &Streams, request: &ExecRequest) -> anyhow::Result<()> {
     rustix::process::setsid().context("failed to start a session")?;
     if request.terminal {
         let console = streams.console.as_ref().context("a terminal needs a console socket")?;
@@ -195,9 +262,6 @@ fn prepare_child(streams: &Streams, process: &Process, request: &ExecRequest) ->
         redirect(Some(&slave), Some(&slave), Some(&slave))?;
     } else {
         redirect(streams.stdin.as_ref(), streams.stdout.as_ref(), streams.stderr.as_ref())?;
-    }
-    if let Some(profile) = process.apparmor_profile() {
-        libcontainer::apparmor::apply_profile(profile).context("failed to apply the AppArmor profile")?;
     }
     orlop_linux::fd::close_from_on_exec(3 + request.preserve_fds).context("failed to close descriptors")
 }

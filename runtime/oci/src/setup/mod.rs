@@ -85,6 +85,12 @@ pub struct CreateRequest {
     /// Entries for the program's environment beyond the configuration's.
     #[serde(default)]
     pub environment: Vec<String>,
+    /// Let systemd make the container's control group; the configuration's path is then `slice:prefix:name`.
+    #[serde(default)]
+    pub systemd: bool,
+    /// Mounts beyond the configuration's.
+    #[serde(default)]
+    pub mounts: Vec<oci_spec::runtime::Mount>,
     /// Descriptors.
     pub descriptors: Descriptors,
 }
@@ -112,6 +118,9 @@ pub struct ExecRequest {
     /// A group below the container's own to run in.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+    /// The same for single controllers of cgroup v1.
+    #[serde(default)]
+    pub cgroup_of: BTreeMap<String, PathBuf>,
     /// Descriptors.
     pub descriptors: Descriptors,
 }

@@ -31,7 +31,8 @@ fn make(user: RawFd) -> anyhow::Result<Option<u32>> {
     setns(user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
     nix::unistd::setresgid(0.into(), 0.into(), 0.into())?;
     nix::unistd::setresuid(0.into(), 0.into(), 0.into())?;
-    match clone(&single, CloneOptions { new_pid_namespace: true, sibling: true })? {
+    match clone(&single, CloneOptions { new_pid_namespace: true, sibling: true, ..CloneOptions::default() })?
+    {
         Side::Parent(pid) => Ok(Some(pid)),
         Side::Child => {
             // Whoever reads the pid waits for the end of this stream.

@@ -1,11 +1,12 @@
 //! The configuration that libcontainer gets, derived from the one that we were given.
 //!
-//! libcontainer sets up namespaces, mounts and cgroups as root; user, capabilities, seccomp and no_new_privs are [`crate::last_mile`]'s. So the derived
+//! libcontainer sets up namespaces, mounts and cgroups as root; user, capabilities, priorities, labels, seccomp and no_new_privs are [`crate::last_mile`]'s. So the derived
 //! process is root with everything, and the rest is what libcontainer 0.7 would refuse or get wrong.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::systemd::{self, ScopeError};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec, User};
 
 /// The path that stands for the pod's namespace.
@@ -13,7 +14,7 @@ pub const POD: &str = "pod";
 
 /// A configuration that we do not run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DeriveError {
+pub(crate) enum DeriveError {
     /// `process` is missing.
     #[error("config.json has no process")]
     NoProcess,
@@ -32,9 +33,9 @@ pub enum DeriveError {
     /// Another major version of the specification.
     #[error("ociVersion {0:?} is not supported: this runtime speaks 1.x")]
     Version(String),
-    /// systemd-style cgroup paths.
-    #[error("cgroupsPath {0:?} is not a path (the cgroupfs driver wants one)")]
-    CgroupsPath(PathBuf),
+    /// A path that is neither below the root of the control groups nor a scope of systemd's.
+    #[error(transparent)]
+    Scope(#[from] ScopeError),
 }
 
 /// The name of a namespace type in configurations and requests.
@@ -51,19 +52,18 @@ pub fn namespace_name(kind: LinuxNamespaceType) -> &'static str {
     }
 }
 
-/// The cgroup of a container.
-pub fn cgroup_path(spec: &Spec, id: &str) -> Result<PathBuf, DeriveError> {
+/// The cgroup of a container; of `slice:prefix:name`, where systemd has it.
+pub(crate) fn cgroup_path(spec: &Spec, id: &str) -> Result<PathBuf, DeriveError> {
     let given = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
     match given {
         None => Ok(Path::new("/").join(id)),
-        Some(path) if path.to_string_lossy().contains(':') => Err(DeriveError::CgroupsPath(path)),
         // Relative paths are below the root too, not below wherever the caller happens to be.
-        Some(path) => Ok(Path::new("/").join(path)),
+        Some(path) => Ok(systemd::path_of(&path)?.unwrap_or_else(|| Path::new("/").join(path))),
     }
 }
 
 /// Derives. `user_namespace` is where libcontainer finds the one that the container runs in, unless that is ours.
-pub fn derive(
+pub(crate) fn derive(
     given: &Spec,
     id: &str,
     rootfs: &Path,
@@ -78,7 +78,7 @@ pub fn derive(
     check_version(given.version())?;
     refuse_duplicates(linux.namespaces().as_deref().unwrap_or_default())?;
     linux.set_cgroups_path(Some(cgroup_path(given, id)?));
-    linux.set_seccomp(None);
+    linux.set_seccomp(None).set_personality(None);
     let others = linux.namespaces().iter().flatten();
     let others = others.filter(|namespace| namespace.typ() != LinuxNamespaceType::User);
     let mut namespaces =
@@ -159,6 +159,7 @@ fn derive_process(given: &Process) -> Process {
     process.set_user(User::default());
     process.set_capabilities(None);
     process.set_no_new_privileges(None);
+    process.set_io_priority(None).set_scheduler(None).set_apparmor_profile(None).set_selinux_label(None);
     process.set_oom_score_adj(None);
     process.set_cwd(PathBuf::from("/"));
     process
@@ -201,7 +202,10 @@ mod tests {
     fn refuses() {
         let no_pod = derive(&spec(CONFIG), "c1", Path::new("/r"), &BTreeMap::new(), None);
         assert_eq!(no_pod.unwrap_err(), DeriveError::NoPodNamespace("network".to_owned()));
-        let systemd = CONFIG.replace("kube/c1", "a.slice:b:c");
-        assert!(matches!(cgroup_path(&spec(&systemd), "x"), Err(DeriveError::CgroupsPath(_))));
+        let scope = CONFIG.replace("kube/c1", "a-b.slice:p:c");
+        let path = cgroup_path(&spec(&scope), "x").unwrap();
+        assert_eq!(path, Path::new("/a.slice/a-b.slice/p-c.scope"));
+        let bad = CONFIG.replace("kube/c1", "a:c");
+        assert!(matches!(cgroup_path(&spec(&bad), "x"), Err(DeriveError::Scope(_))));
     }
 }

@@ -1,6 +1,8 @@
 //! The suite: one file per section. How to run it stands in the crate's documentation.
 #![expect(clippy::unwrap_used, reason = "a test program")]
 
+#[path = "oci/attributes.rs"]
+mod attributes;
 #[path = "oci/cgroups.rs"]
 mod cgroups;
 #[path = "oci/devices.rs"]
