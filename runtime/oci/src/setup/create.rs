@@ -34,11 +34,7 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
     let stdout = take(request.descriptors.stdout)?;
     let stderr = take(request.descriptors.stderr)?;
     let status = take(request.descriptors.status)?.map(Arc::new);
-    let mut spec = load(&request.bundle)?;
-    if !request.mounts.is_empty() {
-        let all = spec.mounts().iter().flatten().chain(&request.mounts).cloned().collect();
-        spec.set_mounts(Some(all));
-    }
+    let spec = load(request)?;
     let rootfs = rootfs(request, &spec)?;
     let process = spec.process().as_ref().ok_or(rules::DeriveError::NoProcess)?;
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
@@ -80,6 +76,7 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
     if request.new_keyring {
         orlop_linux::keyring::join_session(&request.id).context("failed to make a session keyring")?;
     }
+    let scope = if request.systemd { Some(start_scope(&spec, &request.id)?) } else { None };
     let group = hierarchies.cgroup(&rules::cgroup_path(&spec, &request.id)?.to_string_lossy());
     group.enter_named().context("failed to enter the control group")?;
     let executor = LastMileExecutor {
@@ -88,32 +85,43 @@ pub fn create(request: &CreateRequest) -> anyhow::Result<Answer> {
         check_program: request.check_program,
         mounts: prepared.later,
     };
-    let scope = if request.systemd { Some(start_scope(&spec, &request.id)?) } else { None };
     let container = build(request, executor, streams, &bundle, &state)?;
     drop(scope);
     let pid = container.pid().context("the container has no process")?;
     let pid = u32::try_from(pid.as_raw())?;
-    let guarded = guard(&hierarchies, &spec, &request.id)
-        .and_then(|()| limit_rdma(&hierarchies, &spec, &request.id))
-        .and_then(|()| delegate(&spec, &request.id, user.as_ref()));
-    if let Err(error) = guarded {
-        let _ = nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(i32::try_from(pid)?),
-            nix::sys::signal::SIGKILL,
-        );
-        return Err(error);
-    }
+    complete(&hierarchies, &spec, &request.id, user.as_ref(), pid)?;
     if let Some(teller) = teller {
         teller.tell(pid).context("failed to tell the seccomp agent's helper")?;
     }
     Ok(Answer { pid: Some(pid), error: None, warnings: warning.into_iter().collect() })
 }
 
-fn load(bundle: &Path) -> anyhow::Result<Spec> {
-    let config = bundle.join("config.json");
-    let mut spec = configuration::load(&config)?;
-    rules::absolute_sources(&mut spec, bundle);
+fn load(request: &CreateRequest) -> anyhow::Result<Spec> {
+    let mut spec = configuration::load(&request.bundle.join("config.json"))?;
+    if !request.mounts.is_empty() {
+        let all = spec.mounts().iter().flatten().chain(&request.mounts).cloned().collect();
+        spec.set_mounts(Some(all));
+    }
+    rules::absolute_sources(&mut spec, &request.bundle);
     Ok(spec)
+}
+
+/// What is done to the container's group once it is there; a container without is none.
+fn complete(
+    hierarchies: &Hierarchies,
+    spec: &Spec,
+    id: &str,
+    user: Option<&UserNamespace>,
+    pid: u32,
+) -> anyhow::Result<()> {
+    let guarded = guard(hierarchies, spec, id)
+        .and_then(|()| limit_rdma(hierarchies, spec, id))
+        .and_then(|()| delegate(spec, id, user));
+    if guarded.is_err() {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
+    }
+    guarded
 }
 
 struct Streams {

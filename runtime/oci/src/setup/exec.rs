@@ -74,14 +74,9 @@ pub fn exec(request: &ExecRequest) -> anyhow::Result<Answer> {
         .context("failed to connect to the seccomp agent")?;
     let cgroup = rules::cgroup_path(&spec, &id)?;
     let affinity = process.exec_cpu_affinity().clone();
-    let set_affinity = |list: Option<&String>| -> anyhow::Result<()> {
-        let Some(list) = list.filter(|list| !list.is_empty()) else { return Ok(()) };
-        sched_setaffinity(nix::unistd::Pid::from_raw(0), &attributes::cpus(list)?)
-            .with_context(|| format!("failed to run on the CPUs {list}"))
-    };
-    set_affinity(affinity.as_ref().and_then(|affinity| affinity.initial().as_ref()))?;
+    run_on(affinity.as_ref().and_then(|affinity| affinity.initial().as_ref()))?;
     enter_cgroup(request, &cgroup)?;
-    set_affinity(affinity.as_ref().and_then(|affinity| affinity.cpu_affinity_final().as_ref()))?;
+    run_on(affinity.as_ref().and_then(|affinity| affinity.cpu_affinity_final().as_ref()))?;
     set_limits(process.rlimits().as_deref().unwrap_or_default())?;
     let foreign = foreign_namespaces(request.target.pid)?;
 
@@ -127,6 +122,12 @@ fn running_state(request: &ExecRequest, spec: &Spec, id: &str) -> HookState {
         bundle: request.config.parent().unwrap_or(Path::new("/")).to_path_buf(),
         annotations: annotations.map(|(name, value)| (name.clone(), value.clone())).collect(),
     }
+}
+
+fn run_on(cpus: Option<&String>) -> anyhow::Result<()> {
+    let Some(list) = cpus.filter(|list| !list.is_empty()) else { return Ok(()) };
+    sched_setaffinity(nix::unistd::Pid::from_raw(0), &attributes::cpus(list)?)
+        .with_context(|| format!("failed to run on the CPUs {list}"))
 }
 
 fn enter_cgroup(request: &ExecRequest, container: &Path) -> anyhow::Result<()> {
