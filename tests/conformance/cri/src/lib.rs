@@ -1,0 +1,11 @@
+//! CRI conformance.
+pub mod client;
+pub mod differences;
+pub mod host;
+pub mod images;
+pub mod registry;
+pub mod spdy;
+pub mod spec;
+pub mod specs;
+pub mod subject;
+pub mod websocket;
