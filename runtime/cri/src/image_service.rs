@@ -143,7 +143,11 @@ impl ImageService for ImageApi {
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
         let wanted = name(request.into_inner().image)?;
         let text = wanted.clone();
-        let work = self.ask(&wanted, move |images| images.remove(&text));
+        // The call removes the image, by whatever name it is called (api.proto); the store alone takes one name of several.
+        let work = self.ask(&wanted, move |images| match images.find(&text)? {
+            Some(image) => images.remove(&image.id),
+            None => Ok(()),
+        });
         self.runtime.metrics.timed("RemoveImage", &wanted, work).await?;
         Ok(Response::new(v1::RemoveImageResponse {}))
     }

@@ -49,6 +49,21 @@ pub const DIFFERENCES: &[Difference] = &[
     ),
     containerd("idempotence", "stop_unknown_pod", "containerd 1.6 answers NotFound (fixed in 1.7)"),
     containerd("idempotence", "stop_unknown_container", "containerd 1.6 answers NotFound (fixed in 1.7)"),
+    containerd_sometimes(
+        "logs",
+        "nothing_is_lost",
+        "containerd 1.6 loses what is left in the pipe of a container that ends",
+    ),
+    containerd(
+        "streaming",
+        "exec_over_websocket_v5",
+        "containerd's server of sessions does not know version 5",
+    ),
+    containerd(
+        "streaming",
+        "port_forward_through_a_tunnel",
+        "containerd's server of sessions does not know the tunnel (KEP-4006)",
+    ),
     containerd(
         "pods",
         "containers_in_status",
@@ -118,6 +133,11 @@ pub const DIFFERENCES: &[Difference] = &[
     orlop("stats", "metrics_have_descriptors", METRICS),
     orlop("stats", "pod_network_and_processes", "PodSandboxStats tells no number of processes"),
     orlop("streaming_lists", "pod_metrics", METRICS),
+    orlop(
+        "security",
+        "privileged_in_a_plain_pod",
+        "it runs as privileged; containerd refuses it unless its sandbox was announced as privileged",
+    ),
     orlop("exec", "large_output", "the shim keeps 1.4 MiB of each stream, CRI allows 16"),
 ];
 

@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     }
     let code = match arguments.get(1).and_then(|argument| argument.to_str()) {
         Some("shim") => orlop_shim::main(rest()),
+        Some("streamer") => orlop_runtime::streamer_main(rest()),
         Some("oci-setup") => orlop_oci::setup_main(rest()),
         Some("runtime") => match runtime(&rest()) {
             Ok(()) => 0,
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
             }
         },
         _ => {
-            eprintln!("usage: cri-subject runtime --config=FILE | shim … | oci-setup …");
+            eprintln!("usage: cri-subject runtime --config=FILE | shim … | streamer … | oci-setup …");
             2
         }
     };

@@ -443,7 +443,7 @@ async fn devices_are_few(t: &Test) -> anyhow::Result<()> {
         ensure!(!seen.lines().any(|line| line == name), "{name} is in the container");
     }
     // The device cgroup holds also against a node that the container makes itself.
-    let done = t.exec(&id, &["sh", "-c", "mknod /tmp/tun c 10 200 && : < /tmp/tun"]).await?;
+    let done = t.exec(&id, &["sh", "-c", "mknod /tmp/fuse c 10 229 && : < /tmp/fuse"]).await?;
     ensure!(done.code != 0, "a device of the machine was opened: {done:?}");
     Ok(())
 }
