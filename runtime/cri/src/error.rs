@@ -61,6 +61,9 @@ impl CriError {
     }
 }
 
+/// Of an error's text.
+const MESSAGE_LIMIT_BYTES: usize = 2048;
+
 impl From<CriError> for tonic::Status {
     fn from(error: CriError) -> Self {
         let code = match &error {
@@ -73,8 +76,19 @@ impl From<CriError> for tonic::Status {
             CriError::Unimplemented(_) => tonic::Code::Unimplemented,
             CriError::Failed { .. } => tonic::Code::Unknown,
         };
-        tonic::Status::new(code, error.to_string())
+        tonic::Status::new(code, shorten(error.to_string()))
     }
+}
+
+/// Its beginning and its end: a message is a header, and one that is too long ends the connection for every other call.
+fn shorten(text: String) -> String {
+    if text.len() <= MESSAGE_LIMIT_BYTES {
+        return text;
+    }
+    let half = MESSAGE_LIMIT_BYTES / 2;
+    let start = text.floor_char_boundary(half);
+    let end = text.ceil_char_boundary(text.len() - half);
+    format!("{} […] {}", &text[..start], &text[end..])
 }
 
 /// The error and its sources, separated by colons, without saying one thing twice.

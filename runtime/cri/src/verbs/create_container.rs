@@ -8,6 +8,7 @@ use orlop_cri::v1;
 use orlop_images::{ImageRecord, Rootfs};
 use orlop_shim::protocol::{self, Phase, Request, Response, StagedMount};
 
+use super::wishes;
 use crate::error::CriError;
 use crate::files::{self, SandboxDir};
 use crate::model::{Container, RECORD_VERSION, Sandbox, pod_user_namespace};
@@ -41,6 +42,7 @@ impl Runtime {
         let Some(metadata) = config.metadata.clone().filter(|metadata| !metadata.name.is_empty()) else {
             return Err(CriError::Invalid("the container has no name".to_owned()));
         };
+        wishes::check_container(&config)?;
         let key = (sandbox.id.clone(), metadata.name.clone(), metadata.attempt);
         let runtime = self.clone();
         self.creations

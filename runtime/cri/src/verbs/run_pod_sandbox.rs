@@ -7,6 +7,7 @@ use orlop_cri::v1;
 use orlop_shim::protocol::{IdMapping, ShimConfig, UserNamespace};
 use serde_json::{Map, Value, json};
 
+use super::wishes;
 use crate::cni::{Attachment, NetworkList, plan};
 use crate::error::CriError;
 use crate::files::{self, SandboxDir};
@@ -125,11 +126,13 @@ impl Runtime {
         // A shim that was started but not recorded left its own note.
         let shim = sandbox.shim.or_else(|| files::read_json(&directory.shim_identity()).ok());
         let lives = shim.is_some_and(process::is_alive);
-        if let Err(error) = self.cni.detach(&directory.network(), lives).await {
-            tracing::warn!(sandbox = %sandbox.id, %error, "could not remove the pod's network");
+        let detached = self.cni.detach(&directory.network(), lives).await;
+        if !self.end_shim(sandbox, shim).await {
             return;
         }
-        if !self.end_shim(sandbox, shim).await {
+        if let Err(error) = detached {
+            // The pod's end of it went with the shim; the note stays, so that the next start asks the plugin again.
+            tracing::warn!(sandbox = %sandbox.id, %error, "could not remove the pod's network");
             return;
         }
         if let Err(error) = files::remove_tree(directory.path()) {
@@ -145,6 +148,7 @@ fn check(config: &v1::PodSandboxConfig) -> Result<(), CriError> {
     if metadata.name.is_empty() || metadata.uid.is_empty() {
         return Err(CriError::Invalid("the sandbox has no name or no uid".to_owned()));
     }
+    wishes::check_pod(config)?;
     check_user_namespace(config)
 }
 
