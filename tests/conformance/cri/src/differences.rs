@@ -31,8 +31,6 @@ const fn orlop(area: &'static str, spec: &'static str, reason: &'static str) -> 
 const EVERY: &str = "*";
 const METRICS_IN_1_6: &str = "containerd 1.6 does not know CRI metrics (since 2.1)";
 const VOLUMES_IN_1_6: &str = "containerd 1.6 does not know image volumes (since 2.1)";
-const BIDIRECTIONAL: &str = "bidirectional propagation is not done: CreateContainer answers UNIMPLEMENTED";
-const METRICS: &str = "CRI metrics are not done: UNIMPLEMENTED";
 
 /// The table.
 pub const DIFFERENCES: &[Difference] = &[
@@ -119,20 +117,7 @@ pub const DIFFERENCES: &[Difference] = &[
     containerd("image_volumes", "sub_path", VOLUMES_IN_1_6),
     containerd("image_volumes", "unknown_image", VOLUMES_IN_1_6),
     containerd("image_volumes", "image_in_use_stays", VOLUMES_IN_1_6),
-    orlop("image_volumes", EVERY, "image volumes are not done: CreateContainer answers UNIMPLEMENTED"),
-    orlop("mounts", "propagation_bidirectional", BIDIRECTIONAL),
-    orlop("mounts", "bidirectional_goes_with_the_container", BIDIRECTIONAL),
-    orlop("resources", "cdi_device", "CDI is not done: CreateContainer answers UNIMPLEMENTED"),
-    orlop(
-        "resources",
-        "cdi_device_that_is_missing",
-        "CDI is not done: CreateContainer answers UNIMPLEMENTED",
-    ),
-    orlop("stats", "metric_descriptors", METRICS),
-    orlop("stats", "pod_metrics", METRICS),
-    orlop("stats", "metrics_have_descriptors", METRICS),
     orlop("stats", "pod_network_and_processes", "PodSandboxStats tells no number of processes"),
-    orlop("streaming_lists", "pod_metrics", METRICS),
     orlop(
         "security",
         "privileged_in_a_plain_pod",
