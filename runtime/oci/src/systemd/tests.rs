@@ -4,10 +4,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use super::wire::{ERROR, FIXED_BYTES, Message, RETURN, SIGNAL, Writer, encode_answer, rest_of, serial};
 use super::*;
 
+/// A call: its name, the texts it begins with, and its body.
+type Asked = (String, Vec<String>, Vec<u8>);
+
 /// A bus with a systemd on it that knows its units; returns what it was asked.
 struct FakeBus {
     directory: tempfile::TempDir,
-    thread: Option<std::thread::JoinHandle<Vec<(String, Vec<String>, Vec<u8>)>>>,
+    thread: Option<std::thread::JoinHandle<Vec<Asked>>>,
 }
 
 impl FakeBus {
@@ -25,7 +28,7 @@ impl FakeBus {
         Bus::connect(&self.directory.path().join("bus"))
     }
 
-    fn asked(mut self) -> Vec<(String, Vec<String>, Vec<u8>)> {
+    fn asked(mut self) -> Vec<Asked> {
         self.thread.take().unwrap().join().unwrap()
     }
 }
@@ -40,7 +43,7 @@ fn line(stream: &mut UnixStream) -> String {
     String::from_utf8(line).unwrap()
 }
 
-fn serve(mut stream: UnixStream, result: &str) -> Vec<(String, Vec<String>, Vec<u8>)> {
+fn serve(mut stream: UnixStream, result: &str) -> Vec<Asked> {
     let uid: String =
         rustix::process::geteuid().as_raw().to_string().bytes().map(|b| format!("{b:02x}")).collect();
     if line(&mut stream) != format!("\0AUTH EXTERNAL {uid}\r\n") || result == "stranger" {
