@@ -139,7 +139,19 @@ fn mount_with(options: &[u8], target: &Path) -> io::Result<()> {
         .map_err(io::Error::from)
 }
 
-fn options(lower: &[PathBuf], rootfs: &RootfsMount) -> Vec<u8> {
+/// Layers alone, without a writable one; for kernels without `lowerdir+`.
+pub(crate) fn mount_layers(lower: &[PathBuf], target: &Path) -> io::Result<()> {
+    let text = lower_option(lower);
+    if text.len() >= OPTIONS_LIMIT_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{} layers do not fit into mount options", lower.len()),
+        ));
+    }
+    mount_with(&text, target)
+}
+
+fn lower_option(lower: &[PathBuf]) -> Vec<u8> {
     let mut text = b"lowerdir=".to_vec();
     for (at, layer) in lower.iter().enumerate() {
         if at > 0 {
@@ -147,6 +159,11 @@ fn options(lower: &[PathBuf], rootfs: &RootfsMount) -> Vec<u8> {
         }
         escape(layer, &mut text);
     }
+    text
+}
+
+fn options(lower: &[PathBuf], rootfs: &RootfsMount) -> Vec<u8> {
+    let mut text = lower_option(lower);
     text.extend_from_slice(b",upperdir=");
     escape(&rootfs.upper, &mut text);
     text.extend_from_slice(b",workdir=");

@@ -17,7 +17,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::pod::PodUser;
 use crate::protocol::{StagedMount, StagedSource};
-use crate::rootfs::{map_layer, map_layers, mount_scratch};
+use crate::rootfs::{map_layer, map_layers, mount_layers, mount_scratch};
 
 /// The mount namespace that the shim was started in. In the pod's own every mount is a slave of the host's, so a tree whose mounts
 /// are to reach the host can only be copied from here.
@@ -113,10 +113,10 @@ fn image_tree(lower: &[PathBuf], scratch: &Path, user: Option<&PodUser>) -> io::
             set_read_only(&tree, false)?;
             Ok(tree)
         }
-        (_, None) => overlay(lower),
+        (_, None) => overlay(lower, scratch),
         (_, Some(user)) => {
             mount_scratch(scratch)?;
-            let overlay = map_layers(lower, scratch, user).and_then(|mapped| overlay(&mapped));
+            let overlay = map_layers(lower, scratch, user).and_then(|mapped| overlay(&mapped, scratch));
             // The overlay keeps its layers by itself.
             unmount(scratch, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
             overlay
@@ -124,21 +124,28 @@ fn image_tree(lower: &[PathBuf], scratch: &Path, user: Option<&PodUser>) -> io::
     }
 }
 
-fn overlay(lower: &[PathBuf]) -> io::Result<OwnedFd> {
+fn overlay(lower: &[PathBuf], scratch: &Path) -> io::Result<OwnedFd> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", "overlay")?;
-    let mut added = Ok(());
     for layer in lower {
-        added = added.and_then(|()| fsconfig_set_string(&context, "lowerdir+", layer.as_path()));
-    }
-    if added.is_err() {
-        // Before Linux 6.7: all layers in one value.
-        let joined: Vec<String> =
-            lower.iter().map(|layer| layer.to_string_lossy().replace(':', "\\:")).collect();
-        fsconfig_set_string(&context, "lowerdir", joined.join(":").as_str())?;
+        match fsconfig_set_string(&context, "lowerdir+", layer.as_path()) {
+            // Before Linux 6.7 there is no `lowerdir+`.
+            Err(Errno::INVAL) => return overlay_at_once(lower, scratch),
+            other => other?,
+        }
     }
     fsconfig_create(&context)?;
     Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)?)
+}
+
+/// By mount(2), whose options may be longer than a value of fsconfig(2): attached, copied, and detached again.
+fn overlay_at_once(lower: &[PathBuf], scratch: &Path) -> io::Result<OwnedFd> {
+    mount_layers(lower, scratch)?;
+    let tree = clone_tree(scratch, false);
+    unmount(scratch, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+    let tree = tree?;
+    set_read_only(&tree, false)?;
+    Ok(tree)
 }
 
 /// A copy of one directory of a mounted image. Links are followed, and refused when they lead out of it, as Go's `os.OpenInRoot` does for
