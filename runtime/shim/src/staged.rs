@@ -125,17 +125,21 @@ fn image_tree(lower: &[PathBuf], scratch: &Path, user: Option<&PodUser>) -> io::
 }
 
 fn overlay(lower: &[PathBuf], scratch: &Path) -> io::Result<OwnedFd> {
+    match overlay_by_steps(lower) {
+        // Before Linux 6.7 there is no `lowerdir+`; before 6.5 it is the whole file system that is refused for it.
+        Err(Errno::INVAL) => overlay_at_once(lower, scratch),
+        other => Ok(other?),
+    }
+}
+
+fn overlay_by_steps(lower: &[PathBuf]) -> Result<OwnedFd, Errno> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", "overlay")?;
     for layer in lower {
-        match fsconfig_set_string(&context, "lowerdir+", layer.as_path()) {
-            // Before Linux 6.7 there is no `lowerdir+`.
-            Err(Errno::INVAL) => return overlay_at_once(lower, scratch),
-            other => other?,
-        }
+        fsconfig_set_string(&context, "lowerdir+", layer.as_path())?;
     }
     fsconfig_create(&context)?;
-    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)?)
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
 }
 
 /// By mount(2), whose options may be longer than a value of fsconfig(2): attached, copied, and detached again.
