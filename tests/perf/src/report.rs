@@ -68,7 +68,7 @@ impl Row {
     fn target(&self) -> String {
         let Some(target) = self.target else { return "–".to_owned() };
         match self.ours {
-            Measure::Time(_) if target >= 1000.0 => format!("< {} s", target / 1000.0),
+            Measure::Time(_) if target >= 1000.0 => format!("< {:.1} s", target / 1000.0),
             Measure::Time(_) => format!("< {target} ms"),
             Measure::Memory(_) | Measure::Size(_) => format!("< {target} MB"),
             Measure::Percent(_) => format!("< {target} %"),
