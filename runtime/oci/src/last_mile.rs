@@ -26,6 +26,8 @@ use crate::seccomp::{self, Filter, SeccompError};
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// `/etc/passwd` belongs to the image; more than this is not read.
 const PASSWD_LIMIT_BYTES: u64 = 1 << 20;
+/// execve(2): `MAX_ARG_STRLEN`, 32 pages, the zero byte at the end counted.
+const STRING_LIMIT_BYTES: usize = 32 * 4096;
 
 /// A specification that cannot become a process.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,16 @@ pub enum PrepareError {
     /// C strings end at a zero byte.
     #[error("process argument or environment contains a zero byte")]
     ZeroByte,
+    /// Linux takes no program with such a string.
+    #[error("process {field}[{index}] has {bytes} bytes, Linux takes at most {}", STRING_LIMIT_BYTES - 1)]
+    TooLong {
+        /// `args` or `env`.
+        field: &'static str,
+        /// Which of them.
+        index: usize,
+        /// Its length.
+        bytes: usize,
+    },
     /// A name that this build does not know.
     #[error("capability {0} is unknown")]
     Capability(String),
@@ -56,6 +68,18 @@ pub enum LastMileError {
         /// Which.
         step: &'static str,
         /// Why.
+        source: io::Error,
+    },
+    /// More than the kernel takes for one program.
+    #[error("exec {program:?}: {source}: args have {arguments} bytes and env has {environment}")]
+    TooMuch {
+        /// As the specification names it.
+        program: String,
+        /// In sum.
+        arguments: usize,
+        /// In sum.
+        environment: usize,
+        /// E2BIG.
         source: io::Error,
     },
     /// execve, or nothing to execve.
@@ -115,6 +139,8 @@ impl LastMile {
         if environment.iter().any(|entry| entry.contains('\0')) {
             return Err(PrepareError::ZeroByte);
         }
+        fits("args", arguments.iter().map(|argument| argument.as_bytes().len()))?;
+        fits("env", environment.iter().map(String::len))?;
         if !environment.iter().any(|entry| entry.starts_with("PATH=")) {
             environment.push(format!("PATH={DEFAULT_PATH}"));
         }
@@ -348,6 +374,15 @@ impl LastMile {
             match errno {
                 nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR if !program.contains('/') => {}
                 nix::errno::Errno::EACCES if !program.contains('/') => worst = errno.into(),
+                nix::errno::Errno::E2BIG => {
+                    let sum = |texts: &[CString]| texts.iter().map(|text| text.as_bytes().len()).sum();
+                    return LastMileError::TooMuch {
+                        program,
+                        arguments: sum(&self.arguments),
+                        environment: sum(&environment),
+                        source: errno.into(),
+                    };
+                }
                 other => return failed(other.into()),
             }
         }
@@ -364,6 +399,13 @@ impl LastMile {
             .map(|directory| if directory.is_empty() { "." } else { directory })
             .filter_map(|directory| CString::new(format!("{directory}/{program}")).ok())
             .collect()
+    }
+}
+
+fn fits(field: &'static str, lengths: impl Iterator<Item = usize>) -> Result<(), PrepareError> {
+    match lengths.enumerate().find(|(_, bytes)| *bytes >= STRING_LIMIT_BYTES) {
+        Some((index, bytes)) => Err(PrepareError::TooLong { field, index, bytes }),
+        None => Ok(()),
     }
 }
 

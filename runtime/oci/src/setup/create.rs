@@ -382,6 +382,6 @@ pub(super) fn report(status: Option<&OwnedFd>, error: &LastMileError) {
 pub(super) fn exit_code(error: &LastMileError) -> i32 {
     match error {
         LastMileError::Exec { source, .. } if source.kind() == std::io::ErrorKind::NotFound => 127,
-        LastMileError::Exec { .. } | LastMileError::Step { .. } => 126,
+        LastMileError::TooMuch { .. } | LastMileError::Exec { .. } | LastMileError::Step { .. } => 126,
     }
 }

@@ -1,7 +1,7 @@
 //! Requests that no kubelet sends: random and hostile values in every field. The daemon answers each, with an error that names
 //! what was wrong or with something that can be removed again; it never panics, never hangs, and leaves nothing.
 //!
-//! `CASES=N` requests (300), `SEED=N` replays a run.
+//! `CASES=N` requests (300), `SEED=N` other ones: the same commit is judged by the same requests each time.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::path::PathBuf;
@@ -541,7 +541,7 @@ fn hostile_requests() {
     let number = |name: &str, otherwise: u64| {
         std::env::var(name).ok().map_or(otherwise, |text| text.parse().expect("a number"))
     };
-    let seed = number("SEED", rand::random::<u32>().into());
+    let seed = number("SEED", 20_261_125);
     let cases = number("CASES", 300);
     eprintln!("replay with SEED={seed} CASES={cases}");
     let built = PathBuf::from(env!("CARGO_BIN_EXE_cri-subject"));

@@ -1,7 +1,7 @@
 //! The runtime is killed with -9 at random points of what a kubelet does, and started again. Nothing is lost or doubled as the
 //! client sees it, and nothing is left at the end.
 //!
-//! `KILLS=N` kills (40), `SEED=N` replays the points of a run. Only ours: containerd promises less.
+//! `KILLS=N` kills (40), `SEED=N` at other points. Only ours: containerd promises less.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ fn program() -> PathBuf {
 
 #[test]
 fn killed_at_any_point() {
-    let seed = number("SEED", rand::random::<u32>().into());
+    let seed = number("SEED", 20_261_125);
     let kills = number("KILLS", 40);
     eprintln!("replay with SEED={seed} KILLS={kills}");
     let host = Host::new("kill").unwrap();
