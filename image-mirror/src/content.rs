@@ -5,13 +5,14 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use axum::body::{Body, to_bytes};
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header};
-use orlop_distribution::manifest::{Descriptor, MANIFEST_LIMIT, Manifest, OCI_INDEX};
+use orlop_distribution::manifest::{MANIFEST_LIMIT, Manifest, OCI_INDEX};
 use orlop_types::{Digest, Reference};
 use tokio_util::io::ReaderStream;
 
 use crate::error::RegistryError;
 use crate::namespace::Origin;
-use crate::registry::{Answer, Registry, created, empty, json, parameter, record, set};
+use crate::registry::{Answer, Registry, created, empty, json, parameter, set};
+use crate::repositories::{NewManifest, manifest_row};
 use crate::route::TagOrDigest;
 use crate::upstream::{ClientErrorOrOurs, refused};
 
@@ -32,14 +33,14 @@ impl Registry {
             Some(upstream) => self.resolve_or_fetch(name, reference, &upstream).await?,
             None => self.resolve(name, reference)?,
         };
-        let Some(media_type) = record(self.repositories.manifest(name, &digest))? else {
+        let Some(row) = self.repositories.manifest(name, &digest)? else {
             return Err(self.unknown(name, digest.as_str()));
         };
         let Some(bytes) = self.blobs.read(&digest, MANIFEST_LIMIT)? else {
             return Err(self.unknown(name, digest.as_str()));
         };
         let mut response = Response::new(if head { Body::empty() } else { Body::from(bytes.clone()) });
-        set(&mut response, "content-type", &media_type);
+        set(&mut response, "content-type", &row.media_type);
         set(&mut response, "content-length", &bytes.len().to_string());
         set(&mut response, "docker-content-digest", digest.as_str());
         set(&mut response, "etag", &format!("\"{digest}\""));
@@ -56,10 +57,11 @@ impl Registry {
     ) -> Result<Digest, RegistryError> {
         let here = match reference {
             TagOrDigest::Digest(digest) => {
-                let known = record(self.repositories.manifest(name, digest))?;
-                known.map(|_| (digest.clone(), false))
+                let known =
+                    self.repositories.manifest(name, digest)?.is_some() && self.blobs.size(digest)?.is_some();
+                known.then(|| (digest.clone(), false))
             }
-            TagOrDigest::Tag(tag) => record(self.repositories.tag_with_origin(name, tag))?,
+            TagOrDigest::Tag(tag) => self.repositories.tag(name, tag)?,
         };
         if let Some((digest, false)) = here {
             return Ok(digest);
@@ -103,18 +105,28 @@ impl Registry {
         let given = given.and_then(|value| value.split(';').next()).map(str::trim);
         let manifest = Manifest::parse(&bytes, given)
             .map_err(|error| RegistryError::manifest_invalid(error.to_string()))?;
-        self.check_references(name, &manifest)?;
-        let media_type = given.unwrap_or_else(|| manifest.media_type()).to_owned();
-        self.blobs.put("manifest", &digest, &bytes)?;
-        record(self.repositories.set_manifest(name, &digest, &media_type))?;
-        let subject = manifest.subject().map(|subject| subject.digest.clone());
-        if let Some(subject) = &subject {
-            let descriptor = describe(&manifest, &media_type, &digest, bytes.len() as u64);
-            record(self.repositories.set_referrer(name, subject, &descriptor))?;
-        }
-        if let TagOrDigest::Tag(tag) = reference {
-            record(self.repositories.set_tag(name, tag, &digest))?;
-        }
+        let media_type = given.unwrap_or_else(|| manifest.media_type());
+        let row = manifest_row(&manifest, media_type, bytes.len() as u64, false);
+        let subject = row.subject.clone();
+        let (repositories, staging) = (self.repositories.clone(), digest.clone());
+        let staged = tokio::task::spawn_blocking(move || repositories.stage(&staging, &bytes)).await;
+        let staged = staged.map_err(|error| RegistryError::internal("store a manifest", error))??;
+        // Every blob of an image must be here; an index may be pushed before its images are.
+        let needs = match &manifest {
+            Manifest::Image(_) => row.parts.iter().map(|part| part.digest.clone()).collect(),
+            Manifest::Index(_) => Vec::new(),
+        };
+        let tags = match reference {
+            TagOrDigest::Tag(tag) => vec![tag.clone()],
+            TagOrDigest::Digest(_) => Vec::new(),
+        };
+        let new = NewManifest { name: name.to_owned(), digest: digest.clone(), row, tags, staged };
+        let stored = self.repositories.push_manifest(new, needs).await?;
+        stored.map_err(|missing| {
+            let message =
+                format!("blob {missing} of the manifest is not in repository {name}: push it first");
+            RegistryError::new(StatusCode::NOT_FOUND, "MANIFEST_BLOB_UNKNOWN", message)
+        })?;
         tracing::info!(repository = name, ?reference, %digest, "manifest stored");
         let mut response = created(&format!("/v2/{name}/manifests/{digest}"), &digest);
         if let Some(subject) = subject {
@@ -123,39 +135,10 @@ impl Registry {
         Ok(response)
     }
 
-    /// Every blob of an image must be here; an index may be pushed before its images are.
-    fn check_references(&self, name: &str, manifest: &Manifest) -> Result<(), RegistryError> {
-        let Manifest::Image(image) = manifest else {
-            return Ok(());
-        };
-        for descriptor in std::iter::once(&image.config).chain(&image.layers) {
-            // Layers with addresses of their own live elsewhere (image-spec, non-distributable layers).
-            let here = self.repositories.has_blob(name, &descriptor.digest)
-                && self.blobs.size(&descriptor.digest)?.is_some();
-            if descriptor.urls.is_empty() && !here {
-                let message = format!(
-                    "blob {} of the manifest is not in repository {name}: push it first",
-                    descriptor.digest
-                );
-                return Err(RegistryError::new(StatusCode::NOT_FOUND, "MANIFEST_BLOB_UNKNOWN", message));
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) fn delete_manifest(&self, name: &str, reference: &TagOrDigest) -> Answer {
+    pub(crate) async fn delete_manifest(&self, name: &str, reference: &TagOrDigest) -> Answer {
         let removed = match reference {
-            TagOrDigest::Tag(tag) => record(self.repositories.remove_tag(name, tag))?,
-            TagOrDigest::Digest(digest) => {
-                let bytes = self.blobs.read(digest, MANIFEST_LIMIT)?.unwrap_or_default();
-                let media_type = record(self.repositories.manifest(name, digest))?;
-                if let Ok(manifest) = Manifest::parse(&bytes, media_type.as_deref())
-                    && let Some(subject) = manifest.subject()
-                {
-                    record(self.repositories.remove_referrer(name, &subject.digest, digest))?;
-                }
-                record(self.repositories.remove_manifest(name, digest))?
-            }
+            TagOrDigest::Tag(tag) => self.repositories.remove_tag(name, tag).await?,
+            TagOrDigest::Digest(digest) => self.repositories.remove_manifest(name, digest).await?,
         };
         if removed {
             return Ok(empty(StatusCode::ACCEPTED));
@@ -177,8 +160,8 @@ impl Registry {
     ) -> Answer {
         // What an upstream gave for one repository it gives for the others: only pushed blobs belong to theirs.
         let known = origin.is_some()
-            || self.repositories.has_blob(name, digest)
-            || record(self.repositories.manifest(name, digest))?.is_some();
+            || self.repositories.has_blob(name, digest)?
+            || self.repositories.manifest(name, digest)?.is_some();
         let file = if known { self.blobs.open_blob(digest)? } else { None };
         if let Some(file) = file {
             let size = file.metadata().map_err(|error| RegistryError::internal("read a blob", error))?.len();
@@ -189,7 +172,7 @@ impl Registry {
         }
         let upstream = origin.and_then(|origin| origin.blob(digest));
         let upstream = upstream.ok_or_else(|| RegistryError::blob_unknown(digest.as_str()))?;
-        let size = record(self.repositories.blob_size(name, digest))?;
+        let size = self.repositories.blob_size(name, digest)?;
         if head {
             // A client that asks before it fetches must not be told "no": a chained mirror would believe it.
             let size = match size {
@@ -203,7 +186,7 @@ impl Registry {
     }
 
     pub(crate) fn list_referrers(&self, name: &str, digest: &Digest, query: &str) -> Answer {
-        let mut found = record(self.repositories.referrers(name, digest))?;
+        let mut found = self.repositories.referrers(name, digest)?;
         let wanted = parameter(query, "artifactType");
         if let Some(wanted) = &wanted {
             found.retain(|descriptor| descriptor.artifact_type.as_ref() == Some(wanted));
@@ -262,23 +245,6 @@ fn send(mut file: std::fs::File, begin: u64, length: u64) -> Result<Body, Regist
     }
     let reader = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), length);
     Ok(Body::from_stream(ReaderStream::with_capacity(reader, READ_BYTES)))
-}
-
-/// The descriptor that a referrers list shows (specification, "Listing Referrers").
-pub(crate) fn describe(manifest: &Manifest, media_type: &str, digest: &Digest, size: u64) -> Descriptor {
-    let mut descriptor = Descriptor::new(media_type, digest.clone(), size);
-    match manifest {
-        Manifest::Image(image) => {
-            descriptor.artifact_type =
-                image.artifact_type.clone().or_else(|| Some(image.config.media_type.clone()));
-            descriptor.annotations.clone_from(&image.annotations);
-        }
-        Manifest::Index(index) => {
-            descriptor.artifact_type.clone_from(&index.artifact_type);
-            descriptor.annotations.clone_from(&index.annotations);
-        }
-    }
-    descriptor
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,8 @@ use axum::body::Body;
 use http::{HeaderValue, Response, StatusCode, header};
 use orlop_distribution::blobs::BlobError;
 
+use crate::records::RecordsError;
+
 /// A refused request.
 #[derive(Debug)]
 pub(crate) struct RegistryError {
@@ -85,6 +87,20 @@ impl From<BlobError> for RegistryError {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", error.to_string())
             }
             BlobError::Io { .. } => Self::internal("use the blob store", error),
+        }
+    }
+}
+
+impl From<RecordsError> for RegistryError {
+    fn from(error: RecordsError) -> Self {
+        match error {
+            RecordsError::NoSpace => {
+                tracing::error!("the disk is full");
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "UNKNOWN", error.to_string())
+            }
+            RecordsError::Storage(_) | RecordsError::Clock(_) | RecordsError::Stopped => {
+                Self::internal("use the records", error)
+            }
         }
     }
 }

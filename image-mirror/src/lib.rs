@@ -1,11 +1,11 @@
 //! A registry (OCI distribution specification 1.1): push, pull, tags, referrers; bytes are stored and served verbatim.
 //!
 //! ```text
-//!   connection --TLS--> namespace, route --> registry --> uploads (memory, ingest/) --commit--> blobs/ + repositories/ (files)
+//!   connection --TLS--> namespace, route --> registry --> uploads (memory, ingest/) --commit--> blobs/ + records.redb
 //!                                               \-> miss -> upstream: one flight per blob, clients read the growing file
 //! ```
 //!
-//! Invariants: a blob is visible only whole and with the digest of its name; every record is whole or absent; a kill at any
+//! Invariants: a blob is visible only whole and with the digest of its name; every change of the records is whole or absent; a kill at any
 //! line leaves at most files in `ingest/`, which the next start removes; connections and uploads are bounded.
 //!
 //! Bytes by digest are never asked for twice; a fetched tag is asked for upstream each time, and served as last seen when the upstream
@@ -20,6 +20,7 @@ mod config;
 mod content;
 mod error;
 mod namespace;
+mod records;
 mod registry;
 mod repositories;
 mod route;

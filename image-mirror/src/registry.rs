@@ -1,7 +1,6 @@
 //! The registry behind the routes: one method per endpoint and verb.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -12,6 +11,7 @@ use orlop_types::{Algorithm, Digest};
 use crate::config::Config;
 use crate::error::RegistryError;
 use crate::namespace;
+use crate::records::Records;
 use crate::repositories::Repositories;
 use crate::route::{Route, TagOrDigest, Unroutable, route};
 use crate::uploads::Uploads;
@@ -31,9 +31,10 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
-        let blobs = BlobStore::open(&config.root, Durability::Commit)?;
+        // Bytes are synced before the records' thread puts them in their place.
+        let blobs = BlobStore::open(&config.root, Durability::Caller)?;
         let uploads = Uploads::open(blobs.clone(), config.max_uploads)?;
-        let repositories = Repositories::open(&config.root)?;
+        let repositories = Repositories::open(Records::open(&config.root)?, blobs.clone());
         let upstream = Upstream::new(config.upstreams.clone(), blobs.clone(), repositories.clone());
         Ok(Self {
             repositories,
@@ -64,12 +65,14 @@ impl Registry {
             (Route::Manifest { name, reference }, &Method::PUT) => {
                 self.put_manifest(&name, &reference, &parts.headers, body).await
             }
-            (Route::Manifest { name, reference }, &Method::DELETE) => self.delete_manifest(&name, &reference),
+            (Route::Manifest { name, reference }, &Method::DELETE) => {
+                self.delete_manifest(&name, &reference).await
+            }
             (Route::Blob { name, digest }, &Method::GET | &Method::HEAD) => {
                 self.get_blob(&name, &digest, origin.as_ref(), &parts.headers, parts.method == Method::HEAD)
                     .await
             }
-            (Route::Blob { name, digest }, &Method::DELETE) => self.delete_blob(&name, &digest),
+            (Route::Blob { name, digest }, &Method::DELETE) => self.delete_blob(&name, &digest).await,
             (Route::Uploads { name }, &Method::POST) => self.start_upload(&name, query, body).await,
             (Route::Upload { name, session }, &Method::GET) => self.upload_status(&name, &session).await,
             (Route::Upload { name, session }, &Method::PATCH) => {
@@ -95,10 +98,8 @@ impl Registry {
         if let (Some(digest), Some(from)) = (parameter(query, "mount"), parameter(query, "from")) {
             let digest: Digest = parse_digest(&digest)?;
             if crate::route::repository(&from.split('/').collect::<Vec<_>>()).is_ok()
-                && self.repositories.has_blob(&from, &digest)
-                && let Some(size) = self.blobs.size(&digest)?
+                && self.repositories.mount_blob(name, &from, &digest).await?
             {
-                record(self.repositories.set_blob(name, &digest, size))?;
                 return Ok(created(&format!("/v2/{name}/blobs/{digest}"), &digest));
             }
         }
@@ -153,28 +154,25 @@ impl Registry {
 
     async fn commit(&self, name: &str, session: &str, digest: &Digest) -> Answer {
         let upload = self.uploads.find(name, session)?;
-        let size = self.uploads.finish(&upload, session, digest).await?;
-        record(self.repositories.set_blob(name, digest, size))?;
+        let staged = self.uploads.finish(&upload, session, digest).await?;
+        self.repositories.keep_blob(name, staged, false).await?;
         tracing::info!(repository = name, %digest, "blob stored");
         Ok(created(&format!("/v2/{name}/blobs/{digest}"), digest))
     }
 
-    fn delete_blob(&self, name: &str, digest: &Digest) -> Answer {
+    async fn delete_blob(&self, name: &str, digest: &Digest) -> Answer {
         // The bytes may belong to other repositories too: only the record goes.
-        if !record(self.repositories.remove_blob(name, digest))? {
+        if !self.repositories.remove_blob(name, digest).await? {
             return Err(RegistryError::blob_unknown(digest.as_str()));
         }
         Ok(empty(StatusCode::ACCEPTED))
     }
 
     fn list_tags(&self, name: &str, query: &str) -> Answer {
-        if !self.repositories.exists(name) {
+        if !self.repositories.exists(name)? {
             return Err(RegistryError::name_unknown(name));
         }
-        let mut tags = record(self.repositories.tags(name))?;
-        if let Some(last) = parameter(query, "last") {
-            tags.retain(|tag| *tag > last);
-        }
+        let mut tags = self.repositories.tags(name, parameter(query, "last").as_deref(), usize::MAX)?;
         let mut next = None;
         if let Some(limit) = parameter(query, "n") {
             let limit: usize =
@@ -198,29 +196,19 @@ impl Registry {
         match reference {
             TagOrDigest::Digest(digest) => Ok(digest.clone()),
             TagOrDigest::Tag(tag) => {
-                record(self.repositories.tag(name, tag))?.ok_or_else(|| self.unknown(name, tag))
+                let found = self.repositories.tag(name, tag)?;
+                found.map(|(digest, _)| digest).ok_or_else(|| self.unknown(name, tag))
             }
         }
     }
 
     pub(crate) fn unknown(&self, name: &str, reference: &str) -> RegistryError {
-        if self.repositories.exists(name) {
+        if self.repositories.exists(name).unwrap_or(false) {
             RegistryError::manifest_unknown(reference)
         } else {
             RegistryError::name_unknown(name)
         }
     }
-}
-
-/// Errors of the small files.
-pub(crate) fn record<T>(result: io::Result<T>) -> Result<T, RegistryError> {
-    result.map_err(|error| match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            let message = "the registry's disk is full: free space or ask its operator";
-            RegistryError::new(StatusCode::INSUFFICIENT_STORAGE, "UNKNOWN", message)
-        }
-        _ => RegistryError::internal("use the repository records", error),
-    })
 }
 
 fn unroutable(why: Unroutable) -> RegistryError {

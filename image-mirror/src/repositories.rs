@@ -1,189 +1,295 @@
-//! Tags, manifests and referrers of repositories, as small files beside the blobs. Every method blocks on files.
+//! Tags, manifests, blobs and referrers of repositories: what the endpoints ask of the records and the blob store.
 //!
-//! ```text
-//!   repositories/NAME/_tags/TAG                     the digest, and "fetched" if an upstream gave it
-//!   repositories/NAME/_manifests/ALGORITHM/HEX      the media type; the bytes are a blob
-//!   repositories/NAME/_blobs/ALGORITHM/HEX          the size: the blob belongs to the repository; if fetched, maybe later
-//!   repositories/NAME/_referrers/ALGORITHM/HEX/D    the descriptor of a manifest whose subject this is
-//! ```
-//!
-//! Parts of a name never begin with `_`, so names and records cannot meet. Start time does not depend on how much is stored.
+//! Bytes are synced before they are handed over, put in their place by the records' thread, and visible when the row that names them
+//! is on the disk.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use orlop_distribution::manifest::Descriptor;
+use orlop_distribution::blobs::{BlobStore, StagedBlob};
+use orlop_distribution::manifest::{Descriptor, Manifest};
 use orlop_types::Digest;
 
-/// Behind the digest of a tag that an upstream gave.
-const FETCHED: &str = "fetched";
+use crate::error::RegistryError;
+use crate::records::{Change, Kind, ManifestRow, Part, Records, RecordsError, Row, Value};
 
-/// The records of all repositories.
-#[derive(Clone, Debug)]
+/// The records of all repositories, and their bytes.
+#[derive(Clone)]
 pub(crate) struct Repositories {
-    root: PathBuf,
+    pub(crate) records: Records,
+    blobs: BlobStore,
+}
+
+/// What a stored change is called; see [`Records::last`].
+pub(crate) type Number = u64;
+
+/// A manifest that is to be kept.
+pub(crate) struct NewManifest {
+    pub(crate) name: String,
+    pub(crate) digest: Digest,
+    pub(crate) row: ManifestRow,
+    pub(crate) tags: Vec<String>,
+    pub(crate) staged: StagedBlob,
 }
 
 impl Repositories {
-    pub(crate) fn open(root: &Path) -> io::Result<Self> {
-        let root = root.join("repositories");
-        std::fs::create_dir_all(&root)?;
-        Ok(Self { root })
+    pub(crate) fn open(records: Records, blobs: BlobStore) -> Self {
+        Self { records, blobs }
     }
 
-    fn file(&self, name: &str, kind: &str, digest: &Digest) -> PathBuf {
-        self.root.join(name).join(kind).join(digest.algorithm().name()).join(digest.hex())
+    /// Whether anything is stored under a name.
+    pub(crate) fn exists(&self, name: &str) -> Result<bool, RecordsError> {
+        self.records.exists(name)
     }
 
-    /// Whether anything was ever stored under a name.
-    pub(crate) fn exists(&self, name: &str) -> bool {
-        ["_manifests", "_blobs"].iter().any(|kind| self.root.join(name).join(kind).is_dir())
+    /// The digest of a tag, and whether an upstream gave it, so that the upstream knows better.
+    pub(crate) fn tag(&self, name: &str, tag: &str) -> Result<Option<(Digest, bool)>, RecordsError> {
+        for (kind, fetched) in [(Kind::Tag, false), (Kind::FetchedTag, true)] {
+            if let Some(Value::Tag(digest)) = self.records.value(&Row::new(kind, name, tag))? {
+                return Ok(Some((digest, fetched)));
+            }
+        }
+        Ok(None)
     }
 
-    pub(crate) fn tag(&self, name: &str, tag: &str) -> io::Result<Option<Digest>> {
-        Ok(self.tag_with_origin(name, tag)?.map(|(digest, _)| digest))
-    }
-
-    /// The digest, and whether an upstream gave it, so that the upstream knows better.
-    pub(crate) fn tag_with_origin(&self, name: &str, tag: &str) -> io::Result<Option<(Digest, bool)>> {
-        let Some(text) = read(&self.root.join(name).join("_tags").join(tag))? else {
-            return Ok(None);
-        };
-        let (digest, origin) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
-        let digest = digest.parse().map_err(io::Error::other)?;
-        Ok(Some((digest, origin == FETCHED)))
-    }
-
-    pub(crate) fn set_fetched_tag(&self, name: &str, tag: &str, digest: &Digest) -> io::Result<()> {
-        write(&self.root.join(name).join("_tags").join(tag), format!("{digest} {FETCHED}").as_bytes())
-    }
-
-    pub(crate) fn set_tag(&self, name: &str, tag: &str, digest: &Digest) -> io::Result<()> {
-        write(&self.root.join(name).join("_tags").join(tag), digest.to_string().as_bytes())
-    }
-
-    pub(crate) fn remove_tag(&self, name: &str, tag: &str) -> io::Result<bool> {
-        remove(&self.root.join(name).join("_tags").join(tag))
-    }
-
-    /// All tags, in the order that the specification asks for.
-    pub(crate) fn tags(&self, name: &str) -> io::Result<Vec<String>> {
-        let mut tags = list(&self.root.join(name).join("_tags"))?;
+    /// Tags after `from`, in the order that the specification asks for, at most `limit`.
+    pub(crate) fn tags(
+        &self,
+        name: &str,
+        from: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<String>, RecordsError> {
+        let mut tags = Vec::new();
+        for kind in [Kind::Tag, Kind::FetchedTag] {
+            tags.extend(self.records.rows(kind, name, from, limit)?.into_iter().map(|(tag, _)| tag));
+        }
         tags.sort();
+        tags.dedup();
+        tags.truncate(limit);
         Ok(tags)
     }
 
-    /// The media type of a manifest; none when the repository does not hold it.
-    pub(crate) fn manifest(&self, name: &str, digest: &Digest) -> io::Result<Option<String>> {
-        read(&self.file(name, "_manifests", digest))
-    }
-
-    pub(crate) fn set_manifest(&self, name: &str, digest: &Digest, media_type: &str) -> io::Result<()> {
-        if self.manifest(name, digest)?.as_deref() == Some(media_type) {
-            return Ok(());
+    /// What is known of a manifest; none when the repository does not hold it.
+    pub(crate) fn manifest(&self, name: &str, digest: &Digest) -> Result<Option<ManifestRow>, RecordsError> {
+        match self.records.value(&Row::new(Kind::Manifest, name, digest.as_str()))? {
+            Some(Value::Manifest(row)) => Ok(Some(row)),
+            _ => Ok(None),
         }
-        write(&self.file(name, "_manifests", digest), media_type.as_bytes())
     }
 
-    /// Removes a manifest and every tag that names it.
-    pub(crate) fn remove_manifest(&self, name: &str, digest: &Digest) -> io::Result<bool> {
-        for tag in self.tags(name)? {
-            if self.tag(name, &tag)?.as_ref() == Some(digest) {
-                self.remove_tag(name, &tag)?;
-            }
+    /// Whether a blob belongs to a repository.
+    pub(crate) fn has_blob(&self, name: &str, digest: &Digest) -> Result<bool, RecordsError> {
+        Ok(self.records.value(&Row::new(Kind::Blob, name, digest.as_str()))?.is_some())
+    }
+
+    /// The size of a blob as the repository knows it, here or not.
+    pub(crate) fn blob_size(&self, name: &str, digest: &Digest) -> Result<Option<u64>, RecordsError> {
+        match self.records.value(&Row::new(Kind::Blob, name, digest.as_str()))? {
+            Some(Value::Blob { size, .. }) => Ok(Some(size)),
+            _ => self.records.announced_size(name, digest),
         }
-        remove(&self.file(name, "_manifests", digest))
-    }
-
-    pub(crate) fn has_blob(&self, name: &str, digest: &Digest) -> bool {
-        self.file(name, "_blobs", digest).exists()
-    }
-
-    /// The size of a blob as it was recorded.
-    pub(crate) fn blob_size(&self, name: &str, digest: &Digest) -> io::Result<Option<u64>> {
-        let text = read(&self.file(name, "_blobs", digest))?;
-        Ok(text.and_then(|text| text.trim().parse().ok()))
-    }
-
-    pub(crate) fn set_blob(&self, name: &str, digest: &Digest, size: u64) -> io::Result<()> {
-        // Records are synced one by one: what is recorded already costs nothing.
-        if self.blob_size(name, digest)? == Some(size) {
-            return Ok(());
-        }
-        write(&self.file(name, "_blobs", digest), size.to_string().as_bytes())
-    }
-
-    pub(crate) fn remove_blob(&self, name: &str, digest: &Digest) -> io::Result<bool> {
-        remove(&self.file(name, "_blobs", digest))
     }
 
     /// The descriptors of manifests whose subject is `subject`.
-    pub(crate) fn referrers(&self, name: &str, subject: &Digest) -> io::Result<Vec<Descriptor>> {
-        let directory = self.file(name, "_referrers", subject);
+    pub(crate) fn referrers(&self, name: &str, subject: &Digest) -> Result<Vec<Descriptor>, RecordsError> {
         let mut found = Vec::new();
-        for file in list(&directory)? {
-            if let Some(text) = read(&directory.join(file))? {
-                found.push(serde_json::from_str(&text).map_err(io::Error::other)?);
+        for digest in self.records.referrers(name, subject)? {
+            let Ok(digest) = digest.parse::<Digest>() else { continue };
+            if let Some(row) = self.manifest(name, &digest)? {
+                let mut descriptor = Descriptor::new(&row.media_type, digest, row.size);
+                descriptor.artifact_type = row.artifact_type;
+                descriptor.annotations = row.annotations;
+                found.push(descriptor);
             }
         }
         Ok(found)
     }
 
-    pub(crate) fn set_referrer(
+    /// Syncs bytes that wait for their place. Blocks.
+    pub(crate) fn sync(staged: &StagedBlob) -> Result<(), RegistryError> {
+        let synced = std::fs::File::open(staged.path()).and_then(|file| file.sync_all());
+        synced.map_err(|error| RegistryError::from(RecordsError::from(redb::Error::Io(error))))
+    }
+
+    /// Stages a document that is in memory. Blocks.
+    pub(crate) fn stage(&self, digest: &Digest, bytes: &[u8]) -> Result<StagedBlob, RegistryError> {
+        let mut writer = self.blobs.writer("manifest", digest.algorithm())?;
+        writer.append(bytes)?;
+        let staged = writer.finish(Some(digest), Some(bytes.len() as u64))?;
+        Self::sync(&staged)?;
+        Ok(staged)
+    }
+
+    fn directory(&self, digest: &Digest) -> PathBuf {
+        let path = self.blobs.path(digest);
+        path.parent().map_or(path.clone(), std::path::Path::to_owned)
+    }
+
+    /// Keeps a pushed manifest and moves its tags. The inner error names the blob of it that is not in the repository.
+    pub(crate) async fn push_manifest(
+        &self,
+        new: NewManifest,
+        needs: Vec<Digest>,
+    ) -> Result<Result<Number, Digest>, RecordsError> {
+        let directory = self.directory(&new.digest);
+        let stored = self.records.write(move |change| {
+            for digest in needs {
+                if change.value(&Row::new(Kind::Blob, &new.name, digest.as_str()))?.is_none() {
+                    return Ok(Err(digest));
+                }
+            }
+            for tag in &new.tags {
+                let row = Row::new(Kind::Tag, &new.name, tag);
+                change.set(&row, Some(Value::Tag(new.digest.clone())))?;
+            }
+            keep_manifest(change, new, directory)?;
+            Ok(Ok(change.last()))
+        });
+        stored.await
+    }
+
+    /// Keeps a manifest as an upstream gave it.
+    pub(crate) async fn fetch_manifest(&self, new: NewManifest) -> Result<(), RecordsError> {
+        let directory = self.directory(&new.digest);
+        let stored = self.records.write(move |change| {
+            for tag in &new.tags {
+                let row = Row::new(Kind::FetchedTag, &new.name, tag);
+                change.set(&row, Some(Value::Tag(new.digest.clone())))?;
+            }
+            keep_manifest(change, new, directory)
+        });
+        stored.await
+    }
+
+    /// Points a fetched tag at a manifest that is here.
+    pub(crate) async fn set_fetched_tag(
         &self,
         name: &str,
-        subject: &Digest,
-        descriptor: &Descriptor,
-    ) -> io::Result<()> {
-        let file =
-            self.file(name, "_referrers", subject).join(descriptor.digest.to_string().replace(':', "-"));
-        write(&file, &serde_json::to_vec(descriptor).map_err(io::Error::other)?)
+        tag: &str,
+        digest: &Digest,
+    ) -> Result<(), RecordsError> {
+        let (row, value) = (Row::new(Kind::FetchedTag, name, tag), Value::Tag(digest.clone()));
+        self.records.write(move |change| change.set(&row, Some(value)).map(drop)).await
     }
 
-    pub(crate) fn remove_referrer(&self, name: &str, subject: &Digest, digest: &Digest) -> io::Result<bool> {
-        remove(&self.file(name, "_referrers", subject).join(digest.to_string().replace(':', "-")))
+    /// Puts a synced blob in its place and makes it the repository's.
+    pub(crate) async fn keep_blob(
+        &self,
+        name: &str,
+        staged: StagedBlob,
+        fetched: bool,
+    ) -> Result<Number, RecordsError> {
+        let row = Row::new(Kind::Blob, name, staged.digest().as_str());
+        let directory = self.directory(staged.digest());
+        let value = Value::Blob { size: staged.size(), fetched };
+        let stored = self.records.write(move |change| {
+            change.keep(staged, directory)?;
+            change.set(&row, Some(value))?;
+            Ok(change.last())
+        });
+        stored.await
+    }
+
+    /// Makes a blob of one repository another one's too; false when it is not the first one's any more.
+    pub(crate) async fn mount_blob(
+        &self,
+        name: &str,
+        from: &str,
+        digest: &Digest,
+    ) -> Result<bool, RecordsError> {
+        let source = Row::new(Kind::Blob, from, digest.as_str());
+        let target = Row::new(Kind::Blob, name, digest.as_str());
+        let digest = digest.clone();
+        let stored = self.records.write(move |change| {
+            let Some(Value::Blob { size, .. }) = change.value(&source)? else { return Ok(false) };
+            if change.used_ms(&digest)?.is_none() {
+                return Ok(false);
+            }
+            change.set(&target, Some(Value::Blob { size, fetched: false }))?;
+            change.touch(digest.as_str(), change.now_ms())?;
+            Ok(true)
+        });
+        stored.await
+    }
+
+    /// Removes a tag, pushed or fetched; false when there was none.
+    pub(crate) async fn remove_tag(&self, name: &str, tag: &str) -> Result<bool, RecordsError> {
+        let rows = [Kind::Tag, Kind::FetchedTag].map(|kind| Row::new(kind, name, tag));
+        let stored = self.records.write(move |change| {
+            let mut removed = false;
+            for row in &rows {
+                if change.value(row)?.is_some() {
+                    removed |= change.set(row, None)?;
+                }
+            }
+            Ok(removed)
+        });
+        stored.await
+    }
+
+    /// Removes a manifest and every tag that names it.
+    pub(crate) async fn remove_manifest(&self, name: &str, digest: &Digest) -> Result<bool, RecordsError> {
+        let (name, digest) = (name.to_owned(), digest.clone());
+        let stored = self.records.write(move |change| {
+            let row = Row::new(Kind::Manifest, &name, digest.as_str());
+            if change.value(&row)?.is_none() {
+                return Ok(false);
+            }
+            for kind in [Kind::Tag, Kind::FetchedTag] {
+                for (tag, value) in change.rows(kind, &name)? {
+                    if value == Value::Tag(digest.clone()) {
+                        change.set(&tag, None)?;
+                    }
+                }
+            }
+            change.set(&row, None)
+        });
+        stored.await
+    }
+
+    /// Takes a blob out of a repository. The bytes may belong to others too.
+    pub(crate) async fn remove_blob(&self, name: &str, digest: &Digest) -> Result<bool, RecordsError> {
+        let row = Row::new(Kind::Blob, name, digest.as_str());
+        let stored = self.records.write(move |change| match change.value(&row)? {
+            Some(_) => change.set(&row, None),
+            None => Ok(false),
+        });
+        stored.await
     }
 }
 
-fn read(path: &Path) -> io::Result<Option<String>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if is_absent(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
+fn keep_manifest(change: &mut Change<'_>, new: NewManifest, directory: PathBuf) -> Result<(), RecordsError> {
+    change.keep(new.staged, directory)?;
+    let row = Row::new(Kind::Manifest, &new.name, new.digest.as_str());
+    change.set(&row, Some(Value::Manifest(new.row)))?;
+    Ok(())
 }
 
-/// Whole or not at all, also after a loss of power.
-fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    use std::io::Write as _;
-    let directory = path.parent().ok_or_else(|| io::Error::other("a record needs a directory"))?;
-    std::fs::create_dir_all(directory)?;
-    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(directory)?;
-    file.write_all(content)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    std::fs::File::open(directory)?.sync_all()
-}
-
-fn remove(path: &Path) -> io::Result<bool> {
-    match std::fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if is_absent(&error) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-fn list(directory: &Path) -> io::Result<Vec<String>> {
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if is_absent(&error) => return Ok(Vec::new()),
-        Err(error) => return Err(error),
+/// What is remembered of a manifest.
+pub(crate) fn manifest_row(manifest: &Manifest, media_type: &str, size: u64, fetched: bool) -> ManifestRow {
+    let part = |descriptor: &Descriptor| Part { digest: descriptor.digest.clone(), size: descriptor.size };
+    let (artifact_type, annotations, parts) = match manifest {
+        Manifest::Image(image) => (
+            image.artifact_type.clone().or_else(|| Some(image.config.media_type.clone())),
+            image.annotations.clone(),
+            // Layers with addresses of their own live elsewhere (image-spec, non-distributable layers).
+            std::iter::once(&image.config)
+                .chain(image.layers.iter().filter(|layer| layer.urls.is_empty()))
+                .map(part)
+                .collect(),
+        ),
+        Manifest::Index(index) => (
+            index.artifact_type.clone(),
+            index.annotations.clone(),
+            index.manifests.iter().map(part).collect(),
+        ),
     };
-    let names = entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
-    // A file that a killed process did not finish is no record.
-    names.filter(|name| !name.as_ref().is_ok_and(|name| name.starts_with(".new-"))).collect()
-}
-
-fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    ManifestRow {
+        media_type: media_type.to_owned(),
+        size,
+        fetched,
+        subject: manifest.subject().map(|subject| subject.digest.clone()),
+        artifact_type,
+        annotations,
+        parts,
+    }
 }

@@ -59,11 +59,15 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
         registry.upstream.fetches.clone(),
     );
     let server = Arc::new(Server { frame: frame.clone(), registry, requests });
-    let dumped = server.clone();
-    frame.dump(
-        "mirror",
-        move || serde_json::json!({"uploads": dumped.registry.uploads.count(), "fetches": dumped.registry.upstream.flights()}),
-    );
+    // The frame keeps the dump, and the server the frame.
+    let dumped = Arc::downgrade(&server);
+    frame.dump("mirror", move || match dumped.upgrade() {
+        Some(server) => {
+            let registry = &server.registry;
+            serde_json::json!({"uploads": registry.uploads.count(), "fetches": registry.upstream.flights()})
+        }
+        None => serde_json::Value::Null,
+    });
     tracing::info!(listen = %config.listen, tls = tls.is_some(), root = %config.root.display(), "serving the registry");
     frame.spawn("mirror-listener", listen(listener, tls, server, config.max_connections, frame.drain()));
     Ok(())

@@ -76,28 +76,28 @@ impl Uploads {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(session);
     }
 
-    /// Ends an upload: verifies, and makes the blob visible; its size.
+    /// Ends an upload: verifies it and syncs its bytes.
     pub(crate) async fn finish(
         &self,
         upload: &Upload,
         session: &str,
         expected: &Digest,
-    ) -> Result<u64, RegistryError> {
+    ) -> Result<StagedBlob, RegistryError> {
         let writer =
             upload.writer.lock().await.take().ok_or_else(|| RegistryError::upload_unknown(session))?;
         self.cancel(session);
         let (store, expected, session) = (self.store.clone(), expected.clone(), session.to_owned());
-        let committed = tokio::task::spawn_blocking(move || commit(&store, &session, writer, &expected));
+        let committed = tokio::task::spawn_blocking(move || verify(&store, &session, writer, &expected));
         committed.await.map_err(|error| RegistryError::internal("store a blob", error))?
     }
 }
 
-fn commit(
+fn verify(
     store: &BlobStore,
     session: &str,
     writer: BlobWriter,
     expected: &Digest,
-) -> Result<u64, RegistryError> {
+) -> Result<StagedBlob, RegistryError> {
     // Hashed with the algorithm that the upload was started with; the digest may name another one.
     let staged = writer.finish(None, None)?;
     let staged = if staged.digest().algorithm() == expected.algorithm() {
@@ -111,9 +111,8 @@ fn commit(
             staged.digest()
         )));
     }
-    let size = staged.size();
-    staged.commit()?;
-    Ok(size)
+    crate::repositories::Repositories::sync(&staged)?;
+    Ok(staged)
 }
 
 fn rehash(

@@ -19,13 +19,12 @@ use orlop_distribution::blobs::{BlobStore, BlobWriter};
 use orlop_distribution::client::{
     BlobDownload, ClientConfig, FetchedManifest, RegistryClient, RegistryError as ClientError,
 };
-use orlop_distribution::manifest::{Descriptor, Manifest};
+use orlop_distribution::manifest::Descriptor;
 use orlop_types::{Digest, Reference};
 use tokio::sync::watch;
 
 use crate::error::RegistryError;
-use crate::registry::record;
-use crate::repositories::Repositories;
+use crate::repositories::{NewManifest, Repositories, manifest_row};
 
 /// Blobs that are fetched at the same time.
 const FLIGHT_LIMIT: usize = 64;
@@ -89,12 +88,30 @@ impl Upstream {
         reference: &Reference,
     ) -> Result<Digest, ClientErrorOrOurs> {
         let fetched = self.client.manifest(reference, None).await?;
-        let (blobs, repositories) = (self.blobs.clone(), self.repositories.clone());
-        let (name, tag) = (name.to_owned(), reference.tag().map(str::to_owned));
         let digest = fetched.digest.clone();
-        let kept = tokio::task::spawn_blocking(move || keep(&blobs, &repositories, &name, tag, &fetched));
-        kept.await.map_err(|error| RegistryError::internal("keep a manifest", error))??;
+        self.keep(name, reference.tag(), fetched).await?;
         Ok(digest)
+    }
+
+    async fn keep(
+        &self,
+        name: &str,
+        tag: Option<&str>,
+        fetched: FetchedManifest,
+    ) -> Result<(), RegistryError> {
+        let FetchedManifest { digest, media_type, bytes, manifest } = fetched;
+        if let Some(tag) = tag
+            && self.repositories.manifest(name, &digest)?.is_some()
+            && self.blobs.size(&digest)?.is_some()
+        {
+            return Ok(self.repositories.set_fetched_tag(name, tag, &digest).await?);
+        }
+        let row = manifest_row(&manifest, &media_type, bytes.len() as u64, true);
+        let (repositories, staging) = (self.repositories.clone(), digest.clone());
+        let staged = blocking(move || repositories.stage(&staging, &bytes)).await?;
+        let tags = tag.into_iter().map(str::to_owned).collect();
+        let new = NewManifest { name: name.to_owned(), digest, row, tags, staged };
+        Ok(self.repositories.fetch_manifest(new).await?)
     }
 
     /// Size of a blob that nobody described.
@@ -209,15 +226,16 @@ impl Upstream {
                 break;
             }
         }
-        let (repositories, name) = (self.repositories.clone(), name.to_owned());
-        blocking(move || {
-            let staged = writer.finish(Some(&descriptor.digest), Some(descriptor.size))?;
-            staged.commit()?;
-            record(repositories.set_blob(&name, &descriptor.digest, descriptor.size))?;
-            tracing::info!(repository = name, digest = %descriptor.digest, bytes = descriptor.size, "blob fetched");
-            Ok(())
+        let (digest, size) = (descriptor.digest.clone(), descriptor.size);
+        let staged = blocking(move || {
+            let staged = writer.finish(Some(&digest), Some(size))?;
+            Repositories::sync(&staged)?;
+            Ok(staged)
         })
-        .await
+        .await?;
+        self.repositories.keep_blob(name, staged, true).await?;
+        tracing::info!(repository = name, digest = %descriptor.digest, bytes = descriptor.size, "blob fetched");
+        Ok(())
     }
 }
 
@@ -226,33 +244,6 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, RegistryError> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|error| Err(RegistryError::internal("store a fetched blob", error)))
-}
-
-fn keep(
-    blobs: &BlobStore,
-    repositories: &Repositories,
-    name: &str,
-    tag: Option<String>,
-    fetched: &FetchedManifest,
-) -> Result<(), RegistryError> {
-    let FetchedManifest { digest, media_type, bytes, manifest } = fetched;
-    if blobs.size(digest)?.is_none() {
-        blobs.put("manifest", digest, bytes)?;
-    }
-    if let Manifest::Image(image) = manifest {
-        for part in std::iter::once(&image.config).chain(&image.layers) {
-            record(repositories.set_blob(name, &part.digest, part.size))?;
-        }
-    }
-    record(repositories.set_manifest(name, digest, media_type))?;
-    if let Some(subject) = manifest.subject() {
-        let descriptor = crate::content::describe(manifest, media_type, digest, bytes.len() as u64);
-        record(repositories.set_referrer(name, &subject.digest, &descriptor))?;
-    }
-    if let Some(tag) = tag {
-        record(repositories.set_fetched_tag(name, &tag, digest))?;
-    }
-    Ok(())
 }
 
 /// The upstream's error apart from ours: a tag that is here already is served in spite of the first.

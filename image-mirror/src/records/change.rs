@@ -1,0 +1,299 @@
+//! One write transaction: rows and what is derived from them, changed together.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use orlop_distribution::blobs::{BlobError, StagedBlob};
+use orlop_types::Digest;
+use redb::{ReadableTable as _, Table, WriteTransaction};
+
+use super::RecordsError;
+use super::row::{Cell, Kind, ManifestRow, Row, Value, decode_cell, encode_cell};
+use super::stamp::Clock;
+use super::tables::{
+    BYTES, CELLS, CLOCK, CONTENTS, COUNT, CURSORS, JOURNAL, LAST, NODE, NUMBERS, OWNERS, PARTS, REFERRERS,
+    after, owner_key, pair_key,
+};
+
+/// Everything that a change may touch. Nothing of it is visible before the whole batch is on the disk.
+pub(crate) struct Change<'t> {
+    cells: Table<'t, &'static [u8], &'static [u8]>,
+    journal: Table<'t, u64, &'static [u8]>,
+    owners: Table<'t, &'static [u8], u8>,
+    parts: Table<'t, &'static [u8], u64>,
+    referrers: Table<'t, &'static [u8], ()>,
+    contents: Table<'t, &'static str, (u64, u64)>,
+    cursors: Table<'t, &'static str, u64>,
+    numbers: Table<'t, &'static str, u64>,
+    clock: Clock,
+    last: u64,
+    now_ms: u64,
+    effects: Effects,
+}
+
+/// What goes with a transaction on the file system.
+#[derive(Debug, Default)]
+pub(super) struct Effects {
+    /// Directories to sync before the commit: blobs were renamed into them.
+    pub(super) renamed: BTreeSet<PathBuf>,
+    /// Files to remove after it.
+    pub(super) unlink: Vec<PathBuf>,
+}
+
+impl<'t> Change<'t> {
+    pub(super) fn begin(write: &'t WriteTransaction, now_ms: u64) -> Result<Self, redb::Error> {
+        let numbers = write.open_table(NUMBERS)?;
+        let number = |name: &str| Ok::<_, redb::Error>(numbers.get(name)?.map_or(0, |value| value.value()));
+        let (clock, last) = (Clock::new(number(CLOCK)?, number(NODE)?), number(LAST)?);
+        Ok(Self {
+            cells: write.open_table(CELLS)?,
+            journal: write.open_table(JOURNAL)?,
+            owners: write.open_table(OWNERS)?,
+            parts: write.open_table(PARTS)?,
+            referrers: write.open_table(REFERRERS)?,
+            contents: write.open_table(CONTENTS)?,
+            cursors: write.open_table(CURSORS)?,
+            numbers,
+            clock,
+            last,
+            now_ms,
+            effects: Effects::default(),
+        })
+    }
+
+    pub(super) fn finish(mut self) -> Result<(Effects, u64), redb::Error> {
+        self.numbers.insert(CLOCK, self.clock.last())?;
+        self.numbers.insert(LAST, self.last)?;
+        Ok((self.effects, self.last))
+    }
+
+    /// Milliseconds since 1970 at the start of the transaction.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    /// The number of the last change, this one included.
+    pub(crate) fn last(&self) -> u64 {
+        self.last
+    }
+
+    pub(crate) fn cell(&self, row: &Row) -> Result<Option<Cell>, RecordsError> {
+        Ok(self.numbered(row)?.map(|(_, cell)| cell))
+    }
+
+    /// What a row says now.
+    pub(crate) fn value(&self, row: &Row) -> Result<Option<Value>, RecordsError> {
+        Ok(self.cell(row)?.and_then(|cell| cell.value))
+    }
+
+    fn numbered(&self, row: &Row) -> Result<Option<(u64, Cell)>, RecordsError> {
+        let Some(bytes) = self.cells.get(row.encode().as_slice())? else { return Ok(None) };
+        decode_cell(bytes.value()).map(Some).ok_or_else(|| RecordsError::damaged(row))
+    }
+
+    /// Changes a row here and now; false when it says that already.
+    pub(crate) fn set(&mut self, row: &Row, value: Option<Value>) -> Result<bool, RecordsError> {
+        let old = self.numbered(row)?;
+        let said = old.as_ref().and_then(|(_, cell)| cell.value.as_ref());
+        if said == value.as_ref() {
+            return Ok(false);
+        }
+        // What was pushed stays so when an upstream has it too.
+        if said.is_some_and(|said| !said.is_fetched()) && value.as_ref().is_some_and(Value::is_fetched) {
+            return Ok(false);
+        }
+        let stamp = self.clock.tick(self.now_ms);
+        self.store(row, old, Cell { stamp, value })?;
+        Ok(true)
+    }
+
+    /// Takes over the other half's change of a row; false when it is known or older.
+    pub(crate) fn merge(&mut self, row: &Row, theirs: &Cell) -> Result<bool, RecordsError> {
+        self.clock.see(theirs.stamp, self.now_ms)?;
+        let old = self.numbered(row)?;
+        let merged = Cell::merge(old.as_ref().map(|(_, cell)| cell), theirs);
+        if old.as_ref().is_some_and(|(_, cell)| *cell == merged) {
+            return Ok(false);
+        }
+        self.store(row, old, merged)?;
+        Ok(true)
+    }
+
+    fn store(&mut self, row: &Row, old: Option<(u64, Cell)>, cell: Cell) -> Result<(), RecordsError> {
+        if let Some((number, old)) = old {
+            self.journal.remove(number)?;
+            if let Some(value) = &old.value {
+                self.derive(row, value, false)?;
+            }
+        }
+        if let Some(value) = &cell.value {
+            self.derive(row, value, true)?;
+        }
+        self.last += 1;
+        let key = row.encode();
+        self.journal.insert(self.last, key.as_slice())?;
+        self.cells.insert(key.as_slice(), encode_cell(self.last, &cell).as_slice())?;
+        Ok(())
+    }
+
+    fn derive(&mut self, row: &Row, value: &Value, present: bool) -> Result<(), RecordsError> {
+        if matches!(value, Value::Tag(_)) {
+            return Ok(());
+        }
+        let owner = owner_key(&row.key, row.kind.byte(), &row.name);
+        if present {
+            self.owners.insert(owner.as_slice(), u8::from(!value.is_fetched()))?;
+        } else {
+            self.owners.remove(owner.as_slice())?;
+        }
+        if let Value::Manifest(manifest) = value {
+            self.derive_manifest(row, manifest, present)?;
+        }
+        Ok(())
+    }
+
+    fn derive_manifest(
+        &mut self,
+        row: &Row,
+        manifest: &ManifestRow,
+        present: bool,
+    ) -> Result<(), RecordsError> {
+        for part in &manifest.parts {
+            let key = pair_key(&row.name, part.digest.as_str(), &row.key);
+            if present {
+                self.parts.insert(key.as_slice(), part.size)?;
+            } else {
+                self.parts.remove(key.as_slice())?;
+            }
+        }
+        if let Some(subject) = &manifest.subject {
+            let key = pair_key(&row.name, subject.as_str(), &row.key);
+            if present {
+                self.referrers.insert(key.as_slice(), ())?;
+            } else {
+                self.referrers.remove(key.as_slice())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what is known of a removed row. Only when every peer has heard of the removal: else it would come back.
+    pub(crate) fn forget(&mut self, row: &Row) -> Result<bool, RecordsError> {
+        match self.numbered(row)? {
+            Some((number, Cell { value: None, .. })) => {
+                self.journal.remove(number)?;
+                self.cells.remove(row.encode().as_slice())?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// The rows of one kind in one repository that say something.
+    pub(crate) fn rows(&self, kind: Kind, name: &str) -> Result<Vec<(Row, Value)>, RecordsError> {
+        let prefix = Row::prefix(kind, name);
+        let mut found = Vec::new();
+        for entry in self.cells.range(prefix.as_slice()..after(&prefix).as_slice())? {
+            let (key, cell) = entry?;
+            if let (Some(row), Some((_, Cell { value: Some(value), .. }))) =
+                (Row::decode(key.value()), decode_cell(cell.value()))
+            {
+                found.push((row, value));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether a manifest of the repository needs this blob or manifest.
+    pub(crate) fn is_needed(&self, name: &str, digest: &str) -> Result<bool, RecordsError> {
+        let prefix = pair_key(name, digest, "");
+        let mut found = self.parts.range(prefix.as_slice()..after(&prefix).as_slice())?;
+        Ok(found.next().transpose()?.is_some())
+    }
+
+    /// Puts a whole, synced blob in its place and counts its bytes.
+    pub(crate) fn keep(&mut self, staged: StagedBlob, directory: PathBuf) -> Result<(), RecordsError> {
+        let (digest, size) = (staged.digest().clone(), staged.size());
+        staged.commit()?;
+        self.effects.renamed.insert(directory);
+        self.count(&digest, size)
+    }
+
+    /// Counts bytes that are in their place.
+    pub(crate) fn count(&mut self, digest: &Digest, size: u64) -> Result<(), RecordsError> {
+        let old = self.contents.insert(digest.as_str(), (size, self.now_ms))?.map(|value| value.value().0);
+        self.add(BYTES, i128::from(size) - i128::from(old.unwrap_or(0)))?;
+        if old.is_none() {
+            self.add(COUNT, 1)?;
+        }
+        Ok(())
+    }
+
+    /// Gives up bytes: `path` is removed when the transaction is on the disk.
+    pub(crate) fn drop_content(&mut self, digest: &Digest, path: PathBuf) -> Result<(), RecordsError> {
+        let old = self.contents.remove(digest.as_str())?.map(|value| value.value().0);
+        if let Some(size) = old {
+            self.add(BYTES, -i128::from(size))?;
+            self.add(COUNT, -1)?;
+        }
+        self.effects.unlink.push(path);
+        Ok(())
+    }
+
+    /// When bytes were used last.
+    pub(crate) fn used_ms(&self, digest: &Digest) -> Result<Option<u64>, RecordsError> {
+        Ok(self.contents.get(digest.as_str())?.map(|value| value.value().1))
+    }
+
+    /// Notes a use.
+    pub(crate) fn touch(&mut self, digest: &str, used_ms: u64) -> Result<(), RecordsError> {
+        let known = self.contents.get(digest)?.map(|value| value.value());
+        if let Some((size, before)) = known
+            && before < used_ms
+        {
+            self.contents.insert(digest, (size, used_ms))?;
+        }
+        Ok(())
+    }
+
+    /// Who wants these bytes: none, only rows that can be fetched again, or a pushed one.
+    pub(crate) fn wanted(&self, digest: &Digest) -> Result<Wanted, RecordsError> {
+        let prefix = [digest.as_str().as_bytes(), &[0]].concat();
+        let mut wanted = Wanted::Nobody;
+        for entry in self.owners.range(prefix.as_slice()..after(&prefix).as_slice())? {
+            match entry?.1.value() {
+                0 => wanted = Wanted::Cached,
+                _ => return Ok(Wanted::Pushed),
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// Notes how far a peer's journal is here.
+    pub(crate) fn set_cursor(&mut self, peer: &str, number: u64) -> Result<(), RecordsError> {
+        self.cursors.insert(peer, number)?;
+        Ok(())
+    }
+
+    fn add(&mut self, name: &str, difference: i128) -> Result<(), RecordsError> {
+        let old = self.numbers.get(name)?.map_or(0, |value| value.value());
+        let sum = (i128::from(old) + difference).max(0);
+        self.numbers.insert(name, u64::try_from(sum).unwrap_or(u64::MAX))?;
+        Ok(())
+    }
+}
+
+/// Who wants bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Nobody,
+    /// An upstream gave them.
+    Cached,
+    Pushed,
+}
+
+impl From<BlobError> for RecordsError {
+    fn from(error: BlobError) -> Self {
+        if error.is_no_space() { RecordsError::NoSpace } else { RecordsError::Storage(error.to_string()) }
+    }
+}
