@@ -25,6 +25,7 @@ pub(crate) async fn adopt(runtime: &Arc<Runtime>) -> anyhow::Result<()> {
     let known: BTreeSet<String> = runtime.model().containers.keys().cloned().collect();
     let images = runtime.images.clone();
     tokio::task::spawn_blocking(move || sweep_root_file_systems(&images, &known)).await?;
+    runtime.count();
     let model = runtime.model();
     tracing::info!(
         sandboxes = model.sandboxes.len(),
@@ -64,6 +65,7 @@ async fn adopt_sandbox(runtime: &Arc<Runtime>, id: String) {
             "this sandbox was made by a newer version; left alone"
         );
     }
+    runtime.cgroup_parents.restore(&id, &record.cgroup_parent(), &record.made_cgroups, &runtime.hierarchies);
     let containers = read_containers(runtime, &id);
     {
         let mut model = runtime.model();
@@ -78,7 +80,9 @@ async fn adopt_sandbox(runtime: &Arc<Runtime>, id: String) {
         Stage::Stopped => {
             runtime.model().sandboxes.insert(id.clone(), record.clone());
             // A stop that was cut off: its own next call finishes the network, nothing may run until then.
-            let _ended = runtime.end_shim(&record, record.shim).await;
+            if runtime.end_shim(&record, record.shim).await {
+                runtime.change_sandbox(&id, Sandbox::forget_shim);
+            }
             runtime.settle_containers(&id);
         }
         Stage::Ready => {

@@ -78,6 +78,18 @@ impl Hierarchies {
         unified.map(|hierarchy| join(&hierarchy.mountpoint, cgroup))
     }
 
+    /// The directory of `cgroup` in every hierarchy.
+    pub(crate) fn directories(&self, cgroup: &str) -> Vec<PathBuf> {
+        self.0.iter().map(|hierarchy| join(&hierarchy.mountpoint, cgroup)).collect()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn at(mountpoints: &[PathBuf]) -> Self {
+        let hierarchy =
+            |mountpoint: &PathBuf| Hierarchy { mountpoint: mountpoint.clone(), controllers: Vec::new() };
+        Self(mountpoints.iter().map(hierarchy).collect())
+    }
+
     fn file(&self, cgroup: &str, controller: &str, file: &str) -> io::Result<PathBuf> {
         if file.is_empty() || file.contains('/') || file.starts_with('.') {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{file:?} is not a file name")));

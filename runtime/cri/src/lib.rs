@@ -24,6 +24,7 @@ mod adopt;
 mod apparmor;
 mod cdi;
 mod cgroup;
+mod cgroup_parents;
 mod cni;
 mod config;
 mod convert;

@@ -6,6 +6,7 @@
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 
 use orlop_cri::v1;
 use orlop_shim::protocol;
@@ -51,6 +52,9 @@ pub(crate) struct Sandbox {
     pub shim: Option<ProcessIdentity>,
     /// Addresses that CNI gave, the default interface's first one first; empty on the host's network.
     pub addresses: Vec<String>,
+    /// The highest directory of each cgroup hierarchy that is there for this pod's sake, above its own groups.
+    #[serde(default)]
+    pub made_cgroups: Vec<PathBuf>,
 }
 
 /// A container. Written to `sandboxes/SANDBOX/bundles/ID/container.json`.
@@ -144,6 +148,12 @@ impl Sandbox {
     /// The shim's own cgroup.
     pub(crate) fn shim_cgroup(&self) -> String {
         format!("{}/{}", self.cgroup_parent(), self.id)
+    }
+
+    /// The shim is gone, and every group that was there for the pod's sake.
+    pub(crate) fn forget_shim(&mut self) {
+        self.shim = None;
+        self.made_cgroups.clear();
     }
 
     /// Whether containers can run in it.
@@ -499,6 +509,7 @@ pub(crate) mod tests {
             stage: Stage::Ready,
             shim: None,
             addresses: vec!["10.0.0.2".to_owned(), "fd00::2".to_owned()],
+            made_cgroups: Vec::new(),
         }
     }
 

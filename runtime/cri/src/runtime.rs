@@ -13,6 +13,7 @@ use orlop_shim::protocol::{Phase, Request, Response};
 use tokio::sync::broadcast;
 
 use crate::cgroup::Hierarchies;
+use crate::cgroup_parents::CgroupParents;
 use crate::cni::Cni;
 use crate::config::Config;
 use crate::error::CriError;
@@ -42,6 +43,8 @@ pub(crate) struct Runtime {
     pub launcher: Launcher,
     /// Control groups of this machine.
     pub hierarchies: Hierarchies,
+    /// Those above the pods' own that are ours.
+    pub cgroup_parents: Arc<CgroupParents>,
     /// What they can do.
     pub features: CgroupFeatures,
     /// Capabilities that containers can be given.
@@ -102,6 +105,7 @@ impl Runtime {
             images,
             launcher,
             hierarchies,
+            cgroup_parents: Arc::default(),
             features,
             capabilities: crate::machine::own_capabilities()
                 .context("failed to read this process's capabilities")?,
@@ -263,7 +267,8 @@ impl Runtime {
         let _ = self.events.send(Arc::new(event));
     }
 
-    fn count(&self) {
+    /// Counts what holds now.
+    pub(crate) fn count(&self) {
         let model = self.model();
         let shims = model.sandboxes.values().filter(|sandbox| sandbox.is_ready()).count();
         let running = model.containers.values().filter(|container| container.phase == Phase::Running).count();

@@ -108,10 +108,14 @@ impl Runtime {
         if let Some(shim) = sandbox.shim {
             process::kill(shim, KILL_DEADLINE).await;
         }
-        self.end_shim(&sandbox, None).await;
+        let ended = self.end_shim(&sandbox, None).await;
         self.change_sandbox(id, |sandbox| {
             sandbox.stage = Stage::Stopped;
             sandbox.shim = None;
+            // What could not be removed is tried again by the stop, or at the next start.
+            if ended {
+                sandbox.forget_shim();
+            }
         });
         self.settle_containers(id);
         self.announce(id, id, v1::ContainerEventType::ContainerStoppedEvent);

@@ -64,6 +64,7 @@ impl Runtime {
             stage: Stage::Making,
             shim: None,
             addresses: Vec::new(),
+            made_cgroups: Vec::new(),
         };
         let directory = self.directory(&sandbox.id);
         if let Err(error) = self.make(&mut sandbox, &directory).await {
@@ -81,6 +82,8 @@ impl Runtime {
     async fn make(&self, sandbox: &mut Sandbox, directory: &SandboxDir) -> Result<(), CriError> {
         let network = if sandbox.host_network() { None } else { Some(self.network()?) };
         let keep = |error| CriError::failed("failed to write the sandbox's state", error);
+        sandbox.made_cgroups =
+            self.cgroup_parents.claim(&sandbox.id, &sandbox.cgroup_parent(), &self.hierarchies);
         files::make_private_dir(&directory.pod_file("bundles")).map_err(keep)?;
         files::write_json(&directory.record(), sandbox).map_err(keep)?;
         write_pod_files(sandbox, directory).map_err(keep)?;

@@ -47,7 +47,7 @@ impl Runtime {
             return Err(CriError::Timeout(format!("the shim of sandbox {id} did not end")));
         }
         self.settle_containers(&id);
-        self.change_sandbox(&id, |sandbox| sandbox.shim = None);
+        self.change_sandbox(&id, Sandbox::forget_shim);
         if was_ready {
             self.announce(&id, &id, v1::ContainerEventType::ContainerStoppedEvent);
         }
@@ -65,16 +65,20 @@ impl Runtime {
         let mut cgroups: Vec<String> =
             self.model().containers_of(&sandbox.id).map(|container| container.cgroup.clone()).collect();
         cgroups.push(sandbox.shim_cgroup());
-        let hierarchies = self.hierarchies.clone();
+        let (hierarchies, parents) = (self.hierarchies.clone(), self.cgroup_parents.clone());
         let id = sandbox.id.clone();
         let removed = tokio::task::spawn_blocking(move || {
-            cgroups.iter().all(|cgroup| match hierarchies.destroy(cgroup, CGROUP_PATIENCE) {
+            let removed = cgroups.iter().all(|cgroup| match hierarchies.destroy(cgroup, CGROUP_PATIENCE) {
                 Ok(()) => true,
                 Err(error) => {
                     tracing::error!(sandbox = %id, cgroup, %error, "could not remove the cgroup");
                     false
                 }
-            })
+            });
+            if removed {
+                parents.release(&id);
+            }
+            removed
         });
         removed.await.unwrap_or(false)
     }

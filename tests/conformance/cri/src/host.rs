@@ -149,7 +149,21 @@ impl Host {
         }
     }
 
-    /// Removes the cgroups of pods that are gone: `cgroup_parent` is the kubelet's, below it the runtime's.
+    /// Makes a pod's cgroup, as a kubelet does before it calls the runtime; where the machine has one.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn make_pod_cgroup(&self, pod: &str) -> std::io::Result<()> {
+        self.cgroups().iter().try_for_each(|path| std::fs::create_dir(path.join(pod)))
+    }
+
+    /// Directories of a cgroup in all hierarchies, given from their roots.
+    pub fn directories_of(&self, cgroup: &str) -> Vec<PathBuf> {
+        let roots = std::iter::once(PathBuf::from(CGROUP_ROOT)).chain(children(Path::new(CGROUP_ROOT)));
+        roots.map(|root| root.join(cgroup.trim_start_matches('/'))).filter(|path| path.is_dir()).collect()
+    }
+
+    /// Removes the cgroups of pods that are gone, for runtimes that leave those that they made without a kubelet.
     pub fn remove_pod_cgroups(&self) {
         for pod in self.cgroups().iter().flat_map(|path| children(path)) {
             // One with something in it stays, and is found.

@@ -585,6 +585,10 @@ fn hostile_requests() {
         if !left.is_empty() {
             judge.problems.push(format!("left behind: {left:#?}"));
         }
+        let parents = ["/orlop-hostile", "/etc/orlop-hostile"].map(|path| subject.host.directories_of(path));
+        if parents.iter().any(|directories| !directories.is_empty()) {
+            judge.problems.push(format!("left behind: {parents:?}"));
+        }
         assert!(judge.problems.is_empty(), "SEED={seed} CASES={cases}:\n{}", judge.problems.join("\n"));
     });
 }

@@ -48,7 +48,6 @@ async fn kills_in_a_row(host: Host, seed: u64, kills: u64) {
     let warm = pod_config("warm", subject.host.pod_cgroup("warm"), &logs);
     let (calls, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     turn(&cri, &warm, &calls).await.unwrap();
-    subject.host.remove_pod_cgroups();
     let before = subject.host.inventory();
     let images_before = files_of_images(&subject);
     let mut loops = tokio::task::JoinSet::new();

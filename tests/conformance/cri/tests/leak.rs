@@ -28,15 +28,21 @@ fn a_hundred_pods() {
             let configs: Vec<_> = (0..10)
                 .map(|number| {
                     let name = format!("pod-{round}-{number}");
-                    pod_config(&name, subject.host.pod_cgroup(&name), &logs)
+                    // Parents of their own that nobody made, one that a kubelet made, one that pods share.
+                    let parent = match number {
+                        0 => "kubelets".to_owned(),
+                        1..=4 => format!("shared/{}", number % 2),
+                        _ => format!("{name}/deep"),
+                    };
+                    pod_config(&name, subject.host.pod_cgroup(&parent), &logs)
                 })
                 .collect();
             let turns = configs.iter().map(|config| turn(&cri, config, &calls));
             futures::future::try_join_all(turns).await.unwrap();
         };
+        subject.host.make_pod_cgroup("kubelets").unwrap();
         // Threads, the bridge and the caches of the first pods are not leaks.
         round(0).await;
-        subject.host.remove_pod_cgroups();
         let before = subject.host.inventory();
         let (descriptors, memory) = (descriptors(&subject), memory(&subject));
         for number in 1..=10 {
@@ -44,6 +50,8 @@ fn a_hundred_pods() {
         }
         let left = left_after(&subject, &before).await;
         assert!(left.is_empty(), "left behind: {left:#?}");
+        let kept = subject.host.directories_of(&subject.host.pod_cgroup("kubelets"));
+        assert_eq!(kept.len(), 1, "a kubelet's cgroup is its own to remove: {kept:?}");
         let mut now = self::descriptors(&subject);
         for _ in 0..200 {
             if now.len() <= descriptors.len() {
