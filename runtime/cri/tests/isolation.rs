@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use futures::{SinkExt as _, StreamExt as _};
 use orlop_cri::v1;
-use support::{Client, Node, container, pod};
+use support::{Client, Node, container, pod, privileged_pod};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
@@ -193,7 +193,7 @@ async fn limits_hold_and_can_be_changed() {
 #[tokio::test]
 async fn a_terminal_has_a_size_and_a_privileged_container_its_devices() {
     let Some((node, mut client)) = lab().await else { return };
-    let sandbox = client.run_pod(&pod(&node, "web")).await.unwrap();
+    let sandbox = client.run_pod(&privileged_pod(&node, "web")).await.unwrap();
     let mut config = container("c", &["/bin/busybox", "sleep", "600"]);
     context(&mut config).privileged = true;
     let id = client.create(&sandbox, config).await.unwrap();

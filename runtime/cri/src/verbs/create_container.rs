@@ -43,6 +43,7 @@ impl Runtime {
             return Err(CriError::Invalid("the container has no name".to_owned()));
         };
         wishes::check_container(&config)?;
+        wishes::check_privilege(&sandbox.config, &config)?;
         let key = (sandbox.id.clone(), metadata.name.clone(), metadata.attempt);
         let runtime = self.clone();
         self.creations

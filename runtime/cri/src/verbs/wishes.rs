@@ -68,6 +68,24 @@ pub(super) fn check_container(config: &v1::ContainerConfig) -> Result<(), CriErr
     Ok(())
 }
 
+/// As containerd, and in its words: who may run a pod was decided by what its sandbox was announced as.
+///
+/// # Errors
+/// [`CriError::Invalid`] for a privileged container in a pod that is not.
+pub(super) fn check_privilege(
+    pod: &v1::PodSandboxConfig,
+    container: &v1::ContainerConfig,
+) -> Result<(), CriError> {
+    let pod = pod.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let is_allowed = pod.is_some_and(|context| context.privileged);
+    if crate::spec::plan::security_context(container).privileged && !is_allowed {
+        return Err(CriError::Invalid(
+            "no privileged container allowed in sandbox: it was not announced as privileged".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
 fn check_port(mapping: &v1::PortMapping) -> Result<(), CriError> {
     if v1::Protocol::try_from(mapping.protocol).is_err() {
         return Err(CriError::Invalid(format!("port_mappings: protocol {} is unknown", mapping.protocol)));

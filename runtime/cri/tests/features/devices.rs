@@ -49,7 +49,7 @@ async fn handlers_and_profiles_that_are_not_there_are_refused() {
     .await;
     let Some((node, mut client)) = found else { return };
     let run = |handler: &str| v1::RunPodSandboxRequest {
-        config: Some(pod(&node, "web")),
+        config: Some(support::privileged_pod(&node, "web")),
         runtime_handler: handler.to_owned(),
     };
     let refused = client.runtime.run_pod_sandbox(run("kata")).await.unwrap_err();

@@ -61,7 +61,7 @@ async fn mounts_cross_over_both_ways() {
     for name in ["made-inside", "made-outside", "kept"] {
         std::fs::create_dir_all(below.join(name)).unwrap();
     }
-    let sandbox = client.run_pod(&pod(&node, "csi")).await.unwrap();
+    let sandbox = client.run_pod(&support::privileged_pod(&node, "csi")).await.unwrap();
     // A volume on a mount that is not shared would silently not propagate.
     let alone = client.create(&sandbox, sleeper("alone", vec![volume(&node.path("logs"), "/v", Both)])).await;
     assert!(alone.unwrap_err().message().contains("is not a shared mount"));

@@ -506,6 +506,14 @@ pub(crate) fn pod(node: &Node, name: &str) -> v1::PodSandboxConfig {
     }
 }
 
+/// One that was announced as privileged: its containers may be.
+pub(crate) fn privileged_pod(node: &Node, name: &str) -> v1::PodSandboxConfig {
+    let mut config = pod(node, name);
+    let linux = config.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default().privileged = true;
+    config
+}
+
 pub(crate) fn container(name: &str, command: &[&str]) -> v1::ContainerConfig {
     v1::ContainerConfig {
         metadata: Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
