@@ -107,7 +107,7 @@ impl Shim {
                 self.containers.lock().unwrap().remove(&id);
                 Response::Ok
             }
-            Request::ExecSync { id, process, timeout_millis } => {
+            Request::ExecSync { id, process, timeout_millis, stream: _ } => {
                 self.exec_sync(&id, process, timeout_millis).await
             }
             Request::Stats { .. } => Response::Stats(ContainerStats {

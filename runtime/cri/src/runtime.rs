@@ -25,6 +25,7 @@ use crate::shim::{Launcher, ShimClient};
 use crate::spec::resources::CgroupFeatures;
 use crate::stats::{DiskUsage, Rates};
 use crate::streaming::Streams;
+use crate::verbs::OutputRoom;
 
 /// Events that a slow subscriber may lag behind before it is told to list anew.
 const EVENT_BACKLOG: usize = 4096;
@@ -71,6 +72,8 @@ pub(crate) struct Runtime {
     pub removals: Flights<String, ()>,
     /// Pulls by reference: an impatient kubelet's retry finds the first one.
     pub pulls: Flights<String, String>,
+    /// Memory for what commands of ExecSync say.
+    pub exec_output: OutputRoom,
     /// Held while a container's limits change.
     pub updates: Mutex<()>,
     model: Mutex<Model>,
@@ -120,6 +123,7 @@ impl Runtime {
             sandbox_stops: Flights::default(),
             removals: Flights::default(),
             pulls: Flights::default(),
+            exec_output: OutputRoom::default(),
             updates: Mutex::default(),
             model: Mutex::default(),
             events: broadcast::channel(EVENT_BACKLOG).0,

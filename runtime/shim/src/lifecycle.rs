@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::container::Removal;
 use crate::log::Stream;
-use crate::protocol::{ErrorKind, ExitStatus, Phase, Response};
+use crate::protocol::{ErrorKind, ExecEnd, ExitStatus, Phase, Response};
 use crate::requests::send;
 use crate::running::{Chunk, Console, Role, Running, Stage, read_chunk};
 use crate::server::{READS_PER_TURN, Shim};
@@ -131,7 +131,9 @@ impl Shim {
                 }
                 self.fail_creation(&id, message);
             }
-            Role::Session { connection } | Role::Collected { connection, .. } => {
+            Role::Session { connection }
+            | Role::Streamed { connection, .. }
+            | Role::Collected { connection, .. } => {
                 self.refuse(connection, ErrorKind::Failed, message);
             }
         }
@@ -162,7 +164,7 @@ impl Shim {
                 let id = running.container.clone();
                 self.started(&id, failed.then_some(why));
             }
-            Role::Session { connection } => {
+            Role::Session { connection } | Role::Streamed { connection, .. } => {
                 let connection = std::mem::replace(connection, if failed { 0 } else { *connection });
                 match failed {
                     true => self.refuse(connection, ErrorKind::Failed, why),
@@ -181,7 +183,10 @@ impl Shim {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        container.phase = Phase::Running;
+        // One that failed never ran: it may be removed at once, even before its end was waited for.
+        if failure.is_none() {
+            container.phase = Phase::Running;
+        }
         container.started_at = now_nanos();
         let state = container.state();
         for starter in std::mem::take(&mut container.starters) {
@@ -251,8 +256,17 @@ impl Shim {
             return;
         };
         let Some((code, at)) = running.exited else { return };
-        if !running.is_drained() && running.drain_until.is_some_and(|until| now < until) {
-            return;
+        if !running.is_drained() {
+            if running.drain_until.is_some_and(|until| now < until) {
+                return;
+            }
+            // A client that is slow gets all of it; one that is stuck is its session's to end.
+            if self.is_congested(running)
+                && let Some(running) = self.processes.get_mut(&key)
+            {
+                running.drain_until = Some(now + EXEC_DRAIN);
+                return;
+            }
         }
         let Some(running) = self.processes.remove(&key) else {
             return;
@@ -261,6 +275,9 @@ impl Shim {
         match running.role {
             Role::Init => self.finish_container(&running.container, exit),
             Role::Session { connection } => self.end_session(connection, &exit),
+            Role::Streamed { connection, timed_out } => {
+                self.end_session(connection, &ExecEnd { exit, timed_out })
+            }
             Role::Collected { connection, stdout, stderr, timed_out } => {
                 use base64::Engine as _;
                 let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
@@ -404,7 +421,7 @@ impl Shim {
             return;
         }
         running.deadline = None;
-        if let Role::Collected { timed_out, .. } = &mut running.role {
+        if let Role::Collected { timed_out, .. } | Role::Streamed { timed_out, .. } = &mut running.role {
             *timed_out = true;
         }
         match (&running.stage, running.pid) {

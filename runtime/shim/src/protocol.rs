@@ -237,6 +237,11 @@ pub enum Request {
         process: ExecProcess,
         /// Kill it after this time; 0 is no limit.
         timeout_millis: u64,
+        /// Answer with `Ok`, the output as it comes in the frames of a session, and [`ExecEnd`] on [`channel::EXIT`]: the shim keeps
+        /// nothing. A client that goes away leaves the process running. Shims that do not know this answer with
+        /// [`Response::ExecSync`].
+        #[serde(default)]
+        stream: bool,
     },
     /// Session with a new process in the container.
     Exec {
@@ -296,7 +301,7 @@ pub enum Response {
     Container(ContainerState),
     /// To [`Request::ExecSync`].
     ExecSync {
-        /// Bytes as base64, at most 16 MiB before encoding is cut off to fit [`FRAME_LIMIT_BYTES`].
+        /// Bytes as base64, as far as both streams fit into [`FRAME_LIMIT_BYTES`]: 1400 KiB of each.
         stdout: String,
         /// As `stdout`.
         stderr: String,
@@ -380,6 +385,18 @@ pub struct ExitStatus {
     pub finished_at: i64,
     /// The kernel's OOM killer ended a process of the container.
     pub oom_killed: bool,
+}
+
+/// How a streamed [`Request::ExecSync`] ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExecEnd {
+    /// The process's end.
+    #[serde(flatten)]
+    pub exit: ExitStatus,
+    /// The timeout killed it.
+    #[serde(default)]
+    pub timed_out: bool,
 }
 
 /// Why a session ended without an exit status.

@@ -47,8 +47,17 @@ impl Shim {
             Request::Signal { id, signal, all } => self.signal(&id, signal, all),
             Request::Stop { id, grace_millis } => self.stop(key, &id, Duration::from_millis(grace_millis)),
             Request::Remove { id } => self.remove(key, &id),
-            Request::ExecSync { id, process, timeout_millis } => {
-                self.exec_sync(key, &id, &process, timeout_millis)
+            Request::ExecSync { id, process, timeout_millis, stream } => {
+                let role = match stream {
+                    true => Role::Streamed { connection: key, timed_out: false },
+                    false => Role::Collected {
+                        connection: key,
+                        stdout: Vec::new(),
+                        stderr: Vec::new(),
+                        timed_out: false,
+                    },
+                };
+                self.exec_sync(&id, &process, timeout_millis, role)
             }
             Request::Exec { id, process } => self.exec_session(key, &id, &process),
             Request::Attach { id, stdin, stdout, stderr } => self.attach(key, &id, stdin, stdout, stderr),
@@ -239,10 +248,10 @@ impl Shim {
 
     fn exec_sync(
         &mut self,
-        key: u64,
         id: &str,
         process: &ExecProcess,
         timeout_millis: u64,
+        role: Role,
     ) -> Result<Option<Response>, Refusal> {
         let timeout = (timeout_millis > 0).then(|| Duration::from_millis(timeout_millis));
         let process = ExecProcess {
@@ -252,8 +261,6 @@ impl Shim {
             stdout: true,
             stderr: true,
         };
-        let role =
-            Role::Collected { connection: key, stdout: Vec::new(), stderr: Vec::new(), timed_out: false };
         let process_key = self.exec(id, &process, role)?;
         if let (Some(running), Some(timeout)) = (self.processes.get_mut(&process_key), timeout) {
             running.deadline = running.deadline.min(Instant::now().checked_add(timeout));

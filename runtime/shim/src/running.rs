@@ -24,6 +24,8 @@ pub(crate) enum Role {
     Init,
     /// Belongs to a session.
     Session { connection: u64 },
+    /// Its output goes to whoever waits for its end.
+    Streamed { connection: u64, timed_out: bool },
     /// Its output is collected.
     Collected { connection: u64, stdout: Vec<u8>, stderr: Vec<u8>, timed_out: bool },
 }

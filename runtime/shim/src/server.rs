@@ -201,18 +201,22 @@ impl Shim {
             list.push((Source::Input(key), stdin.as_fd(), PollFlags::OUT));
         }
         // An exec session's client must hear "ok" before it hears the program; and it may be slow.
-        let congested = match running.role {
-            Role::Session { connection } => {
-                self.connections.get(&connection).is_some_and(Connection::is_congested)
-            }
-            Role::Init | Role::Collected { .. } => false,
-        };
-        if matches!(running.stage, Stage::Running) && !congested {
+        if matches!(running.stage, Stage::Running) && !self.is_congested(running) {
             for stream in [Stream::Stdout, Stream::Stderr] {
                 if let Some(fd) = running.output(stream) {
                     list.push((Source::Output(key, stream), fd.as_fd(), PollFlags::IN));
                 }
             }
+        }
+    }
+
+    /// Whoever hears the process has not taken what it said before.
+    pub(crate) fn is_congested(&self, running: &Running) -> bool {
+        match running.role {
+            Role::Session { connection } | Role::Streamed { connection, .. } => {
+                self.connections.get(&connection).is_some_and(Connection::is_congested)
+            }
+            Role::Init | Role::Collected { .. } => false,
         }
     }
 

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::PollFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use serde::Serialize;
 
 use crate::connection::{Connection, Mode};
 use crate::log::Stream;
@@ -45,7 +46,8 @@ impl Shim {
                     }
                 }
             }
-            Role::Session { connection } => {
+            // A client that is gone has its output dropped.
+            Role::Session { connection } | Role::Streamed { connection, .. } => {
                 if let Some(connection) = self.connections.get_mut(connection) {
                     connection.push_stream(channel_of(stream), data);
                 }
@@ -71,9 +73,9 @@ impl Shim {
         }
     }
 
-    pub(crate) fn end_session(&mut self, key: u64, exit: &ExitStatus) {
+    pub(crate) fn end_session(&mut self, key: u64, end: &impl Serialize) {
         if let Some(connection) = self.connections.get_mut(&key) {
-            connection.push_stream(channel::EXIT, &serde_json::to_vec(exit).unwrap_or_default());
+            connection.push_stream(channel::EXIT, &serde_json::to_vec(end).unwrap_or_default());
             connection.last = true;
         }
     }
@@ -152,21 +154,25 @@ impl Shim {
     }
 
     /// Nobody is there any more for an exec'd process: its input ends, its terminal hangs up, and without one its next output is
-    /// SIGPIPE, as with ssh. Reading on would keep what only talks (`tail -f`) until the container ends.
+    /// SIGPIPE, as with ssh. Reading on would keep what only talks (`tail -f`) until the container ends. A hook or probe goes on: it is
+    /// there for what it does, and has a deadline.
     fn hang_up(&mut self, process: u64) {
-        if let Some(running) = self.processes.get_mut(&process) {
+        if let Some(running) = self.processes.get_mut(&process)
+            && matches!(running.role, Role::Session { .. })
+        {
             running.close_streams();
         }
     }
 
     /// Room for one more session: the rest of the connections is for requests, or a pod with busy users would look hung.
     pub(crate) fn has_session_room(&self) -> bool {
-        let carries = |connection: &&Connection| {
-            matches!(connection.mode, Mode::Attach { .. } | Mode::Exec { .. } | Mode::Forward(_))
+        let is_session = |running: &Running| matches!(running.role, Role::Session { .. });
+        let carries = |connection: &&Connection| match &connection.mode {
+            Mode::Attach { .. } | Mode::Forward(_) => true,
+            Mode::Exec { process } => self.processes.get(process).is_none_or(is_session),
+            Mode::Requests | Mode::Events => false,
         };
-        let starting = |running: &&Running| {
-            matches!(running.role, Role::Session { .. }) && !matches!(running.stage, Stage::Running)
-        };
+        let starting = |running: &&Running| is_session(running) && !matches!(running.stage, Stage::Running);
         let open = self.connections.values().filter(carries).count();
         open + self.processes.values().filter(starting).count() < SESSION_LIMIT
     }

@@ -113,6 +113,21 @@ fn a_program_that_cannot_start_fails_the_start() {
 }
 
 #[test]
+fn a_failed_start_may_be_removed_at_once() {
+    needs_root!();
+    let pod = Pod::start();
+    for round in 0..30 {
+        let id = format!("c{round}");
+        pod.create(pod.container(&id, &["no-such-program"], |_| {})).unwrap();
+        let mut client = pod.client();
+        // On one connection and without a look at anything in between: the process's end is still on its way.
+        assert!(client.call(&Request::Start { id: id.clone() }).is_err());
+        assert!(matches!(client.call(&Request::Remove { id }).unwrap(), Response::Ok));
+    }
+    pod.end();
+}
+
+#[test]
 fn a_container_that_cannot_be_made_leaves_nothing() {
     needs_root!();
     let pod = Pod::start();

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::time::Duration;
 
 use orlop_shim::client::{Client, ClientError};
-use orlop_shim::protocol::{ErrorKind, ExecProcess, ExitStatus, Request, Response, channel};
+use orlop_shim::protocol::{ErrorKind, ExecEnd, ExecProcess, ExitStatus, Request, Response, channel};
 use rig::{Pod, process};
 
 const SECCOMP: &str = r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_X86_64"],
@@ -125,6 +125,59 @@ fn exec_that_takes_too_long_or_says_too_much() {
         }
         other => panic!("{other:?}"),
     }
+    pod.end();
+}
+
+/// A streamed exec that answers with `Ok`.
+fn streamed(pod: &Pod, script: &str, timeout_millis: u64) -> Client {
+    let process = process(&["sh", "-c", script]);
+    session(pod, &Request::ExecSync { id: "c1".into(), process, timeout_millis, stream: true })
+}
+
+fn anonymous_kibibytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn output_of_a_streamed_exec_is_whole_and_not_kept() {
+    needs_root!();
+    let pod = Pod::start();
+    pod.run("c1", &["sleep", "1000"]);
+    let before = anonymous_kibibytes(pod.shim_pid);
+    let mut client = streamed(&pod, "head -c 20000000 /dev/zero; echo end >&2; exit 3", 60_000);
+    let (stdout, stderr, code) = drain(&mut client);
+    assert_eq!((stdout.len(), stderr.as_str(), code), (20_000_000, "end\n", 3));
+    let grown = anonymous_kibibytes(pod.shim_pid).saturating_sub(before);
+    assert!(grown < 1024, "{grown} KiB more");
+
+    // One that reads late: longer than the time that what a dead process left behind is waited for.
+    let mut client = streamed(&pod, "head -c 300000 /dev/zero; echo over", 60_000);
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(drain(&mut client).0.len(), 300_005);
+    pod.end();
+}
+
+#[test]
+fn a_streamed_exec_ends_by_its_time_limit_and_outlives_its_client() {
+    needs_root!();
+    let pod = Pod::start();
+    pod.run("c1", &["sleep", "1000"]);
+    let mut client = streamed(&pod, "echo first; sleep 1003", 300);
+    expect(&mut client, "first");
+    let (channel, data) = client.receive().unwrap();
+    let end: ExecEnd = serde_json::from_slice(&data).unwrap();
+    assert_eq!((channel, end.exit.code, end.timed_out), (channel::EXIT, 137, true));
+    let mut client = streamed(&pod, "echo x; sleep 0.3; echo y; echo z > /tmp/done", 0);
+    expect(&mut client, "x");
+    drop(client);
+    while pod.exec("c1", &["cat", "/tmp/done"], 0).unwrap().0 != "z\n" {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let process = process(&["no-such-program"]);
+    let request = Request::ExecSync { id: "c1".into(), process, timeout_millis: 0, stream: true };
+    assert!(matches!(pod.call(&request), Err(ClientError::Refused { kind: ErrorKind::Failed, .. })));
     pod.end();
 }
 

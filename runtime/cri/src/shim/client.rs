@@ -82,23 +82,28 @@ impl ShimClient {
 
     /// Sends one request and reads its answer; a refusal is an error.
     pub(crate) async fn call(&self, request: &Request, deadline: Duration) -> Result<Response, ShimError> {
-        let exchange = async {
-            let mut stream = self.connect().await?;
-            write_frame(&mut stream, request).await?;
-            answer(&mut stream).await
-        };
-        tokio::time::timeout(deadline, exchange).await.map_err(|_| ShimError::Timeout(deadline))?
+        Ok(self.begin(request, deadline).await?.0)
     }
 
     /// Sends a request that turns its connection into a session, and hands over the connection.
     pub(crate) async fn open(&self, request: &Request, deadline: Duration) -> Result<UnixStream, ShimError> {
+        match self.begin(request, deadline).await? {
+            (Response::Ok, stream) => Ok(stream),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sends a request that may turn its connection into a session: its answer, and the connection.
+    pub(crate) async fn begin(
+        &self,
+        request: &Request,
+        deadline: Duration,
+    ) -> Result<(Response, UnixStream), ShimError> {
         let exchange = async {
             let mut stream = self.connect().await?;
             write_frame(&mut stream, request).await?;
-            match answer(&mut stream).await? {
-                Response::Ok => Ok(stream),
-                other => Err(unexpected(&other)),
-            }
+            let response = answer(&mut stream).await?;
+            Ok((response, stream))
         };
         tokio::time::timeout(deadline, exchange).await.map_err(|_| ShimError::Timeout(deadline))?
     }

@@ -3,7 +3,7 @@
 use std::io;
 
 use bytes::Bytes;
-use orlop_shim::protocol::{ExitStatus, STREAM_FRAME_LIMIT_BYTES, SessionError, TerminalSize, channel};
+use orlop_shim::protocol::{ExecEnd, STREAM_FRAME_LIMIT_BYTES, SessionError, TerminalSize, channel};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -16,7 +16,7 @@ pub(crate) enum Frame {
     /// Standard error.
     Stderr(Bytes),
     /// The process ended; the last frame.
-    Exit(ExitStatus),
+    Exit(ExecEnd),
     /// The session ended without an exit status; the last frame.
     Failed(String),
 }
@@ -70,8 +70,8 @@ impl SessionReader {
 }
 
 fn last_frame(data: &[u8]) -> Frame {
-    match serde_json::from_slice::<ExitStatus>(data) {
-        Ok(exit) => Frame::Exit(exit),
+    match serde_json::from_slice::<ExecEnd>(data) {
+        Ok(end) => Frame::Exit(end),
         Err(_) => match serde_json::from_slice::<SessionError>(data) {
             Ok(failure) => Frame::Failed(failure.error),
             Err(error) => Frame::Failed(format!("unreadable end of the session: {error}")),

@@ -108,7 +108,7 @@ async fn session(
             let written = match reader.next().await {
                 Ok(Some(Frame::Stdout(data))) => output.stdout(data).await,
                 Ok(Some(Frame::Stderr(data))) => output.stderr(data).await,
-                Ok(Some(Frame::Exit(exit))) => return Some(Outcome::of_exit(exit.code)),
+                Ok(Some(Frame::Exit(end))) => return Some(Outcome::of_exit(end.exit.code)),
                 Ok(Some(Frame::Failed(reason))) => return Some(Outcome::Failed(reason)),
                 Ok(None) => return Some(Outcome::Failed("the pod's shim closed the session".to_owned())),
                 Err(error) => return Some(Outcome::Failed(format!("the session broke: {error}"))),

@@ -1,6 +1,7 @@
 //! One file per verb that changes something.
 
 mod create_container;
+mod exec_output;
 mod exec_sync;
 mod remove_container;
 mod remove_pod_sandbox;
@@ -11,3 +12,5 @@ mod stop_pod_sandbox;
 mod update_container_resources;
 mod update_pod_sandbox_resources;
 mod wishes;
+
+pub(crate) use exec_output::OutputRoom;

@@ -227,7 +227,8 @@ impl Pod {
         timeout_millis: u64,
     ) -> Result<(String, String, i32, bool), ClientError> {
         use base64::Engine as _;
-        let request = Request::ExecSync { id: id.into(), process: process(arguments), timeout_millis };
+        let process = process(arguments);
+        let request = Request::ExecSync { id: id.into(), process, timeout_millis, stream: false };
         let decode = |text: &str| {
             String::from_utf8_lossy(&base64::engine::general_purpose::STANDARD.decode(text).unwrap())
                 .into_owned()
