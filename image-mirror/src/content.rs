@@ -11,13 +11,19 @@ use tokio_util::io::ReaderStream;
 
 use crate::error::RegistryError;
 use crate::namespace::Origin;
-use crate::registry::{Answer, Registry, created, empty, json, parameter, set};
+use crate::query::{parameter, parameters};
+use crate::ranges::{Range, none_match, wanted};
+use crate::registry::{Answer, Registry, created, empty, json, parse_digest, set};
 use crate::repositories::{NewManifest, manifest_row};
-use crate::route::TagOrDigest;
+use crate::route::{TagOrDigest, is_tag};
 use crate::upstream::{ClientErrorOrOurs, refused};
 
 /// Read from the disk at one time while a blob is sent.
 const READ_BYTES: usize = 256 << 10;
+/// Most bytes of a pushed manifest, as Docker's registry has it.
+const PUSH_LIMIT: usize = 4 << 20;
+/// Tags that are set with one manifest.
+const TAG_LIMIT: usize = 64;
 /// The type of a manifest that says nothing.
 const UNKNOWN_TYPE: &str = "application/octet-stream";
 
@@ -27,6 +33,7 @@ impl Registry {
         name: &str,
         reference: &TagOrDigest,
         origin: Option<&Origin>,
+        headers: &HeaderMap,
         head: bool,
     ) -> Answer {
         let digest = match origin.and_then(|origin| origin.manifest(reference)) {
@@ -36,6 +43,9 @@ impl Registry {
         let Some(row) = self.repositories.manifest(name, &digest)? else {
             return Err(self.unknown(name, digest.as_str()));
         };
+        if none_match(headers, &format!("\"{digest}\"")) {
+            return Ok(not_modified(&digest));
+        }
         let Some(bytes) = self.blobs.read(&digest, MANIFEST_LIMIT)? else {
             return Err(self.unknown(name, digest.as_str()));
         };
@@ -83,24 +93,24 @@ impl Registry {
         &self,
         name: &str,
         reference: &TagOrDigest,
+        query: &str,
         headers: &HeaderMap,
         body: Body,
     ) -> Answer {
-        let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
-        let bytes = to_bytes(body, limit).await.map_err(|error| {
+        let tags = pushed_tags(reference, query)?;
+        let bytes = to_bytes(body, PUSH_LIMIT).await.map_err(|error| {
             RegistryError::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "MANIFEST_INVALID",
-                format!("at most {limit} bytes are taken: {error}"),
+                format!("at most {PUSH_LIMIT} bytes are taken: {error}"),
             )
         })?;
-        let digest = match reference {
-            TagOrDigest::Digest(digest) => {
-                digest.verify(&bytes).map_err(|error| RegistryError::digest_invalid(error.to_string()))?;
-                digest.clone()
-            }
-            TagOrDigest::Tag(_) => Digest::sha256(&bytes),
+        let stated = match reference {
+            TagOrDigest::Digest(digest) => Some(digest.clone()),
+            TagOrDigest::Tag(_) => parameter(query, "digest").map(|text| parse_digest(&text)).transpose()?,
         };
+        let digest = stated.unwrap_or_else(|| Digest::sha256(&bytes));
+        digest.verify(&bytes).map_err(|error| RegistryError::digest_invalid(error.to_string()))?;
         let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let given = given.and_then(|value| value.split(';').next()).map(str::trim);
         let manifest = Manifest::parse(&bytes, given)
@@ -116,11 +126,8 @@ impl Registry {
             Manifest::Image(_) => row.parts.iter().map(|part| part.digest.clone()).collect(),
             Manifest::Index(_) => Vec::new(),
         };
-        let tags = match reference {
-            TagOrDigest::Tag(tag) => vec![tag.clone()],
-            TagOrDigest::Digest(_) => Vec::new(),
-        };
-        let new = NewManifest { name: name.to_owned(), digest: digest.clone(), row, tags, staged };
+        let new =
+            NewManifest { name: name.to_owned(), digest: digest.clone(), row, tags: tags.clone(), staged };
         let stored = self.repositories.push_manifest(new, needs).await?;
         stored.map_err(|missing| {
             let message =
@@ -131,6 +138,9 @@ impl Registry {
         let mut response = created(&format!("/v2/{name}/manifests/{digest}"), &digest);
         if let Some(subject) = subject {
             set(&mut response, "oci-subject", subject.as_str());
+        }
+        if matches!(reference, TagOrDigest::Digest(_)) && !tags.is_empty() {
+            set(&mut response, "oci-tag", &tags.join(", "));
         }
         Ok(response)
     }
@@ -200,6 +210,30 @@ impl Registry {
     }
 }
 
+/// The tags that a pushed manifest gets: the one of the path, or those of `tag` parameters beside a digest (end-7b).
+fn pushed_tags(reference: &TagOrDigest, query: &str) -> Result<Vec<String>, RegistryError> {
+    if let TagOrDigest::Tag(tag) = reference {
+        return Ok(vec![tag.clone()]);
+    }
+    let tags: Vec<String> = parameters(query, "tag").take(TAG_LIMIT + 1).collect();
+    if tags.len() > TAG_LIMIT {
+        let message = format!("at most {TAG_LIMIT} tags are taken with one manifest");
+        return Err(RegistryError::new(StatusCode::URI_TOO_LONG, "UNSUPPORTED", message));
+    }
+    match tags.iter().find(|tag| !is_tag(tag)) {
+        Some(tag) => Err(RegistryError::manifest_invalid(format!("the tag {tag:?} breaks the grammar"))),
+        None => Ok(tags),
+    }
+}
+
+/// The client has it already.
+fn not_modified(digest: &Digest) -> Response<Body> {
+    let mut response = empty(StatusCode::NOT_MODIFIED);
+    set(&mut response, "docker-content-digest", digest.as_str());
+    set(&mut response, "etag", &format!("\"{digest}\""));
+    response
+}
+
 /// Status and headers of a blob, or of the part that was asked for; `body` makes what is sent.
 fn answer_blob(
     digest: &Digest,
@@ -207,11 +241,11 @@ fn answer_blob(
     headers: &HeaderMap,
     body: impl FnOnce(u64, u64) -> Result<Body, RegistryError>,
 ) -> Answer {
-    let range = match headers.get(header::RANGE).and_then(|value| value.to_str().ok()) {
-        Some(text) => byte_range(text, size),
-        None => Range::Whole,
-    };
-    let (status, begin, length) = match range {
+    let etag = format!("\"{digest}\"");
+    if none_match(headers, &etag) {
+        return Ok(not_modified(digest));
+    }
+    let (status, begin, length) = match wanted(headers, &etag, size) {
         Range::Whole => (StatusCode::OK, 0, size),
         Range::Part { begin, end } => (StatusCode::PARTIAL_CONTENT, begin, end - begin + 1),
         Range::Outside => {
@@ -245,50 +279,4 @@ fn send(mut file: std::fs::File, begin: u64, length: u64) -> Result<Body, Regist
     }
     let reader = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), length);
     Ok(Body::from_stream(ReaderStream::with_capacity(reader, READ_BYTES)))
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Range {
-    Whole,
-    Part { begin: u64, end: u64 },
-    Outside,
-}
-
-/// A single range of RFC 9110 14.1.2; several ranges, other units and nonsense get the whole.
-fn byte_range(text: &str, size: u64) -> Range {
-    let Some((begin, end)) = text.strip_prefix("bytes=").and_then(|spec| spec.trim().split_once('-')) else {
-        return Range::Whole;
-    };
-    let last = size.saturating_sub(1);
-    let range = match (begin.parse::<u64>(), end.parse::<u64>()) {
-        (Ok(begin), Ok(end)) if begin <= end => (begin, end.min(last)),
-        (Ok(begin), Err(_)) if end.is_empty() => (begin, last),
-        (Err(_), Ok(count)) if begin.is_empty() && count > 0 => (size.saturating_sub(count), last),
-        _ => return Range::Whole,
-    };
-    if range.0 >= size { Range::Outside } else { Range::Part { begin: range.0, end: range.1 } }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_as_rfc_9110_reads_them() {
-        let table = [
-            ("bytes=0-99", Range::Part { begin: 0, end: 99 }),
-            ("bytes=90-500", Range::Part { begin: 90, end: 199 }),
-            ("bytes=150-", Range::Part { begin: 150, end: 199 }),
-            ("bytes=-50", Range::Part { begin: 150, end: 199 }),
-            ("bytes=-500", Range::Part { begin: 0, end: 199 }),
-            ("bytes=200-", Range::Outside),
-            ("bytes=9-1", Range::Whole),
-            ("bytes=0-1,5-6", Range::Whole),
-            ("lines=0-1", Range::Whole),
-            ("bytes=-0", Range::Whole),
-        ];
-        for (text, wanted) in table {
-            assert_eq!(byte_range(text, 200), wanted, "{text}");
-        }
-    }
 }

@@ -20,6 +20,8 @@ mod config;
 mod content;
 mod error;
 mod namespace;
+mod query;
+mod ranges;
 mod records;
 mod registry;
 mod repositories;

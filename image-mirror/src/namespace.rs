@@ -74,7 +74,7 @@ pub(crate) fn apply(
     upstreams: &BTreeMap<String, String>,
 ) -> Option<Origin> {
     let name = match route {
-        Route::Base => return None,
+        Route::Base | Route::Catalog => return None,
         Route::Manifest { name, .. }
         | Route::Blob { name, .. }
         | Route::Uploads { name }

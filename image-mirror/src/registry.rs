@@ -11,6 +11,7 @@ use orlop_types::{Algorithm, Digest};
 use crate::config::Config;
 use crate::error::RegistryError;
 use crate::namespace;
+use crate::query::{decode_path, parameter};
 use crate::records::Records;
 use crate::repositories::Repositories;
 use crate::route::{Route, TagOrDigest, Unroutable, route};
@@ -18,6 +19,10 @@ use crate::uploads::Uploads;
 use crate::upstream::Upstream;
 
 pub(crate) type Answer = Result<Response<Body>, RegistryError>;
+
+/// Repositories in one answer, when the client does not say how many and at most.
+const CATALOG_DEFAULT: usize = 100;
+const CATALOG_LIMIT: usize = 1000;
 
 /// Content and uploads.
 pub(crate) struct Registry {
@@ -54,16 +59,19 @@ impl Registry {
         if self.read_only && !read {
             return Err(RegistryError::unsupported("this registry is read-only"));
         }
-        let (path, registry) = namespace::split(parts.uri.path(), parameter(query, "ns"), &self.upstreams)?;
+        let path = decode_path(parts.uri.path()).ok_or_else(|| unroutable(Unroutable::Unknown))?;
+        let (path, registry) = namespace::split(&path, parameter(query, "ns"), &self.upstreams)?;
         let mut route = route(&path).map_err(unroutable)?;
         let origin = namespace::apply(&mut route, registry, &self.upstreams);
         match (route, &parts.method) {
             (Route::Base, &Method::GET | &Method::HEAD) => Ok(base()),
+            (Route::Catalog, &Method::GET | &Method::HEAD) => self.list_repositories(query),
             (Route::Manifest { name, reference }, &Method::GET | &Method::HEAD) => {
-                self.get_manifest(&name, &reference, origin.as_ref(), parts.method == Method::HEAD).await
+                let head = parts.method == Method::HEAD;
+                self.get_manifest(&name, &reference, origin.as_ref(), &parts.headers, head).await
             }
             (Route::Manifest { name, reference }, &Method::PUT) => {
-                self.put_manifest(&name, &reference, &parts.headers, body).await
+                self.put_manifest(&name, &reference, query, &parts.headers, body).await
             }
             (Route::Manifest { name, reference }, &Method::DELETE) => {
                 self.delete_manifest(&name, &reference).await
@@ -95,17 +103,19 @@ impl Registry {
     }
 
     async fn start_upload(&self, name: &str, query: &str, body: Body) -> Answer {
-        if let (Some(digest), Some(from)) = (parameter(query, "mount"), parameter(query, "from")) {
+        if let Some(digest) = parameter(query, "mount") {
             let digest: Digest = parse_digest(&digest)?;
-            if crate::route::repository(&from.split('/').collect::<Vec<_>>()).is_ok()
-                && self.repositories.mount_blob(name, &from, &digest).await?
-            {
+            if self.mount(name, &digest, parameter(query, "from")).await? {
                 return Ok(created(&format!("/v2/{name}/blobs/{digest}"), &digest));
             }
         }
         let algorithm = match parameter(query, "digest-algorithm").as_deref() {
+            None | Some("sha256") => Algorithm::Sha256,
             Some("sha512") => Algorithm::Sha512,
-            _ => Algorithm::Sha256,
+            Some(other) => {
+                let message = format!("digest-algorithm {other:?} is not known: use sha256 or sha512");
+                return Err(RegistryError::digest_invalid(message));
+            }
         };
         let session = self.uploads.start(name, algorithm)?;
         let Some(digest) = parameter(query, "digest") else {
@@ -121,6 +131,20 @@ impl Registry {
         let result = finished.await;
         self.uploads.cancel(&session);
         result
+    }
+
+    /// Without `from`, from wherever it is ("Mounting a blob from another repository").
+    async fn mount(&self, name: &str, digest: &Digest, from: Option<String>) -> Result<bool, RegistryError> {
+        let from = match from.filter(|from| !from.is_empty()) {
+            Some(from) => {
+                crate::route::repository(&from.split('/').collect::<Vec<_>>()).is_ok().then_some(from)
+            }
+            None => self.repositories.holder(digest)?,
+        };
+        match from {
+            Some(from) => Ok(self.repositories.mount_blob(name, &from, digest).await?),
+            None => Ok(false),
+        }
     }
 
     async fn upload_status(&self, name: &str, session: &str) -> Answer {
@@ -175,8 +199,7 @@ impl Registry {
         let mut tags = self.repositories.tags(name, parameter(query, "last").as_deref(), usize::MAX)?;
         let mut next = None;
         if let Some(limit) = parameter(query, "n") {
-            let limit: usize =
-                limit.parse().map_err(|_| RegistryError::unsupported(format!("n={limit} is no number")))?;
+            let limit = count(&limit)?;
             if tags.len() > limit {
                 tags.truncate(limit);
                 next = tags
@@ -187,6 +210,23 @@ impl Registry {
         let mut response = json("application/json", &serde_json::json!({"name": name, "tags": tags}));
         if let Some(value) = next.and_then(|next| HeaderValue::from_str(&next).ok()) {
             response.headers_mut().insert(header::LINK, value);
+        }
+        Ok(response)
+    }
+
+    /// As Docker's registry lists its repositories.
+    fn list_repositories(&self, query: &str) -> Answer {
+        let limit = match parameter(query, "n") {
+            None => CATALOG_DEFAULT,
+            Some(text) => count(&text)?.min(CATALOG_LIMIT),
+        };
+        let last = parameter(query, "last");
+        let mut names = self.repositories.names(last.as_deref(), limit + 1)?;
+        let more = limit > 0 && names.len() > limit;
+        names.truncate(limit);
+        let mut response = json("application/json", &serde_json::json!({"repositories": names}));
+        if let Some(last) = names.last().filter(|_| more) {
+            set(&mut response, "link", &format!("</v2/_catalog?n={limit}&last={last}>; rel=\"next\""));
         }
         Ok(response)
     }
@@ -211,6 +251,14 @@ impl Registry {
     }
 }
 
+/// The parameter `n` of a list.
+fn count(text: &str) -> Result<usize, RegistryError> {
+    text.parse().map_err(|_| {
+        let message = format!("n={text:?} is no number of entries");
+        RegistryError::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", message)
+    })
+}
+
 fn unroutable(why: Unroutable) -> RegistryError {
     match why {
         Unroutable::Unknown => RegistryError::new(StatusCode::NOT_FOUND, "UNSUPPORTED", "no such endpoint"),
@@ -221,7 +269,7 @@ fn unroutable(why: Unroutable) -> RegistryError {
         ),
         Unroutable::Digest => RegistryError::digest_invalid("the digest is not sha256:HEX or sha512:HEX"),
         Unroutable::Tag => {
-            RegistryError::new(StatusCode::NOT_FOUND, "TAG_INVALID", "the tag breaks the grammar")
+            RegistryError::new(StatusCode::NOT_FOUND, "MANIFEST_INVALID", "the tag breaks the grammar")
         }
     }
 }
@@ -230,53 +278,11 @@ pub(crate) fn parse_digest(text: &str) -> Result<Digest, RegistryError> {
     text.parse().map_err(|error| RegistryError::digest_invalid(format!("{text:?} is no digest: {error}")))
 }
 
-/// A decoded query parameter.
-pub(crate) fn parameter(query: &str, name: &str) -> Option<String> {
-    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    let (_, value) = pairs.find(|(key, _)| *key == name)?;
-    Some(percent_decode(value))
-}
-
-fn percent_decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut index = 0;
-    while index < bytes.len() {
-        let decoded = (bytes[index] == b'%')
-            .then(|| text.get(index + 1..index + 3).and_then(|digits| u8::from_str_radix(digits, 16).ok()))
-            .flatten();
-        match decoded {
-            Some(byte) => {
-                out.push(byte);
-                index += 3;
-            }
-            None => {
-                out.push(bytes[index]);
-                index += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-/// `Content-Range: BEGIN-END` of a chunk, without a unit, as the specification writes it.
 fn content_range(headers: &HeaderMap) -> Result<Option<(u64, u64)>, RegistryError> {
-    let Some(value) = headers.get(header::CONTENT_RANGE) else {
-        return Ok(None);
-    };
-    let parsed = value.to_str().ok().and_then(|text| {
-        let text = text.strip_prefix("bytes ").unwrap_or(text);
-        let (begin, end) = text.split('/').next()?.split_once('-')?;
-        Some((begin.parse::<u64>().ok()?, end.parse::<u64>().ok()?))
-    });
-    let invalid = || {
-        RegistryError::new(
-            StatusCode::RANGE_NOT_SATISFIABLE,
-            "BLOB_UPLOAD_INVALID",
-            "Content-Range must be BEGIN-END",
-        )
-    };
-    parsed.filter(|(begin, end)| begin <= end).map(Some).ok_or_else(invalid)
+    crate::ranges::content_range(headers).map_err(|()| {
+        let message = "Content-Range must be BEGIN-END";
+        RegistryError::new(StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID", message)
+    })
 }
 
 fn base() -> Response<Body> {

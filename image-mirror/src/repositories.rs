@@ -41,6 +41,17 @@ impl Repositories {
         self.records.exists(name)
     }
 
+    /// Repositories that hold a manifest, in order, after `from`, at most `limit`.
+    pub(crate) fn names(&self, from: Option<&str>, limit: usize) -> Result<Vec<String>, RecordsError> {
+        self.records.names(from, limit)
+    }
+
+    /// A repository that a blob may be mounted from.
+    pub(crate) fn holder(&self, digest: &Digest) -> Result<Option<String>, RecordsError> {
+        let owners = self.records.owners(digest)?;
+        Ok(owners.into_iter().find(|(kind, _)| *kind == Kind::Blob).map(|(_, name)| name))
+    }
+
     /// The digest of a tag, and whether an upstream gave it, so that the upstream knows better.
     pub(crate) fn tag(&self, name: &str, tag: &str) -> Result<Option<(Digest, bool)>, RecordsError> {
         for (kind, fetched) in [(Kind::Tag, false), (Kind::FetchedTag, true)] {
@@ -264,12 +275,17 @@ fn keep_manifest(change: &mut Change<'_>, new: NewManifest, directory: PathBuf) 
     Ok(())
 }
 
+/// An empty type is none ("Listing Referrers").
+fn stated(artifact_type: Option<&String>) -> Option<String> {
+    artifact_type.filter(|text| !text.is_empty()).cloned()
+}
+
 /// What is remembered of a manifest.
 pub(crate) fn manifest_row(manifest: &Manifest, media_type: &str, size: u64, fetched: bool) -> ManifestRow {
     let part = |descriptor: &Descriptor| Part { digest: descriptor.digest.clone(), size: descriptor.size };
     let (artifact_type, annotations, parts) = match manifest {
         Manifest::Image(image) => (
-            image.artifact_type.clone().or_else(|| Some(image.config.media_type.clone())),
+            stated(image.artifact_type.as_ref()).or_else(|| Some(image.config.media_type.clone())),
             image.annotations.clone(),
             // Layers with addresses of their own live elsewhere (image-spec, non-distributable layers).
             std::iter::once(&image.config)
@@ -278,7 +294,7 @@ pub(crate) fn manifest_row(manifest: &Manifest, media_type: &str, size: u64, fet
                 .collect(),
         ),
         Manifest::Index(index) => (
-            index.artifact_type.clone(),
+            stated(index.artifact_type.as_ref()),
             index.annotations.clone(),
             index.manifests.iter().map(part).collect(),
         ),

@@ -7,6 +7,8 @@ use orlop_types::Digest;
 pub(crate) enum Route {
     /// `/v2/`
     Base,
+    /// `/v2/_catalog`
+    Catalog,
     /// `/v2/NAME/manifests/REFERENCE`
     Manifest { name: String, reference: TagOrDigest },
     /// `/v2/NAME/blobs/DIGEST`
@@ -51,6 +53,9 @@ pub(crate) fn route(path: &str) -> Result<Route, Unroutable> {
         return Ok(Route::Base);
     }
     let segments: Vec<&str> = rest.strip_prefix('/').ok_or(Unroutable::Unknown)?.split('/').collect();
+    if segments == ["_catalog"] {
+        return Ok(Route::Catalog);
+    }
     // From the end: a name may have any number of parts, even one called "blobs".
     match segments.as_slice() {
         [name @ .., "blobs", "uploads", ""] | [name @ .., "blobs", "uploads"] => {
@@ -99,12 +104,16 @@ fn tag_or_digest(text: &str) -> Result<TagOrDigest, Unroutable> {
     if text.contains(':') {
         return parse_digest(text).map(TagOrDigest::Digest);
     }
+    if is_tag(text) { Ok(TagOrDigest::Tag(text.to_owned())) } else { Err(Unroutable::Tag) }
+}
+
+/// `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`
+pub(crate) fn is_tag(text: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let mut bytes = text.bytes();
-    let valid = text.len() <= TAG_LIMIT_BYTES
+    text.len() <= TAG_LIMIT_BYTES
         && bytes.next().is_some_and(word)
-        && bytes.all(|byte| word(byte) || byte == b'.' || byte == b'-');
-    if valid { Ok(TagOrDigest::Tag(text.to_owned())) } else { Err(Unroutable::Tag) }
+        && bytes.all(|byte| word(byte) || byte == b'.' || byte == b'-')
 }
 
 fn parse_digest(text: &str) -> Result<Digest, Unroutable> {
@@ -142,6 +151,7 @@ mod tests {
             ("/v2/a/manifests/.hidden".to_owned(), Err(Unroutable::Tag)),
             ("/v2/a/blobs/sha256:12".to_owned(), Err(Unroutable::Digest)),
             ("/v1/a".to_owned(), Err(Unroutable::Unknown)),
+            ("/v2/_catalog".to_owned(), Ok(Route::Catalog)),
         ];
         for (path, wanted) in table {
             assert_eq!(route(&path), wanted, "{path}");
@@ -162,6 +172,11 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn any_path_is_sorted(path in "(/v2)?(/(_catalog|manifests|blobs|uploads|tags|list|referrers|[a-z]{1,3}|\\PC{0,6})){0,7}") {
+            let _ = route(&path);
+        }
+
         #[test]
         fn no_name_leaves_its_directory(path in "/v2/[a-zA-Z0-9./_%-]{0,40}/tags/list") {
             if let Ok(Route::Tags { name }) = route(&path) {

@@ -209,3 +209,65 @@ fn uploads_in_chunks_wrong_digests_mounts_and_referrers() {
         "nothing unfinished is left"
     );
 }
+
+/// What the OCI distribution conformance suite asks beyond what clients do (specification sections in the names).
+#[test]
+fn conformance_beyond_clients() {
+    let work = tempfile::tempdir().unwrap();
+    let registry = Registry::start(work.path(), false);
+    let blob = Digest::sha256(b"{}");
+    let pushed = registry.curl(&["-X", "POST", "-d", "{}"], &format!("/v2/a/x/blobs/uploads/?digest={blob}"));
+    assert!(pushed.contains("201"), "{pushed}");
+    // Mounting: anywhere without `from`, never from where it is not.
+    let mounted = registry.curl(&["-X", "POST"], &format!("/v2/b/blobs/uploads/?mount={blob}"));
+    assert!(mounted.contains("201"), "{mounted}");
+    let absent = registry.curl(&["-X", "POST"], &format!("/v2/c/blobs/uploads/?mount={blob}&from=none"));
+    assert!(absent.contains("202"), "{absent}");
+    let unknown = registry.curl(&["-X", "POST"], "/v2/c/blobs/uploads/?digest-algorithm=md5");
+    assert!(unknown.contains("400") && unknown.contains("DIGEST_INVALID"), "{unknown}");
+    // Ranges and conditions.
+    let path = format!("/v2/b/blobs/{blob}");
+    for (range, status) in
+        [("bytes=1-0", "416"), ("bytes=5-9", "416"), ("bytes=-1", "206"), ("bytes=0-0,1-1", "200")]
+    {
+        let answer = registry.curl(&["-H", &format!("Range: {range}")], &path);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{range}: {answer}");
+    }
+    let etag = format!("If-None-Match: \"{blob}\"");
+    assert!(registry.curl(&["-H", &etag], &path).starts_with("HTTP/1.1 304"));
+    assert!(registry.curl(&[], &path.replace(':', "%3A")).starts_with("HTTP/1.1 200"), "an escaped digest");
+
+    // Manifests: tags beside a digest, sha512 of a tag, the size.
+    let index = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+    let kind = "Content-Type: application/vnd.oci.image.index.v1+json";
+    let put = |path: &str, body: &str| registry.curl(&["-X", "PUT", "-H", kind, "--data-binary", body], path);
+    let digest = Digest::sha256(index.as_bytes());
+    let tagged = put(&format!("/v2/b/manifests/{digest}?tag=1.0&tag=latest"), index);
+    assert!(tagged.contains("201") && tagged.contains("oci-tag: 1.0, latest"), "{tagged}");
+    assert!(registry.curl(&["-I"], "/v2/b/manifests/latest").contains(digest.as_str()));
+    assert!(put(&format!("/v2/b/manifests/{digest}?tag=.x"), index).contains("MANIFEST_INVALID"));
+    let mut long = orlop_types::Digester::new(orlop_types::Algorithm::Sha512);
+    long.update(index.as_bytes());
+    let long = long.finish();
+    let stored = put(&format!("/v2/b/manifests/long?digest={long}"), index);
+    assert!(stored.contains("201") && stored.contains(long.as_str()), "{stored}");
+    let wrong = put(&format!("/v2/b/manifests/long?digest={}", Digest::sha256(b"other")), index);
+    assert!(wrong.contains("400") && wrong.contains("DIGEST_INVALID"), "{wrong}");
+    for (length, status) in [(4 << 20, "201"), ((4 << 20) + 1, "413")] {
+        let file = work.path().join("large.json");
+        std::fs::write(&file, format!("{index}{}", " ".repeat(length - index.len()))).unwrap();
+        let answer = put("/v2/b/manifests/large", &format!("@{}", file.display()));
+        assert!(answer.contains(&format!("HTTP/1.1 {status}")), "{length}: {answer}");
+    }
+
+    // Lists.
+    assert!(put(&format!("/v2/a/x/manifests/{digest}"), index).contains("201"));
+    let catalog = registry.curl(&[], "/v2/_catalog?n=1");
+    assert!(catalog.contains(r#"{"repositories":["a/x"]}"#), "{catalog}");
+    assert!(catalog.contains("link: </v2/_catalog?n=1&last=a/x>; rel=\"next\""), "{catalog}");
+    let rest = registry.curl(&[], "/v2/_catalog?n=1&last=a/x");
+    assert!(rest.contains(r#"["b"]"#) && !rest.contains("link:"), "{rest}");
+    let none = registry.curl(&[], "/v2/b/tags/list?n=0");
+    assert!(none.contains(r#""tags":[]"#) && !none.contains("link:"), "{none}");
+    assert!(registry.curl(&[], "/v2/b/tags/list?n=x").starts_with("HTTP/1.1 400"));
+}
