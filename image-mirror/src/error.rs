@@ -101,9 +101,7 @@ impl From<RecordsError> for RegistryError {
                 tracing::error!("the disk is full");
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "UNKNOWN", error.to_string())
             }
-            RecordsError::Storage(_) | RecordsError::Clock(_) | RecordsError::Stopped => {
-                Self::internal("use the records", error)
-            }
+            RecordsError::Storage(_) | RecordsError::Stopped => Self::internal("use the records", error),
         }
     }
 }

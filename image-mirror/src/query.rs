@@ -1,4 +1,4 @@
-//! Query strings and form bodies. Pure.
+//! Query strings. Pure.
 
 /// The first value of a parameter, decoded. A `+` stays one: media types hold it, and what is asked for here never holds a space.
 pub(crate) fn parameter(query: &str, name: &str) -> Option<String> {
@@ -9,16 +9,6 @@ pub(crate) fn parameter(query: &str, name: &str) -> Option<String> {
 pub(crate) fn parameters<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = String> + 'a {
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     pairs.filter(move |(key, _)| *key == name).map(|(_, value)| lossy(percent_decode(value)))
-}
-
-/// Names and values of `application/x-www-form-urlencoded` (WHATWG URL, section 5.1), where a `+` is a space.
-pub(crate) fn form(text: &str) -> Vec<(String, String)> {
-    let decode = |text: &str| lossy(percent_decode(&text.replace('+', " ")));
-    let pairs = text.split('&').filter(|pair| !pair.is_empty());
-    pairs
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-        .map(|(name, value)| (decode(name), decode(value)))
-        .collect()
 }
 
 /// A path with its escapes decoded; none when that is no text.
@@ -76,9 +66,6 @@ mod tests {
         assert_eq!(parameter(query, "bad").as_deref(), Some("%+1%zz%4"));
         assert_eq!(parameter(query, "absent"), None);
         assert_eq!(parameters(query, "tag").collect::<Vec<_>>(), ["1", "2"]);
-        let fields = form("grant_type=password&scope=a+b&empty&x=%26");
-        let fields: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        assert_eq!(fields, [("grant_type", "password"), ("scope", "a b"), ("empty", ""), ("x", "&")]);
         assert_eq!(decode_path("/v2/a/blobs/sha256%3Aab").as_deref(), Some("/v2/a/blobs/sha256:ab"));
         assert_eq!(decode_path("/v2/%ff"), None);
     }
@@ -87,13 +74,12 @@ mod tests {
         #[test]
         fn what_was_escaped_comes_back(text in "\\PC{0,40}") {
             let escaped: String = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
-            prop_assert_eq!(parameter(&format!("x=1&k={escaped}"), "k"), Some(text.clone()));
-            prop_assert_eq!(form(&format!("k={escaped}")), vec![("k".to_owned(), text)]);
+            prop_assert_eq!(parameter(&format!("x=1&k={escaped}"), "k"), Some(text));
         }
 
         #[test]
         fn any_text_is_read(text in "\\PC{0,60}", name in "[a-z]{0,3}") {
-            let _ = (parameter(&text, &name), form(&text), decode_path(&text));
+            let _ = (parameter(&text, &name), decode_path(&text));
         }
     }
 }

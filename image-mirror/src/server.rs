@@ -64,7 +64,14 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
     frame.dump("mirror", move || match dumped.upgrade() {
         Some(server) => {
             let registry = &server.registry;
-            serde_json::json!({"uploads": registry.uploads.count(), "fetches": registry.upstream.flights()})
+            // What cannot be read now is missing in the dump, not the dump.
+            let totals = registry.repositories.records.totals().ok();
+            serde_json::json!({
+                "uploads": registry.uploads.count(),
+                "fetches": registry.upstream.flights(),
+                "blobs": totals.map(|totals| totals.count),
+                "blobBytes": totals.map(|totals| totals.bytes),
+            })
         }
         None => serde_json::Value::Null,
     });

@@ -11,8 +11,8 @@ use super::RecordsError;
 use super::row::{Cell, Kind, ManifestRow, Row, Value, decode_cell, encode_cell};
 use super::stamp::Clock;
 use super::tables::{
-    BYTES, CELLS, CLOCK, CONTENTS, COUNT, CURSORS, JOURNAL, LAST, NODE, NUMBERS, OWNERS, PARTS, REFERRERS,
-    after, owner_key, pair_key,
+    BYTES, CELLS, CLOCK, CONTENTS, COUNT, JOURNAL, LAST, NODE, NUMBERS, OWNERS, PARTS, REFERRERS, after,
+    owner_key, pair_key,
 };
 
 /// Everything that a change may touch. Nothing of it is visible before the whole batch is on the disk.
@@ -23,7 +23,6 @@ pub(crate) struct Change<'t> {
     parts: Table<'t, &'static [u8], u64>,
     referrers: Table<'t, &'static [u8], ()>,
     contents: Table<'t, &'static str, (u64, u64)>,
-    cursors: Table<'t, &'static str, u64>,
     numbers: Table<'t, &'static str, u64>,
     clock: Clock,
     last: u64,
@@ -36,8 +35,6 @@ pub(crate) struct Change<'t> {
 pub(super) struct Effects {
     /// Directories to sync before the commit: blobs were renamed into them.
     pub(super) renamed: BTreeSet<PathBuf>,
-    /// Files to remove after it.
-    pub(super) unlink: Vec<PathBuf>,
 }
 
 impl<'t> Change<'t> {
@@ -52,7 +49,6 @@ impl<'t> Change<'t> {
             parts: write.open_table(PARTS)?,
             referrers: write.open_table(REFERRERS)?,
             contents: write.open_table(CONTENTS)?,
-            cursors: write.open_table(CURSORS)?,
             numbers,
             clock,
             last,
@@ -61,10 +57,10 @@ impl<'t> Change<'t> {
         })
     }
 
-    pub(super) fn finish(mut self) -> Result<(Effects, u64), redb::Error> {
+    pub(super) fn finish(mut self) -> Result<Effects, redb::Error> {
         self.numbers.insert(CLOCK, self.clock.last())?;
         self.numbers.insert(LAST, self.last)?;
-        Ok((self.effects, self.last))
+        Ok(self.effects)
     }
 
     /// Milliseconds since 1970 at the start of the transaction.
@@ -104,18 +100,6 @@ impl<'t> Change<'t> {
         }
         let stamp = self.clock.tick(self.now_ms);
         self.store(row, old, Cell { stamp, value })?;
-        Ok(true)
-    }
-
-    /// Takes over the other half's change of a row; false when it is known or older.
-    pub(crate) fn merge(&mut self, row: &Row, theirs: &Cell) -> Result<bool, RecordsError> {
-        self.clock.see(theirs.stamp, self.now_ms)?;
-        let old = self.numbered(row)?;
-        let merged = Cell::merge(old.as_ref().map(|(_, cell)| cell), theirs);
-        if old.as_ref().is_some_and(|(_, cell)| *cell == merged) {
-            return Ok(false);
-        }
-        self.store(row, old, merged)?;
         Ok(true)
     }
 
@@ -177,18 +161,6 @@ impl<'t> Change<'t> {
         Ok(())
     }
 
-    /// Removes what is known of a removed row. Only when every peer has heard of the removal: else it would come back.
-    pub(crate) fn forget(&mut self, row: &Row) -> Result<bool, RecordsError> {
-        match self.numbered(row)? {
-            Some((number, Cell { value: None, .. })) => {
-                self.journal.remove(number)?;
-                self.cells.remove(row.encode().as_slice())?;
-                Ok(true)
-            }
-            _ => Ok(false),
-        }
-    }
-
     /// The rows of one kind in one repository that say something.
     pub(crate) fn rows(&self, kind: Kind, name: &str) -> Result<Vec<(Row, Value)>, RecordsError> {
         let prefix = Row::prefix(kind, name);
@@ -202,13 +174,6 @@ impl<'t> Change<'t> {
             }
         }
         Ok(found)
-    }
-
-    /// Whether a manifest of the repository needs this blob or manifest.
-    pub(crate) fn is_needed(&self, name: &str, digest: &str) -> Result<bool, RecordsError> {
-        let prefix = pair_key(name, digest, "");
-        let mut found = self.parts.range(prefix.as_slice()..after(&prefix).as_slice())?;
-        Ok(found.next().transpose()?.is_some())
     }
 
     /// Puts a whole, synced blob in its place and counts its bytes.
@@ -229,17 +194,6 @@ impl<'t> Change<'t> {
         Ok(())
     }
 
-    /// Gives up bytes: `path` is removed when the transaction is on the disk.
-    pub(crate) fn drop_content(&mut self, digest: &Digest, path: PathBuf) -> Result<(), RecordsError> {
-        let old = self.contents.remove(digest.as_str())?.map(|value| value.value().0);
-        if let Some(size) = old {
-            self.add(BYTES, -i128::from(size))?;
-            self.add(COUNT, -1)?;
-        }
-        self.effects.unlink.push(path);
-        Ok(())
-    }
-
     /// When bytes were used last.
     pub(crate) fn used_ms(&self, digest: &Digest) -> Result<Option<u64>, RecordsError> {
         Ok(self.contents.get(digest.as_str())?.map(|value| value.value().1))
@@ -256,40 +210,12 @@ impl<'t> Change<'t> {
         Ok(())
     }
 
-    /// Who wants these bytes: none, only rows that can be fetched again, or a pushed one.
-    pub(crate) fn wanted(&self, digest: &Digest) -> Result<Wanted, RecordsError> {
-        let prefix = [digest.as_str().as_bytes(), &[0]].concat();
-        let mut wanted = Wanted::Nobody;
-        for entry in self.owners.range(prefix.as_slice()..after(&prefix).as_slice())? {
-            match entry?.1.value() {
-                0 => wanted = Wanted::Cached,
-                _ => return Ok(Wanted::Pushed),
-            }
-        }
-        Ok(wanted)
-    }
-
-    /// Notes how far a peer's journal is here.
-    pub(crate) fn set_cursor(&mut self, peer: &str, number: u64) -> Result<(), RecordsError> {
-        self.cursors.insert(peer, number)?;
-        Ok(())
-    }
-
     fn add(&mut self, name: &str, difference: i128) -> Result<(), RecordsError> {
         let old = self.numbers.get(name)?.map_or(0, |value| value.value());
         let sum = (i128::from(old) + difference).max(0);
         self.numbers.insert(name, u64::try_from(sum).unwrap_or(u64::MAX))?;
         Ok(())
     }
-}
-
-/// Who wants bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wanted {
-    Nobody,
-    /// An upstream gave them.
-    Cached,
-    Pushed,
 }
 
 impl From<BlobError> for RecordsError {

@@ -1,12 +1,12 @@
 //! What the registry knows, in one file `records.redb`: tags, manifests and blobs of repositories, and the bytes that are here.
 //!
 //! ```text
-//!   write(|change| …) --queue--> thread "mirror-records": batch -> rename blobs, sync -> commit -> unlink -> replies
+//!   write(|change| …) --queue--> thread "mirror-records": batch -> rename blobs, sync -> commit -> replies
 //!   reads see the last commit
 //! ```
 //!
-//! Invariants: blobs are put in their place and removed only inside a change, one after the other, so that no removal meets a push of
-//! the same bytes; a row's last change, removals too, stands in the journal, from which a peer catches up; nothing is scanned at start.
+//! Invariants: blobs are put in their place only inside a change; a row's last change, removals too, has a stamp and stands in the
+//! journal; nothing is scanned at start.
 
 mod change;
 mod read;
@@ -21,12 +21,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use redb::Database;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 pub(crate) use change::Change;
 pub(crate) use row::{Kind, ManifestRow, Part, Row, Value};
 
-use stamp::ClockAhead;
 use writer::{Job, Shared, Waiting};
 
 /// How long a predecessor may hold the file.
@@ -39,8 +38,6 @@ pub(crate) enum RecordsError {
     NoSpace,
     #[error("failed to use the records: {0}")]
     Storage(String),
-    #[error(transparent)]
-    Clock(#[from] ClockAhead),
     #[error("the records are not open")]
     Stopped,
 }
@@ -79,8 +76,6 @@ impl From<redb::StorageError> for RecordsError {
 pub(crate) struct Records {
     shared: Shared,
     jobs: SyncSender<Box<dyn Job>>,
-    last: watch::Receiver<u64>,
-    node: u64,
 }
 
 fn current(shared: &RwLock<Option<Arc<Database>>>) -> Result<Arc<Database>, RecordsError> {
@@ -107,23 +102,8 @@ impl Records {
         let database = open_when_free(&path)
             .map_err(|error| anyhow::anyhow!("failed to open {}: {error}", path.display()))?;
         let shared: Shared = Arc::new(RwLock::new(Some(Arc::new(database))));
-        let (published, last) = watch::channel(0);
-        let jobs = writer::start(path, shared.clone(), published.clone())?;
-        let mut records = Self { shared, jobs, last, node: 0 };
-        records.node = records.number(tables::NODE)?;
-        let known = records.number(tables::LAST)?;
-        published.send_replace(known);
-        Ok(records)
-    }
-
-    /// Who this half is.
-    pub(crate) fn node(&self) -> u64 {
-        self.node
-    }
-
-    /// The journal's last number, as it grows.
-    pub(crate) fn last(&self) -> watch::Receiver<u64> {
-        self.last.clone()
+        let jobs = writer::start(path, shared.clone())?;
+        Ok(Self { shared, jobs })
     }
 
     /// Carries out a change; it is on the disk when this returns.

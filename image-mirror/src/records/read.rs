@@ -5,18 +5,8 @@ use redb::{ReadTransaction, ReadableDatabase as _};
 use orlop_types::Digest;
 
 use super::row::{Cell, Kind, Row, Value, decode_cell};
-use super::tables::{
-    BYTES, CELLS, CONTENTS, COUNT, CURSORS, JOURNAL, NUMBERS, OWNERS, PARTS, REFERRERS, after, pair_key,
-};
+use super::tables::{BYTES, CELLS, COUNT, NUMBERS, OWNERS, PARTS, REFERRERS, after, pair_key};
 use super::{Records, RecordsError, current};
-
-/// A change in the journal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
-    pub number: u64,
-    pub row: Row,
-    pub cell: Cell,
-}
 
 /// What is here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,7 +27,7 @@ impl Records {
         Ok(work(&read)?)
     }
 
-    pub(super) fn number(&self, name: &str) -> Result<u64, RecordsError> {
+    fn number(&self, name: &str) -> Result<u64, RecordsError> {
         self.read(|read| Ok(read.open_table(NUMBERS)?.get(name)?.map_or(0, |value| value.value())))
     }
 
@@ -170,46 +160,6 @@ impl Records {
                 {
                     found.push((kind, String::from_utf8_lossy(name).into_owned()));
                 }
-            }
-            Ok(found)
-        })
-    }
-
-    /// Changes after a number, oldest first, at most `limit`.
-    pub(crate) fn changes(&self, after: u64, limit: usize) -> Result<Vec<Entry>, RecordsError> {
-        self.read(|read| {
-            let (journal, cells) = (read.open_table(JOURNAL)?, read.open_table(CELLS)?);
-            let mut found = Vec::new();
-            for entry in journal.range(after.saturating_add(1)..)?.take(limit) {
-                let (number, key) = entry?;
-                let cell = cells.get(key.value())?.and_then(|cell| decode_cell(cell.value()));
-                if let (Some(row), Some((_, cell))) = (Row::decode(key.value()), cell) {
-                    found.push(Entry { number: number.value(), row, cell });
-                }
-            }
-            Ok(found)
-        })
-    }
-
-    pub(crate) fn cursor(&self, peer: &str) -> Result<u64, RecordsError> {
-        self.read(|read| Ok(read.open_table(CURSORS)?.get(peer)?.map_or(0, |value| value.value())))
-    }
-
-    /// Bytes that are here, in order of their digests, after `from`: digest, size, last use in milliseconds since 1970.
-    pub(crate) fn contents(
-        &self,
-        from: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<(String, u64, u64)>, RecordsError> {
-        use std::ops::Bound;
-        let begin = from.map_or(Bound::Unbounded, Bound::Excluded);
-        self.read(|read| {
-            let contents = read.open_table(CONTENTS)?;
-            let mut found = Vec::new();
-            for entry in contents.range::<&str>((begin, Bound::Unbounded))?.take(limit) {
-                let (digest, value) = entry?;
-                let (size, used_ms) = value.value();
-                found.push((digest.value().to_owned(), size, used_ms));
             }
             Ok(found)
         })

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use redb::Database;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::change::{Change, Effects};
 use super::stamp::now_ms;
@@ -60,24 +60,15 @@ where
 }
 
 /// Starts the thread. It ends when every sender is gone.
-pub(super) fn start(
-    path: std::path::PathBuf,
-    shared: Shared,
-    published: watch::Sender<u64>,
-) -> std::io::Result<SyncSender<Box<dyn Job>>> {
+pub(super) fn start(path: std::path::PathBuf, shared: Shared) -> std::io::Result<SyncSender<Box<dyn Job>>> {
     let (sender, receiver) = sync_channel(QUEUE);
     std::thread::Builder::new().name("mirror-records".to_owned()).spawn(move || {
-        run(&path, &receiver, &shared, &published);
+        run(&path, &receiver, &shared);
     })?;
     Ok(sender)
 }
 
-fn run(
-    path: &std::path::Path,
-    receiver: &Receiver<Box<dyn Job>>,
-    shared: &Shared,
-    published: &watch::Sender<u64>,
-) {
+fn run(path: &std::path::Path, receiver: &Receiver<Box<dyn Job>>, shared: &Shared) {
     while let Ok(first) = receiver.recv() {
         let mut jobs = vec![first];
         while jobs.len() < BATCH
@@ -86,48 +77,35 @@ fn run(
             jobs.push(job);
         }
         let outcome = write(&mut jobs, shared);
-        match &outcome {
-            Ok(last) => {
-                published.send_if_modified(|known| std::mem::replace(known, *last) != *last);
-            }
-            Err(error) => {
-                tracing::error!(%error, path = %path.display(), "records were not written");
-                // A file that failed once refuses every later change until it is opened anew.
-                reopen(path, shared);
-            }
+        if let Err(error) = &outcome {
+            tracing::error!(%error, path = %path.display(), "records were not written");
+            // A file that failed once refuses every later change until it is opened anew.
+            reopen(path, shared);
         }
-        let outcome = outcome.map(drop);
         for job in jobs {
             job.done(outcome.clone());
         }
     }
 }
 
-fn write(jobs: &mut [Box<dyn Job>], shared: &Shared) -> Result<u64, RecordsError> {
+fn write(jobs: &mut [Box<dyn Job>], shared: &Shared) -> Result<(), RecordsError> {
     let database = super::current(shared)?;
     let mut transaction = database.begin_write().map_err(redb::Error::from)?;
     // A start after a kill must not read the whole file.
     transaction.set_quick_repair(true);
-    let (effects, last) = {
+    let effects = {
         let mut change = Change::begin(&transaction, now_ms())?;
         for job in jobs {
             job.run(&mut change)?;
         }
         change.finish()?
     };
-    let Effects { renamed, unlink } = effects;
+    let Effects { renamed } = effects;
     for directory in renamed {
         File::open(&directory).and_then(|directory| directory.sync_all()).map_err(redb::Error::from)?;
     }
     transaction.commit().map_err(redb::Error::from)?;
-    for path in unlink {
-        if let Err(error) = std::fs::remove_file(&path)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(%error, path = %path.display(), "could not remove a blob; the next scrub finds it");
-        }
-    }
-    Ok(last)
+    Ok(())
 }
 
 fn reopen(path: &std::path::Path, shared: &Shared) {
