@@ -23,6 +23,8 @@ pub struct Config {
     pub upstreams: BTreeMap<String, String>,
     /// Refuses pushes and deletes; fetching goes on.
     pub read_only: bool,
+    /// Takes pushes and deletes from whoever reaches the address. On loopback they are taken anyway.
+    pub anonymous_push: bool,
     /// Connections at one time.
     pub max_connections: usize,
     /// Uploads under way at one time.
@@ -38,9 +40,17 @@ impl Default for Config {
             tls_key_file: None,
             upstreams: BTreeMap::new(),
             read_only: false,
+            anonymous_push: false,
             max_connections: 1024,
             max_uploads: 256,
         }
+    }
+}
+
+impl Config {
+    /// Whether pushes and deletes are taken: nobody is asked who he is, so by default only on this machine.
+    pub(crate) fn takes_pushes(&self) -> bool {
+        !self.read_only && (self.anonymous_push || self.listen.ip().is_loopback())
     }
 }
 
@@ -72,5 +82,31 @@ impl Validate for Config {
             }
         }
         problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pushes_from_everybody_must_be_wanted() {
+        let config = |listen: &str, read_only, anonymous_push| Config {
+            listen: listen.parse().expect("an address"),
+            read_only,
+            anonymous_push,
+            ..Config::default()
+        };
+        for (listen, read_only, anonymous_push, taken) in [
+            ("127.0.0.1:5000", false, false, true),
+            ("[::1]:5000", false, false, true),
+            ("127.0.0.1:5000", true, true, false),
+            ("0.0.0.0:5000", false, false, false),
+            ("192.0.2.1:5000", false, true, true),
+            ("192.0.2.1:5000", true, true, false),
+        ] {
+            let config = config(listen, read_only, anonymous_push);
+            assert_eq!(config.takes_pushes(), taken, "{config:?}");
+        }
     }
 }

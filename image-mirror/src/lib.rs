@@ -11,8 +11,8 @@
 //! Bytes by digest are never asked for twice; a fetched tag is asked for upstream each time, and served as last seen when the upstream
 //! does not answer. Only configured upstreams are contacted, whatever a client says (`namespace.rs`).
 //!
-//! It knows no runtime daemon and no Kubernetes. Who may push is not asked: it listens on loopback, or behind TLS where
-//! `readOnly` is the way to refuse pushes.
+//! It knows no runtime daemon and no Kubernetes. Nobody is asked who he is: everybody may pull, and push only on loopback unless
+//! `anonymousPush` is set.
 //!
 //! Tasks: `mirror-listener`, one per connection, one per blob that is fetched. Where to read next: `route.rs`, `registry.rs`.
 

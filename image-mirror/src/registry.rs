@@ -32,6 +32,7 @@ pub(crate) struct Registry {
     pub(crate) upstream: Arc<Upstream>,
     upstreams: BTreeMap<String, String>,
     read_only: bool,
+    takes_pushes: bool,
 }
 
 impl Registry {
@@ -48,6 +49,7 @@ impl Registry {
             upstreams: config.upstreams.clone(),
             uploads,
             read_only: config.read_only,
+            takes_pushes: config.takes_pushes(),
         })
     }
 
@@ -58,6 +60,10 @@ impl Registry {
         let read = matches!(parts.method, Method::GET | Method::HEAD);
         if self.read_only && !read {
             return Err(RegistryError::unsupported("this registry is read-only"));
+        }
+        if !self.takes_pushes && !read {
+            let message = "this registry takes no pushes: its operator may set anonymousPush: true";
+            return Err(RegistryError::new(StatusCode::FORBIDDEN, "DENIED", message));
         }
         let path = decode_path(parts.uri.path()).ok_or_else(|| unroutable(Unroutable::Unknown))?;
         let (path, registry) = namespace::split(&path, parameter(query, "ns"), &self.upstreams)?;
