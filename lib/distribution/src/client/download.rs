@@ -49,23 +49,9 @@ impl RegistryClient {
         digest: &Digest,
         credential: Option<&Credential>,
     ) -> Result<u64, RegistryError> {
-        self.blob_size_at(&self.hosts(reference)?, reference, digest, credential).await
-    }
-
-    /// As [`RegistryClient::blob_size`], from hosts of the caller's choice.
-    ///
-    /// # Errors
-    /// What the last host said.
-    pub async fn blob_size_at(
-        &self,
-        hosts: &[Host],
-        reference: &Reference,
-        digest: &Digest,
-        credential: Option<&Credential>,
-    ) -> Result<u64, RegistryError> {
         let what = format!("blob {digest} of {}", reference.name());
         let mut told = RegistryError::NotFound { what: what.clone(), host: reference.registry().to_owned() };
-        for host in hosts.iter().filter(|host| host.can_pull) {
+        for host in self.hosts(reference)?.iter().filter(|host| host.can_pull) {
             let path = format!("{}/blobs/{digest}", reference.repository());
             let call = self.call(host, Method::HEAD, &path);
             let response = match self.send_authorized(call, reference.repository(), credential).await {
@@ -103,21 +89,7 @@ impl RegistryClient {
         credential: Option<&Credential>,
         skip_hosts: usize,
     ) -> Result<BlobDownload, RegistryError> {
-        self.download_at(self.hosts(reference)?, reference, descriptor, credential, skip_hosts)
-    }
-
-    /// As [`RegistryClient::download`], from hosts of the caller's choice.
-    ///
-    /// # Errors
-    /// No host left.
-    pub fn download_at(
-        &self,
-        mut hosts: Vec<Host>,
-        reference: &Reference,
-        descriptor: &Descriptor,
-        credential: Option<&Credential>,
-        skip_hosts: usize,
-    ) -> Result<BlobDownload, RegistryError> {
+        let mut hosts = self.hosts(reference)?;
         hosts.retain(|host| host.can_pull);
         if hosts.is_empty() {
             return Err(RegistryError::NoHost {

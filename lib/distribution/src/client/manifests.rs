@@ -25,55 +25,7 @@ pub struct FetchedManifest {
     pub manifest: Manifest,
 }
 
-/// What a registry says of a manifest that it is not asked to send.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ManifestHead {
-    /// `Docker-Content-Digest`; some registries leave it out.
-    pub digest: Option<Digest>,
-    /// Pulls that are left, where the registry counts them (`RateLimit-Remaining` of Docker Hub).
-    pub pulls_left: Option<u64>,
-}
-
 impl RegistryClient {
-    /// Asks what a tag points to, from hosts of the caller's choice. Registries that count pulls do not count this one.
-    ///
-    /// # Errors
-    /// What the last host said, or that none may be asked.
-    pub async fn manifest_head(
-        &self,
-        hosts: &[Host],
-        reference: &Reference,
-        credential: Option<&Credential>,
-    ) -> Result<ManifestHead, RegistryError> {
-        let path = format!("{}/manifests/{}", reference.repository(), reference.identifier());
-        let mut told = None;
-        for host in hosts.iter().filter(|host| host.can_resolve) {
-            let mut call = self.call(host, Method::HEAD, &path);
-            call.headers.insert(ACCEPT, HeaderValue::from_static(manifest::ACCEPT));
-            let response = match self.send_authorized(call, reference.repository(), credential).await {
-                Ok(response) => response,
-                Err(error) => {
-                    told = Some(error);
-                    continue;
-                }
-            };
-            if !response.status().is_success() {
-                let stall = self.inner.config.stall_timeout;
-                told = Some(failure(&host.authority, &reference.to_string(), response, stall).await);
-                continue;
-            }
-            let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
-            return Ok(ManifestHead {
-                digest: text("docker-content-digest").and_then(|text| text.parse().ok()),
-                // "76;w=21600": the rest is the window.
-                pulls_left: text("ratelimit-remaining")
-                    .and_then(|text| text.split(';').next()?.trim().parse().ok()),
-            });
-        }
-        let registry = reference.registry().to_owned();
-        Err(told.unwrap_or(RegistryError::NoHost { registry, capability: "resolve" }))
-    }
-
     /// Fetches the manifest or index that a reference names: by digest where it has one, else by tag.
     ///
     /// # Errors
@@ -83,19 +35,7 @@ impl RegistryClient {
         reference: &Reference,
         credential: Option<&Credential>,
     ) -> Result<FetchedManifest, RegistryError> {
-        self.manifest_at(&self.hosts(reference)?, reference, credential).await
-    }
-
-    /// As [`RegistryClient::manifest`], from hosts of the caller's choice.
-    ///
-    /// # Errors
-    /// What the last host said, or that none may be asked.
-    pub async fn manifest_at(
-        &self,
-        hosts: &[Host],
-        reference: &Reference,
-        credential: Option<&Credential>,
-    ) -> Result<FetchedManifest, RegistryError> {
+        let hosts = self.hosts(reference)?;
         let by_tag = reference.digest().is_none();
         let usable = hosts.iter().filter(|host| if by_tag { host.can_resolve } else { host.can_pull });
         let mut told: Option<RegistryError> = None;

@@ -20,7 +20,7 @@ mod transport;
 pub use download::BlobDownload;
 pub use error::RegistryError;
 pub use hosts::{Host, HostsError, HostsFile, plan_hosts, read_hosts};
-pub use manifests::{FetchedManifest, ManifestHead};
+pub use manifests::FetchedManifest;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -88,7 +88,7 @@ impl RegistryClient {
     ///
     /// # Errors
     /// A hosts file that makes no sense.
-    pub fn hosts(&self, reference: &Reference) -> Result<Vec<Host>, RegistryError> {
+    fn hosts(&self, reference: &Reference) -> Result<Vec<Host>, RegistryError> {
         let Inner { config, .. } = &*self.inner;
         let file = match (config.servers.get(reference.registry()), &config.hosts_dir) {
             (Some(url), _) => Some(HostsFile::of_server(url)),
