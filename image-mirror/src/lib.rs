@@ -20,6 +20,7 @@ mod config;
 mod content;
 mod error;
 mod namespace;
+mod older;
 mod query;
 mod ranges;
 mod records;

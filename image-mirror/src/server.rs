@@ -47,6 +47,8 @@ struct Server {
 pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
     let registry = Registry::open(&config)
         .with_context(|| format!("failed to open the registry in {}", config.root.display()))?;
+    let (records, blobs) = (&registry.repositories.records, &registry.blobs);
+    crate::older::take_over(&config.root, records, blobs).await?;
     let tls = acceptor(&config)?;
     let listener = TcpListener::bind(config.listen)
         .await

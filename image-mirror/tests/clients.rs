@@ -271,3 +271,39 @@ fn conformance_beyond_clients() {
     assert!(none.contains(r#""tags":[]"#) && !none.contains("link:"), "{none}");
     assert!(registry.curl(&[], "/v2/b/tags/list?n=x").starts_with("HTTP/1.1 400"));
 }
+
+#[test]
+fn records_of_an_older_version_are_taken_over() {
+    let work = tempfile::tempdir().unwrap();
+    let (source, root) = (work.path().join("source"), work.path().join("root"));
+    let (layer_digest, manifest_digest) = layout(&source, b"layer");
+    let old = root.join("repositories/team/app");
+    let write = |path: &str, text: &str| {
+        let path = old.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    std::fs::create_dir_all(root.join("blobs/sha256")).unwrap();
+    for entry in std::fs::read_dir(source.join("blobs/sha256")).unwrap() {
+        let entry = entry.unwrap();
+        let (name, size) = (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().len());
+        std::fs::copy(entry.path(), root.join("blobs/sha256").join(&name)).unwrap();
+        write(&format!("_blobs/sha256/{name}"), &size.to_string());
+    }
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    write(&format!("_manifests/sha256/{}", manifest_digest.hex()), kind);
+    write("_tags/1", manifest_digest.as_str());
+    write("_tags/seen", &format!("{manifest_digest} fetched"));
+    write("_tags/.new-cut", "");
+
+    let registry = Registry::start(&root, false);
+    for path in ["manifests/1", "manifests/seen", &format!("blobs/{layer_digest}")] {
+        let head = registry.curl(&["-I"], &format!("/v2/team/app/{path}"));
+        assert!(head.contains("200 OK"), "{path}: {head}");
+    }
+    assert!(registry.curl(&[], "/v2/team/app/tags/list").contains(r#"["1","seen"]"#));
+    assert!(!root.join("repositories").exists());
+    drop(registry);
+    let registry = Registry::start(&root, false);
+    assert!(registry.curl(&["-I"], "/v2/team/app/manifests/1").contains(kind));
+}

@@ -1,4 +1,4 @@
-//! The rows that a pair shares, and how they are written down.
+//! The rows, and how they are written down.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! When a row was last changed, so that two halves of a pair agree on the winner: hybrid logical clocks (Kulkarni et al., 2014).
+//! When a row was last changed: hybrid logical clocks (Kulkarni et al., 2014), so that changes made at two registries have an order.
+//! Stamps and the journal are written from the first row on; pairs, which read them, are not built yet.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -6,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// Bits of a time that count changes within a millisecond.
 const COUNTER_BITS: u32 = 16;
+
 /// Milliseconds since 1970 and a counter, then the node: the later one wins, and no two changes are equal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Stamp {
@@ -13,7 +15,7 @@ pub(crate) struct Stamp {
     pub node: u64,
 }
 
-/// The clock of one half: never behind what it gave out or has seen.
+/// The clock of one registry: never behind what it gave out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     last: u64,

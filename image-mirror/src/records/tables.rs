@@ -23,13 +23,11 @@ pub(super) const PARTS: TableDefinition<'static, &[u8], u64> = TableDefinition::
 pub(super) const REFERRERS: TableDefinition<'static, &[u8], ()> = TableDefinition::new("referrers");
 /// Digest -> size and milliseconds since 1970 of the last use: the bytes that are here.
 pub(super) const CONTENTS: TableDefinition<'static, &str, (u64, u64)> = TableDefinition::new("contents");
-/// Peer's identity -> the number of its journal that is here.
-pub(super) const CURSORS: TableDefinition<'static, &str, u64> = TableDefinition::new("cursors");
 /// [`FORMAT_KEY`] and the other names below.
 pub(super) const NUMBERS: TableDefinition<'static, &str, u64> = TableDefinition::new("numbers");
 
 const FORMAT_KEY: &str = "format";
-/// Who this half is: drawn once, so that a wiped half is another one.
+/// Who this registry is: drawn once, so that a wiped one is another.
 pub(super) const NODE: &str = "node";
 /// The clock's last stamp.
 pub(super) const CLOCK: &str = "clock";
@@ -70,7 +68,6 @@ fn make(database: &Database) -> Result<(), redb::Error> {
     write.open_table(PARTS)?;
     write.open_table(REFERRERS)?;
     write.open_table(CONTENTS)?;
-    write.open_table(CURSORS)?;
     {
         let mut numbers = write.open_table(NUMBERS)?;
         numbers.insert(FORMAT_KEY, FORMAT)?;

@@ -1,6 +1,7 @@
 //! One thread writes: changes that wait together are one transaction, and one sync of the disk.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -76,7 +77,9 @@ fn run(path: &std::path::Path, receiver: &Receiver<Box<dyn Job>>, shared: &Share
         {
             jobs.push(job);
         }
-        let outcome = write(&mut jobs, shared);
+        // A panic must not end the thread: every later push would be refused until a restart.
+        let outcome = catch_unwind(AssertUnwindSafe(|| write(&mut jobs, shared)))
+            .unwrap_or_else(|_| Err(RecordsError::Storage("a change panicked".to_owned())));
         if let Err(error) = &outcome {
             tracing::error!(%error, path = %path.display(), "records were not written");
             // A file that failed once refuses every later change until it is opened anew.
