@@ -44,6 +44,6 @@ fn runtime(arguments: &[OsString]) -> anyhow::Result<()> {
     orlop_daemon::init_tracing();
     let config: orlop_runtime::Config = config::load(file)?;
     let mut settings = Settings::new("runtime");
-    settings.admin_socket = file.parent().map(|directory| directory.join("admin.sock"));
+    settings.admin_socket = Some(config.state.join("admin.sock"));
     orlop_daemon::run(settings, |frame| async move { orlop_runtime::start(&frame, config).await })
 }
