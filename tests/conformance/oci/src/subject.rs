@@ -130,6 +130,7 @@ pub const DIFFERENCES: &[Difference] = &[
     known(Kind::Runc, "joining a user namespace by its path", "1.1.5 wants mappings too"),
     known(Kind::Runc, "device links stay inside while /dev changes", "1.1.5 looks it up by path"),
     known(Kind::Runc, "device links stay inside when /dev is a link", "CVE-2026-41579, fixed in 1.3.6"),
+    known(Kind::Runc, "mount points stay inside while links change", "CVE-2024-45310, fixed in 1.1.14"),
     known(Kind::Runc, "masks with a false null device", "CVE-2025-31133, fixed in 1.2.8"),
     known(Kind::Runc, "exec refuses a false /dev/pts", "CVE-2025-52565, fixed in 1.2.8"),
     known(Kind::Crun, "limits of -1 at create", "1.8.1 writes the number as unsigned"),

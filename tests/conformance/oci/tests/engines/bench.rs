@@ -45,8 +45,9 @@ impl Bench {
         Some(Self { rig, runtime, image })
     }
 
-    /// Calls a program of the engine.
-    pub(crate) fn call(&self, command: Command) -> Called {
+    /// Calls a program of the engine, in the bench's directory: conmon leaves a file `oom` where it is started.
+    pub(crate) fn call(&self, mut command: Command) -> Called {
+        command.current_dir(self.rig.path(""));
         self.rig.finish(command)
     }
 
