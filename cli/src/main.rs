@@ -8,6 +8,7 @@
 mod cgroup;
 mod down;
 mod image;
+mod mirror;
 mod network;
 mod node;
 mod runtime;
@@ -59,7 +60,7 @@ enum Command {
     /// Overlay, Service rules and DNS of a node.
     Network(DaemonArgs),
     /// The registry mirror.
-    Mirror(DaemonArgs),
+    Mirror(mirror::MirrorArgs),
     /// The OCI runtime, with runc's command line.
     #[command(disable_help_flag = true)]
     Oci(Passed),
@@ -145,9 +146,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Network(args) => {
             daemon("network", &args, |frame, config| async move { network::start(&frame, config).await })
         }
-        Command::Mirror(args) => {
-            daemon("mirror", &args, |frame, config| async move { orlop_mirror::start(&frame, config).await })
-        }
+        Command::Mirror(args) => mirror::run(&args),
         Command::Oci(_) | Command::Cni(_) => unreachable!("dispatched before the parser"),
     }
 }

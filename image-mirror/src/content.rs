@@ -187,11 +187,11 @@ impl Registry {
             // A client that asks before it fetches must not be told "no": a chained mirror would believe it.
             let size = match size {
                 Some(size) => size,
-                None => self.upstream.blob_size(&upstream, digest).await?,
+                None => self.flights.blob_size(&upstream, digest).await?,
             };
             return answer_blob(digest, size, headers, |_, _| Ok(Body::empty()));
         }
-        let flight = self.upstream.blob(name, &upstream, digest, size).await?;
+        let flight = self.flights.blob(name, &upstream, digest, size).await?;
         answer_blob(digest, flight.size(), headers, |begin, length| Ok(flight.body(begin, length)))
     }
 

@@ -19,6 +19,7 @@
 mod config;
 mod content;
 mod error;
+mod flights;
 mod namespace;
 mod older;
 mod query;

@@ -10,6 +10,7 @@ use orlop_types::{Algorithm, Digest};
 
 use crate::config::Config;
 use crate::error::RegistryError;
+use crate::flights::Flights;
 use crate::namespace;
 use crate::query::{decode_path, parameter};
 use crate::records::Records;
@@ -29,7 +30,8 @@ pub(crate) struct Registry {
     pub(crate) blobs: BlobStore,
     pub(crate) repositories: Repositories,
     pub(crate) uploads: Uploads,
-    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) upstream: Upstream,
+    pub(crate) flights: Arc<Flights>,
     upstreams: BTreeMap<String, String>,
     read_only: bool,
     takes_pushes: bool,
@@ -41,11 +43,14 @@ impl Registry {
         let blobs = BlobStore::open(&config.root, Durability::Caller)?;
         let uploads = Uploads::open(blobs.clone(), config.max_uploads)?;
         let repositories = Repositories::open(Records::open(&config.root)?, blobs.clone());
-        let upstream = Upstream::new(config.upstreams.clone(), blobs.clone(), repositories.clone());
+        let client = crate::upstream::client(config.upstreams.clone());
+        let upstream = Upstream::new(client.clone(), blobs.clone(), repositories.clone());
+        let flights = Flights::new(client, blobs.clone(), repositories.clone());
         Ok(Self {
             repositories,
             blobs,
-            upstream: Arc::new(upstream),
+            upstream,
+            flights: Arc::new(flights),
             upstreams: config.upstreams.clone(),
             uploads,
             read_only: config.read_only,

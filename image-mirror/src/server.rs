@@ -58,7 +58,7 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
     frame.metrics().register(
         "mirror_upstream_blob_fetches",
         "Blobs fetched from upstreams",
-        registry.upstream.fetches.clone(),
+        registry.flights.fetches.clone(),
     );
     let server = Arc::new(Server { frame: frame.clone(), registry, requests });
     // The frame keeps the dump, and the server the frame.
@@ -70,7 +70,7 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
             let totals = registry.repositories.records.totals().ok();
             serde_json::json!({
                 "uploads": registry.uploads.count(),
-                "fetches": registry.upstream.flights(),
+                "fetches": registry.flights.count(),
                 "blobs": totals.map(|totals| totals.count),
                 "blobBytes": totals.map(|totals| totals.bytes),
             })

@@ -1,0 +1,116 @@
+//! `orlop mirror`: the registry mirror, and what an operator asks of it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use orlop_daemon::config::{self, Validate as _};
+use orlop_mirror::Config;
+
+use crate::{node_admin_socket, run_daemon, supervise};
+
+/// Flags win over the file; what neither says is the default.
+#[derive(clap::Args)]
+pub(crate) struct MirrorArgs {
+    /// The daemon's configuration file
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Where the registry is served: ADDRESS:PORT
+    #[arg(long)]
+    listen: Option<std::net::SocketAddr>,
+    /// Directory of blobs and records
+    #[arg(long)]
+    root: Option<PathBuf>,
+    /// A registry that is fetched from on a miss, for example docker.io=https://registry-1.docker.io; may be repeated
+    #[arg(long, value_name = "NAME=URL")]
+    upstream: Vec<String>,
+    /// The process that supervises this one; it ends when that one does.
+    #[arg(long, hide = true)]
+    supervisor: Option<i32>,
+}
+
+/// Serves until SIGTERM.
+pub(crate) fn run(args: &MirrorArgs) -> anyhow::Result<()> {
+    supervise::follow_supervisor(args.supervisor)?;
+    orlop_daemon::init_tracing();
+    let config = configuration(args)?;
+    let socket = admin_socket(args, &config)?;
+    run_daemon(
+        "mirror",
+        config,
+        socket,
+        |frame, config| async move { orlop_mirror::start(&frame, config).await },
+    )
+}
+
+fn configuration(args: &MirrorArgs) -> anyhow::Result<Config> {
+    let mut config = match &args.config {
+        Some(file) => config::load(file)?,
+        None => Config::default(),
+    };
+    if let Some(listen) = args.listen {
+        config.listen = listen;
+    }
+    if let Some(root) = &args.root {
+        config.root = std::path::absolute(root)?;
+    }
+    for upstream in &args.upstream {
+        let (name, url) = upstream.split_once('=').with_context(|| {
+            format!(
+                "--upstream {upstream:?} is no NAME=URL, for example docker.io=https://registry-1.docker.io"
+            )
+        })?;
+        config.upstreams.insert(name.to_owned(), url.to_owned());
+    }
+    let problems = config.problems();
+    anyhow::ensure!(problems.is_empty(), "the configuration is invalid:\n  {}", problems.join("\n  "));
+    Ok(config)
+}
+
+/// Beside the node's or the daemon's other run state; a second mirror on a machine has its own in its root.
+fn admin_socket(args: &MirrorArgs, config: &Config) -> anyhow::Result<PathBuf> {
+    let of_node = args.config.as_deref().map(|file| node_admin_socket("mirror", file)).transpose()?.flatten();
+    Ok(of_node.unwrap_or_else(|| match config.root == Config::default().root {
+        true => Path::new("/run/orlop/mirror").join("admin.sock"),
+        false => config.root.join("admin.sock"),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: MirrorArgs,
+    }
+
+    fn config_of(line: &[&str]) -> anyhow::Result<Config> {
+        configuration(&Line::parse_from(std::iter::once(&"mirror").chain(line)).args)
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("mirror.yaml");
+        let text = "root: /from/file\nlisten: 127.0.0.1:5001\nupstreams: {a.example: https://file, b.example: https://b}\n";
+        std::fs::write(&file, text).unwrap();
+        let flags = ["--config", file.to_str().unwrap(), "--listen", "127.0.0.1:5002"];
+        let config = config_of(&[&flags[..], &["--upstream", "a.example=https://flag"]].concat()).unwrap();
+        assert_eq!(config.listen.port(), 5002);
+        assert_eq!(config.root, Path::new("/from/file"));
+        assert_eq!(config.upstreams["a.example"], "https://flag");
+        assert_eq!(config.upstreams["b.example"], "https://b");
+        assert_eq!(config_of(&[]).unwrap().root, Config::default().root);
+    }
+
+    #[test]
+    fn a_wrong_flag_is_named() {
+        let error = config_of(&["--upstream", "docker.io"]).unwrap_err().to_string();
+        assert!(error.contains("\"docker.io\" is no NAME=URL"), "{error}");
+        let error = config_of(&["--listen", "192.0.2.1:5000"]).unwrap_err().to_string();
+        assert!(error.contains("tlsCertFile"), "{error}");
+    }
+}
