@@ -6,6 +6,8 @@ use orlop_daemon::config::Validate;
 use orlop_types::Reference;
 use serde::{Deserialize, Serialize};
 
+use crate::keeping::KeepingConfig;
+
 /// Configuration of the registry.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -29,6 +31,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Uploads under way at one time.
     pub max_uploads: usize,
+    /// What stays on the disk.
+    pub keeping: KeepingConfig,
 }
 
 impl Default for Config {
@@ -43,6 +47,7 @@ impl Default for Config {
             anonymous_push: false,
             max_connections: 1024,
             max_uploads: 256,
+            keeping: KeepingConfig::default(),
         }
     }
 }
@@ -81,6 +86,7 @@ impl Validate for Config {
                 problems.push(format!("{key} is 0: give at least 1"));
             }
         }
+        problems.extend(self.keeping.problems());
         problems
     }
 }

@@ -49,6 +49,7 @@ impl Registry {
         let Some(bytes) = self.blobs.read(&digest, MANIFEST_LIMIT)? else {
             return Err(self.unknown(name, digest.as_str()));
         };
+        self.keeper.pulled(&digest);
         let mut response = Response::new(if head { Body::empty() } else { Body::from(bytes.clone()) });
         set(&mut response, "content-type", &row.media_type);
         set(&mut response, "content-length", &bytes.len().to_string());
@@ -172,7 +173,15 @@ impl Registry {
         let known = origin.is_some()
             || self.repositories.has_blob(name, digest)?
             || self.repositories.manifest(name, digest)?.is_some();
-        let file = if known { self.blobs.open_blob(digest)? } else { None };
+        let mut file = if known { self.blobs.open_blob(digest)? } else { None };
+        if file.is_some() {
+            match head {
+                // A client that pushes asks so, and leaves out what it is told to be here.
+                true if !self.keeper.promised(digest).await => file = None,
+                true => {}
+                false => self.keeper.pulled(digest),
+            }
+        }
         if let Some(file) = file {
             let size = file.metadata().map_err(|error| RegistryError::internal("read a blob", error))?.len();
             return answer_blob(digest, size, headers, |begin, length| match head {

@@ -20,6 +20,7 @@ mod config;
 mod content;
 mod error;
 mod flights;
+mod keeping;
 mod namespace;
 mod older;
 mod query;
@@ -33,4 +34,5 @@ mod uploads;
 mod upstream;
 
 pub use config::Config;
+pub use keeping::KeepingConfig;
 pub use server::start;

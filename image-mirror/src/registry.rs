@@ -11,6 +11,7 @@ use orlop_types::{Algorithm, Digest};
 use crate::config::Config;
 use crate::error::RegistryError;
 use crate::flights::Flights;
+use crate::keeping::Keeper;
 use crate::namespace;
 use crate::query::{decode_path, parameter};
 use crate::records::Records;
@@ -32,6 +33,7 @@ pub(crate) struct Registry {
     pub(crate) uploads: Uploads,
     pub(crate) upstream: Upstream,
     pub(crate) flights: Arc<Flights>,
+    pub(crate) keeper: Arc<Keeper>,
     upstreams: BTreeMap<String, String>,
     read_only: bool,
     takes_pushes: bool,
@@ -42,11 +44,14 @@ impl Registry {
         // Bytes are synced before the records' thread puts them in their place.
         let blobs = BlobStore::open(&config.root, Durability::Caller)?;
         let uploads = Uploads::open(blobs.clone(), config.max_uploads)?;
-        let repositories = Repositories::open(Records::open(&config.root)?, blobs.clone());
+        let repositories =
+            Repositories::open(Records::open(&config.root)?, blobs.clone(), config.keeping.upload_lease_ms());
         let client = crate::upstream::client(config.upstreams.clone());
         let upstream = Upstream::new(client.clone(), blobs.clone(), repositories.clone());
         let flights = Flights::new(client, blobs.clone(), repositories.clone());
+        let keeper = Keeper::open(&config.root, &config.keeping, repositories.clone())?;
         Ok(Self {
+            keeper: Arc::new(keeper),
             repositories,
             blobs,
             upstream,

@@ -17,6 +17,9 @@ use crate::records::{Change, Kind, ManifestRow, Part, Records, RecordsError, Row
 pub(crate) struct Repositories {
     pub(crate) records: Records,
     blobs: BlobStore,
+    /// A blob that was stated longer ago is stated again with the manifest that names it: half the time after which a pair's other half
+    /// may have forgotten it, so that their clocks may differ by as much.
+    renew_ms: u64,
 }
 
 /// What a stored change is called; see [`Records::last`].
@@ -32,8 +35,8 @@ pub(crate) struct NewManifest {
 }
 
 impl Repositories {
-    pub(crate) fn open(records: Records, blobs: BlobStore) -> Self {
-        Self { records, blobs }
+    pub(crate) fn open(records: Records, blobs: BlobStore, lease_ms: u64) -> Self {
+        Self { records, blobs, renew_ms: lease_ms / 2 }
     }
 
     /// Whether anything is stored under a name.
@@ -130,8 +133,13 @@ impl Repositories {
         Ok(staged)
     }
 
+    /// Where the bytes are or would be.
+    pub(crate) fn path(&self, digest: &Digest) -> PathBuf {
+        self.blobs.path(digest)
+    }
+
     fn directory(&self, digest: &Digest) -> PathBuf {
-        let path = self.blobs.path(digest);
+        let path = self.path(digest);
         path.parent().map_or(path.clone(), std::path::Path::to_owned)
     }
 
@@ -142,11 +150,17 @@ impl Repositories {
         needs: Vec<Digest>,
     ) -> Result<Result<Number, Digest>, RecordsError> {
         let directory = self.directory(&new.digest);
+        let renew_ms = self.renew_ms;
         let stored = self.records.write(move |change| {
-            for digest in needs {
-                if change.value(&Row::new(Kind::Blob, &new.name, digest.as_str()))?.is_none() {
-                    return Ok(Err(digest));
+            let renew_before_ms = change.now_ms().saturating_sub(renew_ms);
+            for digest in &needs {
+                let known = change.value(&Row::new(Kind::Blob, &new.name, digest.as_str()))?.is_some();
+                if !known || change.used_ms(digest)?.is_none() {
+                    return Ok(Err(digest.clone()));
                 }
+            }
+            for digest in needs {
+                change.renew_blob(&new.name, &digest, renew_before_ms)?;
             }
             for tag in &new.tags {
                 let row = Row::new(Kind::Tag, &new.name, tag);

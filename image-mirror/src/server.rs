@@ -60,6 +60,7 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
         "Blobs fetched from upstreams",
         registry.flights.fetches.clone(),
     );
+    registry.keeper.start(frame);
     let server = Arc::new(Server { frame: frame.clone(), registry, requests });
     // The frame keeps the dump, and the server the frame.
     let dumped = Arc::downgrade(&server);
@@ -73,6 +74,7 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
                 "fetches": registry.flights.count(),
                 "blobs": totals.map(|totals| totals.count),
                 "blobBytes": totals.map(|totals| totals.bytes),
+                "keeping": registry.keeper.state(),
             })
         }
         None => serde_json::Value::Null,

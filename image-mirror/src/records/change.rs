@@ -1,6 +1,8 @@
 //! One write transaction: rows and what is derived from them, changed together.
 
-use std::collections::BTreeSet;
+mod removal;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use orlop_distribution::blobs::{BlobError, StagedBlob};
@@ -14,6 +16,8 @@ use super::tables::{
     BYTES, CELLS, CLOCK, CONTENTS, COUNT, JOURNAL, LAST, NODE, NUMBERS, OWNERS, PARTS, REFERRERS, after,
     owner_key, pair_key,
 };
+
+pub(crate) use removal::Burial;
 
 /// Everything that a change may touch. Nothing of it is visible before the whole batch is on the disk.
 pub(crate) struct Change<'t> {
@@ -35,6 +39,8 @@ pub(crate) struct Change<'t> {
 pub(super) struct Effects {
     /// Directories to sync before the commit: blobs were renamed into them.
     pub(super) renamed: BTreeSet<PathBuf>,
+    /// Files that go after the commit. The same thread puts files in their place, so that none comes back in between.
+    pub(super) burials: BTreeMap<Digest, Burial>,
 }
 
 impl<'t> Change<'t> {
@@ -186,6 +192,7 @@ impl<'t> Change<'t> {
 
     /// Counts bytes that are in their place.
     pub(crate) fn count(&mut self, digest: &Digest, size: u64) -> Result<(), RecordsError> {
+        self.effects.burials.remove(digest);
         let old = self.contents.insert(digest.as_str(), (size, self.now_ms))?.map(|value| value.value().0);
         self.add(BYTES, i128::from(size) - i128::from(old.unwrap_or(0)))?;
         if old.is_none() {

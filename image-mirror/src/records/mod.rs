@@ -12,6 +12,7 @@ mod change;
 mod read;
 mod row;
 mod stamp;
+mod sweep;
 mod tables;
 mod writer;
 
@@ -23,8 +24,10 @@ use std::time::{Duration, Instant};
 use redb::Database;
 use tokio::sync::oneshot;
 
-pub(crate) use change::Change;
+pub(crate) use change::{Burial, Change};
 pub(crate) use row::{Kind, ManifestRow, Part, Row, Value};
+pub(crate) use stamp::now_ms;
+pub(crate) use sweep::Page;
 
 use writer::{Job, Shared, Waiting};
 

@@ -18,7 +18,7 @@ pub(crate) struct Totals {
 }
 
 impl Records {
-    fn read<T>(
+    pub(super) fn read<T>(
         &self,
         work: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, RecordsError> {

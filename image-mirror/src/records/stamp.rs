@@ -15,6 +15,13 @@ pub(crate) struct Stamp {
     pub node: u64,
 }
 
+impl Stamp {
+    /// Milliseconds since 1970.
+    pub(crate) fn ms(self) -> u64 {
+        self.time >> COUNTER_BITS
+    }
+}
+
 /// The clock of one registry: never behind what it gave out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {

@@ -103,11 +103,20 @@ fn write(jobs: &mut [Box<dyn Job>], shared: &Shared) -> Result<(), RecordsError>
         }
         change.finish()?
     };
-    let Effects { renamed } = effects;
+    let Effects { renamed, burials } = effects;
     for directory in renamed {
         File::open(&directory).and_then(|directory| directory.sync_all()).map_err(redb::Error::from)?;
     }
     transaction.commit().map_err(redb::Error::from)?;
+    for burial in burials.values() {
+        match std::fs::rename(&burial.from, &burial.to) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                // A later sweep finds it as a stray.
+                tracing::warn!(%error, path = %burial.from.display(), "a file that nobody needs was not moved");
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
     Ok(())
 }
 

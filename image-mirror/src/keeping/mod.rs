@@ -1,0 +1,206 @@
+//! What stays on the disk.
+//!
+//! ```text
+//!   uses (memory) --each minute--> last use of contents
+//!   task "mirror-keeping": write uses, collect garbage
+//! ```
+//!
+//! Invariants: bytes that a row wants are never removed; bytes that a client was told about stay for the lease; a removal is decided
+//! inside a change of the records, and the file goes after it.
+
+mod collect;
+mod config;
+#[cfg(test)]
+mod properties;
+mod uses;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use orlop_daemon::Frame;
+use orlop_daemon::prometheus_client::metrics::counter::Counter;
+use orlop_types::Digest;
+
+pub use config::KeepingConfig;
+
+use crate::records::{RecordsError, now_ms};
+use crate::repositories::Repositories;
+use collect::Collected;
+use uses::{Noted, Uses};
+
+/// Time between two writes of uses.
+const TICK: Duration = Duration::from_secs(60);
+/// Uses in one change.
+const USES_AT_ONCE: usize = 512;
+/// The first collection waits for the start to be over.
+const FIRST_COLLECTION: Duration = Duration::from_secs(600);
+/// Looking at every file is done with the first collection and after this time again.
+const STRAYS: Duration = Duration::from_secs(24 * 3600);
+
+/// The last collection, for the state dump.
+#[derive(Clone, Copy, Debug)]
+struct LastCollection {
+    started_ms: u64,
+    ended_ms: u64,
+    collected: Collected,
+}
+
+/// One per registry.
+pub(crate) struct Keeper {
+    repositories: Repositories,
+    root: PathBuf,
+    lease_ms: u64,
+    interval: Duration,
+    uses: Uses,
+    /// Held by the one collection.
+    collecting: tokio::sync::Mutex<()>,
+    soon: tokio::sync::Notify,
+    last: Mutex<Option<LastCollection>>,
+    removed_bytes: Counter,
+}
+
+impl Keeper {
+    pub(crate) fn open(
+        root: &Path,
+        config: &KeepingConfig,
+        repositories: Repositories,
+    ) -> anyhow::Result<Self> {
+        let lease_ms = config.upload_lease_ms();
+        let keeper = Self {
+            repositories,
+            root: root.to_owned(),
+            lease_ms,
+            interval: Duration::from_secs(config.collect_interval_seconds),
+            uses: Uses::new(lease_ms),
+            collecting: tokio::sync::Mutex::default(),
+            soon: tokio::sync::Notify::new(),
+            last: Mutex::default(),
+            removed_bytes: Counter::default(),
+        };
+        let trash = keeper.trash();
+        std::fs::create_dir_all(&trash).with_context(|| format!("failed to create {}", trash.display()))?;
+        Ok(keeper)
+    }
+
+    /// Starts the task, and shows what it does.
+    pub(crate) fn start(self: &Arc<Self>, frame: &Frame) {
+        frame.metrics().register(
+            "mirror_collected_bytes",
+            "Bytes removed because nobody needed them",
+            self.removed_bytes.clone(),
+        );
+        let (keeper, drain) = (self.clone(), frame.drain());
+        frame.spawn("mirror-keeping", async move {
+            let mut collect_at = Instant::now() + keeper.interval.min(FIRST_COLLECTION);
+            let mut strays_at = collect_at;
+            loop {
+                tokio::select! {
+                    () = drain.wait() => break,
+                    () = tokio::time::sleep(TICK.min(keeper.interval)) => {}
+                    () = keeper.soon.notified() => {}
+                }
+                keeper.log(keeper.write_uses().await, "uses were not written");
+                let now = Instant::now();
+                if now >= collect_at {
+                    let strays = now >= strays_at;
+                    tokio::select! {
+                        () = drain.wait() => break,
+                        collected = keeper.collect(strays) => keeper.log(collected.map(drop), "garbage was not collected"),
+                    }
+                    collect_at = Instant::now() + keeper.interval;
+                    if strays {
+                        strays_at = Instant::now() + STRAYS;
+                    }
+                }
+            }
+            keeper.log(keeper.write_uses().await, "uses were not written");
+            Ok(())
+        });
+    }
+
+    /// Every step is tried again at the next tick.
+    fn log(&self, outcome: Result<(), RecordsError>, what: &str) {
+        if let Err(error) = outcome {
+            tracing::warn!(%error, root = %self.root.display(), "{what}");
+        }
+    }
+
+    /// Notes a pull. Nothing is written now.
+    pub(crate) fn pulled(&self, digest: &Digest) {
+        if self.uses.note(digest, now_ms()) == Noted::Many {
+            self.soon.notify_one();
+        }
+    }
+
+    /// Notes that a client is told that bytes are here; false when they went just now.
+    ///
+    /// It counts on them for the lease, so the disk must know before it does.
+    pub(crate) async fn promised(&self, digest: &Digest) -> bool {
+        let now = now_ms();
+        if self.uses.is_written(digest, now) {
+            return true;
+        }
+        let wanted = digest.clone();
+        let here = self.repositories.records.write(move |change| {
+            change.touch(wanted.as_str(), now)?;
+            change.used_ms(&wanted).map(|used| used.is_some())
+        });
+        match here.await {
+            Ok(true) => {
+                self.uses.written(&[(digest.clone(), now)], now);
+                true
+            }
+            Ok(false) => false,
+            // A full disk must not keep anybody from looking.
+            Err(error) => {
+                tracing::warn!(%error, %digest, "a lease was not renewed");
+                true
+            }
+        }
+    }
+
+    async fn write_uses(&self) -> Result<(), RecordsError> {
+        loop {
+            let uses = self.uses.unwritten(USES_AT_ONCE);
+            if uses.is_empty() {
+                self.uses.written(&[], now_ms());
+                return Ok(());
+            }
+            let written = uses.clone();
+            let write = self.repositories.records.write(move |change| {
+                for (digest, used_ms) in &uses {
+                    change.touch(digest.as_str(), *used_ms)?;
+                }
+                Ok(())
+            });
+            write.await?;
+            self.uses.written(&written, now_ms());
+        }
+    }
+
+    fn collected(&self, collected: Collected, started_ms: u64) {
+        let Collected { rows, files, bytes } = collected;
+        self.removed_bytes.inc_by(bytes);
+        if rows > 0 || files > 0 {
+            tracing::info!(rows, files, bytes, "garbage collected");
+        }
+        let last = LastCollection { started_ms, ended_ms: now_ms(), collected };
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+    }
+
+    /// For the state dump.
+    pub(crate) fn state(&self) -> serde_json::Value {
+        let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        serde_json::json!({
+            "lastCollection": last.map(|LastCollection { started_ms, ended_ms, collected }| serde_json::json!({
+                "startedMs": started_ms,
+                "endedMs": ended_ms,
+                "rows": collected.rows,
+                "files": collected.files,
+                "bytes": collected.bytes,
+            })),
+        })
+    }
+}

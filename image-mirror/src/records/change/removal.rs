@@ -1,0 +1,125 @@
+//! Removals that are this registry's own affair: what nobody needs here, or what an upstream gives again.
+//!
+//! They leave no stamp and nothing in the journal: another half of a pair decides for itself what it keeps, and a removal that
+//! travelled could overtake the manifest that needs the blob there. A half that still has an evicted row gives it again only when
+//! the row changes.
+
+use std::path::PathBuf;
+
+use orlop_types::Digest;
+use redb::ReadableTable as _;
+
+use super::{Change, RecordsError};
+use crate::records::row::{Cell, Kind, Row, Value};
+use crate::records::tables::{BYTES, COUNT, after, pair_key};
+
+/// The file of dropped bytes, and where it waits for its removal.
+#[derive(Clone, Debug)]
+pub(crate) struct Burial {
+    pub from: PathBuf,
+    pub to: PathBuf,
+}
+
+impl Change<'_> {
+    /// Whether a manifest of the repository names it.
+    pub(crate) fn is_named(&self, name: &str, digest: &str) -> Result<bool, RecordsError> {
+        let prefix = pair_key(name, digest, "");
+        Ok(self.parts.range(prefix.as_slice()..after(&prefix).as_slice())?.next().transpose()?.is_some())
+    }
+
+    fn is_owned(&self, digest: &Digest) -> Result<bool, RecordsError> {
+        let prefix = [digest.as_str().as_bytes(), &[0]].concat();
+        Ok(self.owners.range(prefix.as_slice()..after(&prefix).as_slice())?.next().transpose()?.is_some())
+    }
+
+    /// Forgets a row without a trace.
+    fn evict(&mut self, row: &Row) -> Result<(), RecordsError> {
+        let Some((number, cell)) = self.numbered(row)? else { return Ok(()) };
+        self.journal.remove(number)?;
+        if let Some(value) = &cell.value {
+            self.derive(row, value, false)?;
+        }
+        self.cells.remove(row.encode().as_slice())?;
+        Ok(())
+    }
+
+    /// Forgets a blob's row that no manifest of its repository names and that nobody used since `before_ms`; false when it stays.
+    pub(crate) fn evict_unnamed(&mut self, row: &Row, before_ms: u64) -> Result<bool, RecordsError> {
+        let Some(Cell { stamp, value: Some(Value::Blob { .. }) }) = self.cell(row)? else { return Ok(false) };
+        let used_ms = self.contents.get(row.key.as_str())?.map_or(0, |value| value.value().1);
+        if stamp.ms().max(used_ms) >= before_ms || self.is_named(&row.name, &row.key)? {
+            return Ok(false);
+        }
+        self.evict(row)?;
+        Ok(true)
+    }
+
+    /// Drops bytes that no row wants and that nobody used since `before_ms`; their number, none when they stay. The file goes after
+    /// the commit.
+    pub(crate) fn drop_unowned(
+        &mut self,
+        digest: &Digest,
+        before_ms: u64,
+        burial: Burial,
+    ) -> Result<Option<u64>, RecordsError> {
+        let known = self.contents.get(digest.as_str())?.map(|value| value.value());
+        let Some((size, used_ms)) = known else { return Ok(None) };
+        if used_ms >= before_ms || self.is_owned(digest)? {
+            return Ok(None);
+        }
+        self.forget_bytes(digest)?;
+        self.effects.burials.insert(digest.clone(), burial);
+        Ok(Some(size))
+    }
+
+    /// Notes that bytes are not here.
+    pub(crate) fn forget_bytes(&mut self, digest: &Digest) -> Result<(), RecordsError> {
+        let old = self.contents.remove(digest.as_str())?.map(|value| value.value().0);
+        if let Some(size) = old {
+            self.add(BYTES, -i128::from(size))?;
+            self.add(COUNT, -1)?;
+        }
+        Ok(())
+    }
+
+    /// A file that the records do not know: counted when a row wants it, else it goes after the commit; true then.
+    pub(crate) fn settle_stray(
+        &mut self,
+        digest: &Digest,
+        size: u64,
+        burial: Burial,
+    ) -> Result<bool, RecordsError> {
+        if self.used_ms(digest)?.is_some() {
+            return Ok(false);
+        }
+        if self.is_owned(digest)? {
+            self.count(digest, size)?;
+            return Ok(false);
+        }
+        self.effects.burials.insert(digest.clone(), burial);
+        Ok(true)
+    }
+
+    /// States a blob's row again as pushed when it is fetched or was last stated before `before_ms`: the other half of a pair may have
+    /// forgotten it as unnamed, and must hear of it before the manifest that names it.
+    pub(crate) fn renew_blob(
+        &mut self,
+        name: &str,
+        digest: &Digest,
+        before_ms: u64,
+    ) -> Result<(), RecordsError> {
+        let row = Row::new(Kind::Blob, name, digest.as_str());
+        let Some((number, Cell { stamp, value: Some(Value::Blob { size, fetched }) })) =
+            self.numbered(&row)?
+        else {
+            return Ok(());
+        };
+        if fetched || stamp.ms() < before_ms {
+            let value = Value::Blob { size, fetched };
+            let stamp_now = self.clock.tick(self.now_ms);
+            let cell = Cell { stamp: stamp_now, value: Some(Value::Blob { size, fetched: false }) };
+            self.store(&row, Some((number, Cell { stamp, value: Some(value) })), cell)?;
+        }
+        Ok(())
+    }
+}

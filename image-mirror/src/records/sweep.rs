@@ -1,0 +1,111 @@
+//! Reads that go through everything, a bounded part at a time: what a page finds is looked at again by the change that removes it.
+
+use std::ops::Bound;
+
+use orlop_types::Digest;
+use redb::ReadTransaction;
+
+use super::row::{Cell, Kind, Row, Value, decode_cell};
+use super::tables::{CELLS, CONTENTS, OWNERS, PARTS, after, pair_key};
+use super::{Records, RecordsError};
+
+/// Rows that one page looks at.
+const PAGE: usize = 1000;
+
+/// What a part of a sweep found, and where the next one begins; none at the end.
+pub(crate) struct Page<T> {
+    pub found: Vec<T>,
+    pub next: Option<Vec<u8>>,
+}
+
+impl Records {
+    /// Bytes that no row wants and that nobody used since `before_ms`.
+    pub(crate) fn unowned(&self, from: &[u8], before_ms: u64) -> Result<Page<Digest>, RecordsError> {
+        self.contents_page(from, |read, digest, (_, used_ms)| {
+            if used_ms >= before_ms {
+                return Ok(None);
+            }
+            let prefix = [digest.as_bytes(), &[0]].concat();
+            let owners = read.open_table(OWNERS)?;
+            let owned = owners.range(prefix.as_slice()..after(&prefix).as_slice())?.next().is_some();
+            Ok(if owned { None } else { digest.parse().ok() })
+        })
+    }
+
+    fn contents_page<T>(
+        &self,
+        from: &[u8],
+        pick: impl Fn(&ReadTransaction, &str, (u64, u64)) -> Result<Option<T>, redb::Error>,
+    ) -> Result<Page<T>, RecordsError> {
+        let from = std::str::from_utf8(from).unwrap_or_default();
+        self.read(|read| {
+            let contents = read.open_table(CONTENTS)?;
+            let mut page = Page { found: Vec::new(), next: None };
+            let range = contents.range::<&str>((Bound::Excluded(from), Bound::Unbounded))?;
+            for (number, entry) in range.enumerate() {
+                let (digest, value) = entry?;
+                page.found.extend(pick(read, digest.value(), value.value())?);
+                if number + 1 >= PAGE {
+                    page.next = Some(digest.value().as_bytes().to_vec());
+                    break;
+                }
+            }
+            Ok(page)
+        })
+    }
+
+    /// Rows of blobs that no manifest of their repository names and that nobody used since `before_ms`.
+    pub(crate) fn unnamed(&self, from: &[u8], before_ms: u64) -> Result<Page<Row>, RecordsError> {
+        self.rows_page(Kind::Blob, from, |read, row, cell| {
+            if !matches!(cell.value, Some(Value::Blob { .. })) || cell.stamp.ms() >= before_ms {
+                return Ok(None);
+            }
+            let used_ms =
+                read.open_table(CONTENTS)?.get(row.key.as_str())?.map_or(0, |value| value.value().1);
+            let prefix = pair_key(&row.name, &row.key, "");
+            let parts = read.open_table(PARTS)?;
+            let named = parts.range(prefix.as_slice()..after(&prefix).as_slice())?.next().is_some();
+            Ok((used_ms < before_ms && !named).then_some(row))
+        })
+    }
+
+    /// The rows of one kind in all repositories.
+    fn rows_page<T>(
+        &self,
+        kind: Kind,
+        from: &[u8],
+        pick: impl Fn(&ReadTransaction, Row, Cell) -> Result<Option<T>, redb::Error>,
+    ) -> Result<Page<T>, RecordsError> {
+        let (first, end) = ([kind.byte()], [kind.byte() + 1]);
+        let begin = if from.is_empty() { Bound::Included(&first[..]) } else { Bound::Excluded(from) };
+        self.read(|read| {
+            let cells = read.open_table(CELLS)?;
+            let mut page = Page { found: Vec::new(), next: None };
+            for (number, entry) in cells.range::<&[u8]>((begin, Bound::Excluded(&end[..])))?.enumerate() {
+                let (key, cell) = entry?;
+                if let (Some(row), Some((_, cell))) = (Row::decode(key.value()), decode_cell(cell.value())) {
+                    page.found.extend(pick(read, row, cell)?);
+                }
+                if number + 1 >= PAGE {
+                    page.next = Some(key.value().to_vec());
+                    break;
+                }
+            }
+            Ok(page)
+        })
+    }
+
+    /// Those that the records do not count as here.
+    pub(crate) fn unknown(&self, digests: Vec<(Digest, u64)>) -> Result<Vec<(Digest, u64)>, RecordsError> {
+        self.read(|read| {
+            let contents = read.open_table(CONTENTS)?;
+            let mut unknown = Vec::new();
+            for (digest, size) in digests {
+                if contents.get(digest.as_str())?.is_none() {
+                    unknown.push((digest, size));
+                }
+            }
+            Ok(unknown)
+        })
+    }
+}
