@@ -6,6 +6,7 @@ use orlop_daemon::config::Validate;
 use orlop_types::Reference;
 use serde::{Deserialize, Serialize};
 
+use crate::auth::AuthConfig;
 use crate::keeping::KeepingConfig;
 
 /// Configuration of the registry.
@@ -25,8 +26,10 @@ pub struct Config {
     pub upstreams: BTreeMap<String, String>,
     /// Refuses pushes and deletes; fetching goes on.
     pub read_only: bool,
-    /// Takes pushes and deletes from whoever reaches the address. On loopback they are taken anyway.
+    /// Takes pushes and deletes from whoever reaches the address. On loopback they are taken anyway, unless `auth` says who may.
     pub anonymous_push: bool,
+    /// Users and their rights; without it nobody is asked who he is.
+    pub auth: Option<AuthConfig>,
     /// Connections at one time.
     pub max_connections: usize,
     /// Uploads under way at one time.
@@ -45,6 +48,7 @@ impl Default for Config {
             upstreams: BTreeMap::new(),
             read_only: false,
             anonymous_push: false,
+            auth: None,
             max_connections: 1024,
             max_uploads: 256,
             keeping: KeepingConfig::default(),
@@ -53,9 +57,9 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whether pushes and deletes are taken: nobody is asked who he is, so by default only on this machine.
+    /// Whether pushes and deletes are taken: where nobody is asked who he is, by default only on this machine.
     pub(crate) fn takes_pushes(&self) -> bool {
-        !self.read_only && (self.anonymous_push || self.listen.ip().is_loopback())
+        !self.read_only && (self.auth.is_some() || self.anonymous_push || self.listen.ip().is_loopback())
     }
 }
 
@@ -87,6 +91,14 @@ impl Validate for Config {
             }
         }
         problems.extend(self.keeping.problems());
+        if let Some(auth) = &self.auth {
+            problems.extend(auth.problems());
+            if self.anonymous_push {
+                problems.push(
+                    "anonymousPush and auth contradict each other: name \"*\" in a rule of auth".to_owned(),
+                );
+            }
+        }
         problems
     }
 }

@@ -12,11 +12,13 @@ pub(crate) struct RegistryError {
     pub status: StatusCode,
     pub code: &'static str,
     pub message: String,
+    /// Where to log in would help: what follows the realm in the challenge.
+    pub challenge: Option<String>,
 }
 
 impl RegistryError {
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into() }
+        Self { status, code, message: message.into(), challenge: None }
     }
 
     pub(crate) fn name_unknown(name: &str) -> Self {

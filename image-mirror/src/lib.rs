@@ -11,11 +11,12 @@
 //! Bytes by digest are never asked for twice; a fetched tag is asked for upstream each time, and served as last seen when the upstream
 //! does not answer. Only configured upstreams are contacted, whatever a client says (`namespace.rs`).
 //!
-//! It knows no runtime daemon and no Kubernetes. Nobody is asked who he is: everybody may pull, and push only on loopback unless
-//! `anonymousPush` is set.
+//! It knows no runtime daemon and no Kubernetes. Without `auth` nobody is asked who he is: everybody may pull, and push only on loopback
+//! unless `anonymousPush` is set. With it, `auth/` says who may do what.
 //!
-//! Tasks: `mirror-listener`, one per connection, one per blob that is fetched. Where to read next: `route.rs`, `registry.rs`.
+//! Tasks: `mirror-listener`, one per connection, one per blob that is fetched, `mirror-files` (users are read again). Where to read next: `route.rs`, `registry.rs`.
 
+mod auth;
 mod config;
 mod content;
 mod error;
@@ -32,7 +33,9 @@ mod route;
 mod server;
 mod uploads;
 mod upstream;
+mod watched;
 
+pub use auth::{Action, AuthConfig, Rule};
 pub use config::Config;
 pub use keeping::KeepingConfig;
 pub use server::start;

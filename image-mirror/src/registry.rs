@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use orlop_distribution::blobs::{BlobStore, Durability};
 use orlop_types::{Algorithm, Digest};
 
+use crate::auth::{Auth, Caller};
 use crate::config::Config;
 use crate::error::RegistryError;
 use crate::flights::Flights;
@@ -34,6 +35,8 @@ pub(crate) struct Registry {
     pub(crate) upstream: Upstream,
     pub(crate) flights: Arc<Flights>,
     pub(crate) keeper: Arc<Keeper>,
+    /// None where nobody is asked who he is.
+    pub(crate) auth: Option<Auth>,
     upstreams: BTreeMap<String, String>,
     read_only: bool,
     takes_pushes: bool,
@@ -56,6 +59,7 @@ impl Registry {
             blobs,
             upstream,
             flights: Arc::new(flights),
+            auth: config.auth.as_ref().map(|auth| Auth::open(auth, &config.root)).transpose()?,
             upstreams: config.upstreams.clone(),
             uploads,
             read_only: config.read_only,
@@ -64,7 +68,7 @@ impl Registry {
     }
 
     /// Answers one request.
-    pub(crate) async fn answer(&self, request: Request<Body>) -> Answer {
+    pub(crate) async fn answer(&self, request: Request<Body>, caller: &Caller) -> Answer {
         let (parts, body) = request.into_parts();
         let query = parts.uri.query().unwrap_or_default();
         let read = matches!(parts.method, Method::GET | Method::HEAD);
@@ -78,6 +82,9 @@ impl Registry {
         let path = decode_path(parts.uri.path()).ok_or_else(|| unroutable(Unroutable::Unknown))?;
         let (path, registry) = namespace::split(&path, parameter(query, "ns"), &self.upstreams)?;
         let mut route = route(&path).map_err(unroutable)?;
+        if let Some(auth) = &self.auth {
+            auth.permit(caller, &parts.method, &route, registry.as_deref())?;
+        }
         let origin = namespace::apply(&mut route, registry, &self.upstreams);
         match (route, &parts.method) {
             (Route::Base, &Method::GET | &Method::HEAD) => Ok(base()),
@@ -97,7 +104,7 @@ impl Registry {
                     .await
             }
             (Route::Blob { name, digest }, &Method::DELETE) => self.delete_blob(&name, &digest).await,
-            (Route::Uploads { name }, &Method::POST) => self.start_upload(&name, query, body).await,
+            (Route::Uploads { name }, &Method::POST) => self.start_upload(&name, query, caller, body).await,
             (Route::Upload { name, session }, &Method::GET) => self.upload_status(&name, &session).await,
             (Route::Upload { name, session }, &Method::PATCH) => {
                 self.append_upload(&name, &session, &parts.headers, body).await
@@ -118,10 +125,10 @@ impl Registry {
         }
     }
 
-    async fn start_upload(&self, name: &str, query: &str, body: Body) -> Answer {
+    async fn start_upload(&self, name: &str, query: &str, caller: &Caller, body: Body) -> Answer {
         if let Some(digest) = parameter(query, "mount") {
             let digest: Digest = parse_digest(&digest)?;
-            if self.mount(name, &digest, parameter(query, "from")).await? {
+            if self.mount(name, &digest, parameter(query, "from"), caller).await? {
                 return Ok(created(&format!("/v2/{name}/blobs/{digest}"), &digest));
             }
         }
@@ -150,14 +157,21 @@ impl Registry {
     }
 
     /// Without `from`, from wherever it is ("Mounting a blob from another repository").
-    async fn mount(&self, name: &str, digest: &Digest, from: Option<String>) -> Result<bool, RegistryError> {
+    async fn mount(
+        &self,
+        name: &str,
+        digest: &Digest,
+        from: Option<String>,
+        caller: &Caller,
+    ) -> Result<bool, RegistryError> {
         let from = match from.filter(|from| !from.is_empty()) {
             Some(from) => {
                 crate::route::repository(&from.split('/').collect::<Vec<_>>()).is_ok().then_some(from)
             }
             None => self.repositories.holder(digest)?,
         };
-        match from {
+        let readable = |from: &String| self.auth.as_ref().is_none_or(|auth| auth.may_pull(caller, from));
+        match from.filter(readable) {
             Some(from) => Ok(self.repositories.mount_blob(name, &from, digest).await?),
             None => Ok(false),
         }

@@ -43,6 +43,21 @@ pub(crate) enum Unroutable {
     Tag,
 }
 
+impl Route {
+    /// The repository, by the name in the path.
+    pub(crate) fn name(&self) -> Option<&str> {
+        match self {
+            Self::Base | Self::Catalog => None,
+            Self::Manifest { name, .. }
+            | Self::Blob { name, .. }
+            | Self::Uploads { name }
+            | Self::Upload { name, .. }
+            | Self::Tags { name }
+            | Self::Referrers { name, .. } => Some(name),
+        }
+    }
+}
+
 const NAME_LIMIT_BYTES: usize = 255;
 const TAG_LIMIT_BYTES: usize = 128;
 

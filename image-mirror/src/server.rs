@@ -21,9 +21,10 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
+use crate::auth::{Caller, Client, Host};
 use crate::config::Config;
 use crate::error::RegistryError;
-use crate::registry::Registry;
+use crate::registry::{Answer, Registry};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADERS: Duration = Duration::from_secs(30);
@@ -61,6 +62,14 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
         registry.flights.fetches.clone(),
     );
     registry.keeper.start(frame);
+    if let Some(auth) = &registry.auth {
+        frame.metrics().register(
+            "mirror_auth_failures",
+            "Credentials that were refused",
+            auth.failures.clone(),
+        );
+        frame.spawn("mirror-files", crate::watched::watch(vec![auth.watched()], frame.drain()));
+    }
     let server = Arc::new(Server { frame: frame.clone(), registry, requests });
     // The frame keeps the dump, and the server the frame.
     let dumped = Arc::downgrade(&server);
@@ -112,9 +121,9 @@ async fn listen(
 ) -> anyhow::Result<()> {
     let limit = Arc::new(Semaphore::new(connections));
     loop {
-        let stream = tokio::select! {
+        let (stream, address) = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "could not accept");
                     drain.sleep(Duration::from_millis(200)).await;
@@ -129,12 +138,13 @@ async fn listen(
             continue;
         };
         let (server, tls, drain) = (server.clone(), tls.clone(), drain.clone());
+        let client = Client { address, tls: tls.is_some() };
         tokio::spawn(async move {
             let _permit = permit;
             match tls {
-                None => serve(stream, server, drain).await,
+                None => serve(stream, client, server, drain).await,
                 Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => serve(stream, server, drain).await,
+                    Ok(Ok(stream)) => serve(stream, client, server, drain).await,
                     Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
                     Err(_) => tracing::debug!("TLS handshake timed out"),
                 },
@@ -143,13 +153,13 @@ async fn listen(
     }
 }
 
-async fn serve<S>(stream: S, server: Arc<Server>, drain: Drain)
+async fn serve<S>(stream: S, client: Client, server: Arc<Server>, drain: Drain)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let server = server.clone();
-        async move { Ok::<_, Infallible>(server.answer(request.map(Body::new)).await) }
+        let (server, client) = (server.clone(), client.clone());
+        async move { Ok::<_, Infallible>(server.answer(request.map(Body::new), &client).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
@@ -171,19 +181,55 @@ fn log_end<E: std::fmt::Display>(ended: Result<(), E>) {
 }
 
 impl Server {
-    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+    async fn answer(&self, request: Request<Body>, client: &Client) -> Response<Body> {
         let started = Instant::now();
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let response = match path.as_str() {
             "/healthz" | "/livez" | "/readyz" => Response::new(Body::from("ok")),
-            "/metrics" => Response::new(Body::from(self.frame.metrics_text())),
-            _ => self.registry.answer(request).await.unwrap_or_else(RegistryError::into_response),
+            _ => self.admit(request, client).await,
         };
         let code = response.status().as_u16();
         self.requests.get_or_create(&RequestLabels { method: bounded(&method), code }).inc();
         let level = response.status() >= StatusCode::INTERNAL_SERVER_ERROR;
         tracing::debug!(%method, path, code, failed = level, elapsed = ?started.elapsed(), "request");
         response
+    }
+}
+
+impl Server {
+    /// What is not for everybody.
+    async fn admit(&self, request: Request<Body>, client: &Client) -> Response<Body> {
+        let Some(auth) = &self.registry.auth else {
+            return match request.uri().path() {
+                "/metrics" => self.metrics(),
+                _ => self.registry.answer(request, &Caller::default()).await,
+            }
+            .unwrap_or_else(RegistryError::into_response);
+        };
+        let host = Host::of(request.headers(), request.uri(), client);
+        let answered = async {
+            if request.uri().path() == "/token" {
+                return auth.give_token(request, client).await;
+            }
+            let caller = auth.caller(request.headers(), client).await?;
+            if request.uri().path() == "/metrics" {
+                auth.permit_metrics(&caller, client)?;
+                return self.metrics();
+            }
+            self.registry.answer(request, &caller).await
+        };
+        answered.await.unwrap_or_else(|error| {
+            let challenge = error.challenge.as_ref().and_then(|parameters| auth.challenge(&host, parameters));
+            let mut response = error.into_response();
+            if let Some(challenge) = challenge {
+                response.headers_mut().insert(http::header::WWW_AUTHENTICATE, challenge);
+            }
+            response
+        })
+    }
+
+    fn metrics(&self) -> Answer {
+        Ok(Response::new(Body::from(self.frame.metrics_text())))
     }
 }
 

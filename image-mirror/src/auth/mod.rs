@@ -1,0 +1,277 @@
+//! Who asks, and whether he may.
+//!
+//! ```text
+//!   request --Authorization--> caller (user, what the token is for) --permit(rules)--> registry
+//!      \--/token: password, refresh token or nothing --> access token
+//! ```
+//!
+//! Clients of registries look at `/v2/` first and take the challenge from there, so it is answered with 401 even where pulls are free;
+//! who has no account gets a token too, which lets him do what anybody may. A token says who somebody is and what it was asked for; what
+//! he may do is looked up at each request, so that a changed rule, password or user counts at once.
+//!
+//! Invariant: without `auth` in the configuration nothing here is asked.
+
+mod config;
+mod htpasswd;
+mod rules;
+mod scope;
+mod service;
+mod token;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use orlop_daemon::prometheus_client::metrics::counter::Counter;
+use orlop_distribution::Credential;
+
+use self::htpasswd::{Denied, Passwords};
+use self::rules::Rules;
+use self::scope::{Resource, needed, scopes};
+use self::token::{Purpose, Signer};
+use crate::error::RegistryError;
+use crate::route::Route;
+use crate::watched::Refresh;
+
+pub use self::config::{Action, AuthConfig, Rule};
+
+/// The name of this service in challenges.
+const SERVICE: &str = "orlop-mirror";
+/// Bytes of a name that are logged.
+const LOGGED_BYTES: usize = 64;
+
+/// The other end of a connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    pub(crate) address: SocketAddr,
+    pub(crate) tls: bool,
+}
+
+/// Who asks.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Caller {
+    /// None for somebody unknown.
+    pub(crate) user: Option<Arc<str>>,
+    /// What his token was asked for; none where he came without a token.
+    scope: Option<String>,
+}
+
+/// Users and their rights.
+pub(crate) struct Auth {
+    passwords: Passwords,
+    signer: Signer,
+    rules: Rules,
+    realm: Option<String>,
+    /// Credentials that were refused.
+    pub(crate) failures: Counter,
+}
+
+impl Auth {
+    pub(crate) fn open(config: &AuthConfig, root: &Path) -> anyhow::Result<Self> {
+        let file =
+            config.htpasswd_file.clone().ok_or_else(|| anyhow::anyhow!("auth.htpasswdFile is missing"))?;
+        Ok(Self {
+            passwords: Passwords::open(file)?,
+            signer: Signer::open(config.token_key_file.as_deref(), root)?,
+            rules: Rules::new(config),
+            realm: config.token_realm.clone(),
+            failures: Counter::default(),
+        })
+    }
+
+    /// The files that are read again when they change.
+    pub(crate) fn watched(&self) -> Arc<dyn Refresh> {
+        self.passwords.file.clone()
+    }
+
+    /// Who sends a request.
+    pub(crate) async fn caller(&self, headers: &HeaderMap, client: &Client) -> Result<Caller, RegistryError> {
+        let Some(value) = headers.get(header::AUTHORIZATION) else {
+            return Ok(Caller::default());
+        };
+        let (scheme, rest) = value.to_str().ok().and_then(|text| text.split_once(' ')).unwrap_or_default();
+        if scheme.eq_ignore_ascii_case("basic") {
+            let credential = Credential::from_auth(rest);
+            let credential =
+                credential.ok_or_else(|| self.refused(client, "", "the credential cannot be read", ""))?;
+            return self.log_in(&credential.username, &credential.password, client).await;
+        }
+        if scheme.eq_ignore_ascii_case("bearer") {
+            let caller = self.bearer(rest.trim());
+            return caller.ok_or_else(|| {
+                self.refused(
+                    client,
+                    "",
+                    "the token is damaged, has ended, or the user has another password now",
+                    r#",error="invalid_token""#,
+                )
+            });
+        }
+        Err(self.refused(client, "", "Authorization is neither Basic nor Bearer", ""))
+    }
+
+    /// Who has a name and a password. Some clients send both empty when they have none.
+    async fn log_in(&self, user: &str, password: &str, client: &Client) -> Result<Caller, RegistryError> {
+        if user.is_empty() && password.is_empty() {
+            return Ok(Caller::default());
+        }
+        match self.passwords.verify(user, password).await {
+            Ok(user) => Ok(Caller { user: Some(user), scope: None }),
+            Err(Denied::Wrong) => Err(self.refused(client, user, "no such user, or another password", "")),
+            Err(Denied::Busy) => {
+                let message = "too many passwords are being checked: try again later";
+                Err(RegistryError::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message))
+            }
+        }
+    }
+
+    fn bearer(&self, token: &str) -> Option<Caller> {
+        let claims = self.signer.verify(token, now()).filter(|claims| claims.purpose == Purpose::Access)?;
+        let user = match claims.sub {
+            None => None,
+            Some(user) => Some(self.still(&user, claims.password.as_deref())?),
+        };
+        Some(Caller { user, scope: Some(claims.scope) })
+    }
+
+    /// The user, if he is still there with the password that his token was given for.
+    fn still(&self, user: &str, password: Option<&str>) -> Option<Arc<str>> {
+        let same = self
+            .passwords
+            .with_hash(user, |hash| Some(self.signer.password(user, hash).as_str()) == password);
+        same.unwrap_or(false).then(|| user.into())
+    }
+
+    fn refused(&self, client: &Client, user: &str, why: &str, challenge: &str) -> RegistryError {
+        self.failures.inc();
+        let user = &user[..user.floor_char_boundary(LOGGED_BYTES)];
+        tracing::info!(client = %client.address.ip(), user = ?user, why, "credential refused");
+        unauthorized(why, challenge.to_owned())
+    }
+
+    /// Whether a request may be done. `registry` is what the client put in front of the name, or beside it.
+    pub(crate) fn permit(
+        &self,
+        caller: &Caller,
+        method: &Method,
+        route: &Route,
+        registry: Option<&str>,
+    ) -> Result<(), RegistryError> {
+        let action = action(method, route);
+        if action == Action::Pull && self.rules.pulls_are_free() && *route != Route::Base {
+            return Ok(());
+        }
+        let (resource, kept) = match (route, route.name()) {
+            (Route::Base, _) => return self.greet(caller),
+            (Route::Catalog, _) | (_, None) => (Resource::Catalog, "*".to_owned()),
+            (_, Some(name)) => (
+                Resource::Repository(name),
+                registry.map_or_else(|| name.to_owned(), |registry| format!("{registry}/{name}")),
+            ),
+        };
+        let challenge = |error: &str| format!(",scope=\"{}\"{error}", needed(resource, action));
+        let user = caller.user.as_deref();
+        if !self.rules.allowed(user, &kept).contains(action) {
+            return Err(match user {
+                None => unauthorized("log in for this", challenge("")),
+                Some(user) => {
+                    let message = format!("{user} may not {} {kept}", word(action));
+                    RegistryError::new(StatusCode::FORBIDDEN, "DENIED", message)
+                }
+            });
+        }
+        let Some(scope) = &caller.scope else {
+            return Ok(());
+        };
+        // By the name that the client used, or by the one that it is kept under.
+        let covered = scopes(scope).any(|scope| {
+            scope.covers(resource, action)
+                || (resource != Resource::Catalog && scope.covers(Resource::Repository(&kept), action))
+        });
+        if covered || self.rules.allowed(None, &kept).contains(action) {
+            return Ok(());
+        }
+        Err(unauthorized("the token is for something else", challenge(r#",error="insufficient_scope""#)))
+    }
+
+    /// `/v2/` is where clients find out that there is something to log in to.
+    fn greet(&self, caller: &Caller) -> Result<(), RegistryError> {
+        match caller.user.is_some() || caller.scope.is_some() {
+            true => Ok(()),
+            false => Err(unauthorized("log in, or get a token for anybody", String::new())),
+        }
+    }
+
+    /// Whether a caller may read a repository that he only mentions.
+    pub(crate) fn may_pull(&self, caller: &Caller, kept: &str) -> bool {
+        self.rules.allowed(caller.user.as_deref(), kept).contains(Action::Pull)
+    }
+
+    /// Whether a caller may see how the mirror is. On this machine everybody may.
+    pub(crate) fn permit_metrics(&self, caller: &Caller, client: &Client) -> Result<(), RegistryError> {
+        match caller.user.is_some() || client.address.ip().to_canonical().is_loopback() {
+            true => Ok(()),
+            false => Err(unauthorized("log in for this", String::new())),
+        }
+    }
+
+    /// The header that tells a client how to log in. `host` is what it called us.
+    pub(crate) fn challenge(&self, host: &Host, parameters: &str) -> Option<HeaderValue> {
+        let realm = match &self.realm {
+            Some(realm) => realm.clone(),
+            None => format!("{}://{}/token", if host.tls { "https" } else { "http" }, host.name()?),
+        };
+        HeaderValue::from_str(&format!(r#"Bearer realm="{realm}",service="{SERVICE}"{parameters}"#)).ok()
+    }
+}
+
+/// What a client calls this host.
+pub(crate) struct Host {
+    header: Option<HeaderValue>,
+    uri: Uri,
+    tls: bool,
+}
+
+impl Host {
+    pub(crate) fn of(headers: &HeaderMap, uri: &Uri, client: &Client) -> Self {
+        Self { header: headers.get(header::HOST).cloned(), uri: uri.clone(), tls: client.tls }
+    }
+
+    fn name(&self) -> Option<&str> {
+        let of_header = self.header.as_ref().and_then(|value| value.to_str().ok());
+        let name = self.uri.authority().map(http::uri::Authority::as_str).or(of_header)?;
+        // It goes into a quoted string, and comes back as a URL.
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]_".contains(&byte);
+        (!name.is_empty() && name.bytes().all(plain)).then_some(name)
+    }
+}
+
+fn action(method: &Method, route: &Route) -> Action {
+    match (method, route) {
+        (_, Route::Uploads { .. } | Route::Upload { .. }) => Action::Push,
+        (&Method::GET | &Method::HEAD, _) => Action::Pull,
+        (&Method::DELETE, _) => Action::Delete,
+        _ => Action::Push,
+    }
+}
+
+fn word(action: Action) -> &'static str {
+    match action {
+        Action::Pull => "pull",
+        Action::Push => "push to",
+        Action::Delete => "delete in",
+    }
+}
+
+fn unauthorized(message: &str, challenge: String) -> RegistryError {
+    let mut error = RegistryError::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message);
+    error.challenge = Some(challenge);
+    error
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
