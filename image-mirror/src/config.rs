@@ -24,6 +24,12 @@ pub struct Config {
     /// Base URLs of the registries that are fetched from on a miss, by their names in image references, for example `docker.io:
     /// https://registry-1.docker.io`. A registry that is not named here is never contacted.
     pub upstreams: BTreeMap<String, String>,
+    /// How long a tag that was fetched is served before the upstream is asked again whether it still holds.
+    pub tag_freshness_seconds: u64,
+    /// How long an upstream is not asked again for what it did not give.
+    pub negative_cache_seconds: u64,
+    /// How long an upstream is waited for.
+    pub upstream_timeouts: UpstreamTimeouts,
     /// Refuses pushes and deletes; fetching goes on.
     pub read_only: bool,
     /// Takes pushes and deletes from whoever reaches the address. On loopback they are taken anyway, unless `auth` says who may.
@@ -38,6 +44,24 @@ pub struct Config {
     pub keeping: KeepingConfig,
 }
 
+/// Bounds of each wait for an upstream; after them the client gets what was last seen, or an error, and may ask its next host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct UpstreamTimeouts {
+    /// To a TCP and TLS connection.
+    pub connect_seconds: u64,
+    /// From the request to the head of the answer.
+    pub first_byte_seconds: u64,
+    /// Without a byte of the body.
+    pub stall_seconds: u64,
+}
+
+impl Default for UpstreamTimeouts {
+    fn default() -> Self {
+        Self { connect_seconds: 3, first_byte_seconds: 15, stall_seconds: 30 }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -46,6 +70,9 @@ impl Default for Config {
             tls_cert_file: None,
             tls_key_file: None,
             upstreams: BTreeMap::new(),
+            tag_freshness_seconds: 60,
+            negative_cache_seconds: 10,
+            upstream_timeouts: UpstreamTimeouts::default(),
             read_only: false,
             anonymous_push: false,
             auth: None,
@@ -83,6 +110,24 @@ impl Validate for Config {
             }
             if !url.starts_with("https://") && !url.starts_with("http://") {
                 problems.push(format!("upstreams.{name}: {url:?} is no http or https URL"));
+            }
+        }
+        let timeouts = &self.upstream_timeouts;
+        for (key, seconds) in [
+            ("connectSeconds", timeouts.connect_seconds),
+            ("firstByteSeconds", timeouts.first_byte_seconds),
+            ("stallSeconds", timeouts.stall_seconds),
+        ] {
+            if !(1..=3600).contains(&seconds) {
+                problems.push(format!("upstreamTimeouts.{key} is {seconds}: give 1 to 3600"));
+            }
+        }
+        for (key, seconds) in [
+            ("tagFreshnessSeconds", self.tag_freshness_seconds),
+            ("negativeCacheSeconds", self.negative_cache_seconds),
+        ] {
+            if seconds > 31_536_000 {
+                problems.push(format!("{key} is {seconds}: give at most a year, 31536000"));
             }
         }
         for (key, value) in [("maxConnections", self.max_connections), ("maxUploads", self.max_uploads)] {

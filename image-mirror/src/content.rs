@@ -16,7 +16,7 @@ use crate::ranges::{Range, none_match, wanted};
 use crate::registry::{Answer, Registry, created, empty, json, parse_digest, set};
 use crate::repositories::{NewManifest, manifest_row};
 use crate::route::{TagOrDigest, is_tag};
-use crate::upstream::{ClientErrorOrOurs, refused};
+use crate::upstream::Source;
 
 /// Read from the disk at one time while a blob is sent.
 const READ_BYTES: usize = 256 << 10;
@@ -36,15 +36,18 @@ impl Registry {
         headers: &HeaderMap,
         head: bool,
     ) -> Answer {
-        let digest = match origin.and_then(|origin| origin.manifest(reference)) {
-            Some(upstream) => self.resolve_or_fetch(name, reference, &upstream).await?,
-            None => self.resolve(name, reference)?,
+        let (digest, source) = match origin.and_then(|origin| origin.manifest(reference)) {
+            Some(upstream) => {
+                let (digest, source) = self.resolve_or_fetch(name, reference, &upstream).await?;
+                (digest, Some(source))
+            }
+            None => (self.resolve(name, reference)?, None),
         };
         let Some(row) = self.repositories.manifest(name, &digest)? else {
             return Err(self.unknown(name, digest.as_str()));
         };
         if none_match(headers, &format!("\"{digest}\"")) {
-            return Ok(not_modified(&digest));
+            return Ok(marked(not_modified(&digest), source));
         }
         let Some(bytes) = self.blobs.read(&digest, MANIFEST_LIMIT)? else {
             return Err(self.unknown(name, digest.as_str()));
@@ -55,38 +58,31 @@ impl Registry {
         set(&mut response, "content-length", &bytes.len().to_string());
         set(&mut response, "docker-content-digest", digest.as_str());
         set(&mut response, "etag", &format!("\"{digest}\""));
-        Ok(response)
+        Ok(marked(response, source))
     }
 
-    /// By digest nobody is asked again, and a pushed tag is ours; a tag that was fetched is asked for each time. An upstream that does not
-    /// answer, or has deleted the tag, does not take away what is here.
+    /// By digest nobody is asked again, and a pushed tag is ours; of a fetched tag the upstream knows more.
     async fn resolve_or_fetch(
         &self,
         name: &str,
         reference: &TagOrDigest,
         upstream: &Reference,
-    ) -> Result<Digest, RegistryError> {
+    ) -> Result<(Digest, Source), RegistryError> {
         let here = match reference {
-            TagOrDigest::Digest(digest) => {
-                let known =
-                    self.repositories.manifest(name, digest)?.is_some() && self.blobs.size(digest)?.is_some();
-                known.then(|| (digest.clone(), false))
-            }
+            TagOrDigest::Digest(digest) => Some((digest.clone(), false)),
             TagOrDigest::Tag(tag) => self.repositories.tag(name, tag)?,
         };
-        if let Some((digest, false)) = here {
-            return Ok(digest);
-        }
-        match (self.upstream.manifest(name, upstream).await, here) {
-            (Ok(digest), _) => Ok(digest),
-            (Err(ClientErrorOrOurs::Ours(error)), _) => Err(error),
-            (Err(ClientErrorOrOurs::Upstream(error)), Some((digest, _))) => {
-                tracing::info!(%upstream, %error, "served as it was last seen");
-                Ok(digest)
+        let here = match here {
+            Some((digest, fetched)) if self.upstream.is_here(name, &digest)? => Some((digest, fetched)),
+            _ => None,
+        };
+        match here {
+            Some((digest, false)) => {
+                self.upstream.seen.manifest(upstream.registry(), Source::Hit);
+                Ok((digest, Source::Hit))
             }
-            (Err(ClientErrorOrOurs::Upstream(error)), None) => {
-                Err(refused(&error, || self.unknown(name, upstream.identifier())))
-            }
+            Some((digest, true)) => self.upstream.manifest(name, upstream, Some(digest)).await,
+            None => self.upstream.manifest(name, upstream, None).await,
         }
     }
 
@@ -233,6 +229,17 @@ fn pushed_tags(reference: &TagOrDigest, query: &str) -> Result<Vec<String>, Regi
         Some(tag) => Err(RegistryError::manifest_invalid(format!("the tag {tag:?} breaks the grammar"))),
         None => Ok(tags),
     }
+}
+
+/// Says where a pulled manifest came from, and that it may be old (RFC 7234 section 5.5.1).
+fn marked(mut response: Response<Body>, source: Option<Source>) -> Response<Body> {
+    if let Some(source) = source {
+        set(&mut response, "orlop-cache", source.name());
+        if source == Source::Stale {
+            set(&mut response, "warning", "110 - \"Response is Stale\"");
+        }
+    }
+    response
 }
 
 /// The client has it already.

@@ -7,7 +7,7 @@ use orlop_distribution::blobs::BlobError;
 use crate::records::RecordsError;
 
 /// A refused request.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RegistryError {
     pub status: StatusCode,
     pub code: &'static str,

@@ -8,8 +8,8 @@
 //! Invariants: a blob is visible only whole and with the digest of its name; every change of the records is whole or absent; a kill at any
 //! line leaves at most files in `ingest/`, which the next start removes; connections and uploads are bounded.
 //!
-//! Bytes by digest are never asked for twice; a fetched tag is asked for upstream each time, and served as last seen when the upstream
-//! does not answer. Only configured upstreams are contacted, whatever a client says (`namespace.rs`).
+//! Bytes by digest are never asked for twice; a fetched tag is confirmed upstream when it is older than `tagFreshnessSeconds`, and served
+//! as last seen, marked stale, when the upstream does not answer (`upstream/`). Only configured upstreams are contacted, whatever a client says (`namespace.rs`).
 //!
 //! It knows no runtime daemon and no Kubernetes. Without `auth` nobody is asked who he is: everybody may pull, and push only on loopback
 //! unless `anonymousPush` is set. With it, `auth/` says who may do what.
@@ -36,6 +36,6 @@ mod upstream;
 mod watched;
 
 pub use auth::{Action, AuthConfig, Rule};
-pub use config::Config;
+pub use config::{Config, UpstreamTimeouts};
 pub use keeping::KeepingConfig;
 pub use server::start;

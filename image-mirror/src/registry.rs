@@ -49,8 +49,8 @@ impl Registry {
         let uploads = Uploads::open(blobs.clone(), config.max_uploads)?;
         let repositories =
             Repositories::open(Records::open(&config.root)?, blobs.clone(), config.keeping.upload_lease_ms());
-        let client = crate::upstream::client(config.upstreams.clone());
-        let upstream = Upstream::new(client.clone(), blobs.clone(), repositories.clone());
+        let client = crate::upstream::client(config);
+        let upstream = Upstream::new(config, client.clone(), blobs.clone(), repositories.clone());
         let flights = Flights::new(client, blobs.clone(), repositories.clone());
         let keeper = Keeper::open(&config.root, &config.keeping, repositories.clone())?;
         Ok(Self {

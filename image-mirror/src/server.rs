@@ -70,6 +70,7 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
         );
         frame.spawn("mirror-files", crate::watched::watch(vec![auth.watched()], frame.drain()));
     }
+    registry.upstream.seen.register(&mut frame.metrics());
     let server = Arc::new(Server { frame: frame.clone(), registry, requests });
     // The frame keeps the dump, and the server the frame.
     let dumped = Arc::downgrade(&server);

@@ -32,6 +32,7 @@ impl Mirror {
             listen: address,
             root: root.to_owned(),
             upstreams: [NAME, SHORT].map(|name| (name.to_owned(), format!("http://{upstream}"))).into(),
+            tag_freshness_seconds: 0,
             ..Config::default()
         };
         let (sender, receiver) = std::sync::mpsc::channel();

@@ -2,7 +2,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method, Response};
+use hyper::body::Incoming;
 use orlop_types::{Digest, Reference};
 
 use super::error::RegistryError;
@@ -35,13 +36,38 @@ impl RegistryClient {
         reference: &Reference,
         credential: Option<&Credential>,
     ) -> Result<FetchedManifest, RegistryError> {
+        self.of_hosts(reference, |host| async move { self.manifest_once(&host, reference, credential).await })
+            .await
+    }
+
+    /// Asks for the digest of what a tag names, without fetching it; none when the registry does not say it.
+    ///
+    /// # Errors
+    /// As [`RegistryClient::manifest`].
+    pub async fn manifest_digest(
+        &self,
+        reference: &Reference,
+        credential: Option<&Credential>,
+    ) -> Result<Option<Digest>, RegistryError> {
+        self.of_hosts(reference, |host| async move {
+            let response = self.ask_manifest(Method::HEAD, &host, reference, credential).await?;
+            Ok(announced(&response))
+        })
+        .await
+    }
+
+    /// Asks host by host.
+    async fn of_hosts<T, F>(&self, reference: &Reference, ask: impl Fn(Host) -> F) -> Result<T, RegistryError>
+    where
+        F: Future<Output = Result<T, RegistryError>>,
+    {
         let hosts = self.hosts(reference)?;
         let by_tag = reference.digest().is_none();
         let usable = hosts.iter().filter(|host| if by_tag { host.can_resolve } else { host.can_pull });
         let mut told: Option<RegistryError> = None;
         for host in usable {
-            match self.manifest_from(host, reference, credential).await {
-                Ok(manifest) => return Ok(manifest),
+            match self.of_host(host, &ask).await {
+                Ok(answer) => return Ok(answer),
                 Err(error) => {
                     tracing::debug!(host = %host.authority, reference = %reference, %error, "no manifest from this host");
                     // "not found" by the registry says more than a mirror that is down, and the registry comes last.
@@ -56,15 +82,13 @@ impl RegistryClient {
         }))
     }
 
-    async fn manifest_from(
-        &self,
-        host: &Host,
-        reference: &Reference,
-        credential: Option<&Credential>,
-    ) -> Result<FetchedManifest, RegistryError> {
+    async fn of_host<T, F>(&self, host: &Host, ask: &impl Fn(Host) -> F) -> Result<T, RegistryError>
+    where
+        F: Future<Output = Result<T, RegistryError>>,
+    {
         let mut attempt = 0;
         loop {
-            match self.manifest_once(host, reference, credential).await {
+            match ask(host.clone()).await {
                 Err(error) if error.may_retry() && attempt < self.retries(host) => {
                     attempt += 1;
                     pause(attempt, error.retry_after()).await;
@@ -85,26 +109,35 @@ impl RegistryClient {
         reference: &Reference,
         credential: Option<&Credential>,
     ) -> Result<FetchedManifest, RegistryError> {
-        let path = format!("{}/manifests/{}", reference.repository(), reference.identifier());
-        let mut call = self.call(host, Method::GET, &path);
-        call.headers.insert(ACCEPT, HeaderValue::from_static(manifest::ACCEPT));
-        let response = self.send_authorized(call, reference.repository(), credential).await?;
-        let stall = self.inner.config.stall_timeout;
-        if !response.status().is_success() {
-            return Err(failure(&host.authority, &reference.to_string(), response, stall).await);
-        }
-        let text = |name: &str| {
-            response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
-        };
-        let announced = text("docker-content-digest");
-        let media_type = text(CONTENT_TYPE.as_str());
+        let response = self.ask_manifest(Method::GET, host, reference, credential).await?;
+        let announced = announced(&response);
+        let media_type = response.headers().get(CONTENT_TYPE);
+        let media_type = media_type.and_then(|value| value.to_str().ok()).map(str::to_owned);
         let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
+        let stall = self.inner.config.stall_timeout;
         let bytes = Bytes::from(read_body(&host.authority, response, limit, stall).await?);
-        let digest = verify(host, reference, announced.as_deref(), &bytes)?;
+        let digest = verify(host, reference, announced, &bytes)?;
         // Parameters such as a charset are not part of the type.
         let media_type = media_type.as_deref().and_then(|text| text.split(';').next()).map(str::trim);
         let manifest = Manifest::parse(&bytes, media_type)?;
         Ok(FetchedManifest { digest, media_type: manifest.media_type().to_owned(), bytes, manifest })
+    }
+
+    async fn ask_manifest(
+        &self,
+        method: Method,
+        host: &Host,
+        reference: &Reference,
+        credential: Option<&Credential>,
+    ) -> Result<Response<Incoming>, RegistryError> {
+        let path = format!("{}/manifests/{}", reference.repository(), reference.identifier());
+        let mut call = self.call(host, method, &path);
+        call.headers.insert(ACCEPT, HeaderValue::from_static(manifest::ACCEPT));
+        let response = self.send_authorized(call, reference.repository(), credential).await?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(failure(&host.authority, &reference.to_string(), response, self.inner.config.stall_timeout).await)
     }
 
     pub(super) fn call<'a>(&self, host: &'a Host, method: Method, path: &str) -> Call<'a> {
@@ -117,14 +150,18 @@ impl RegistryClient {
     }
 }
 
+/// The digest that an answer says its content has.
+fn announced(response: &Response<Incoming>) -> Option<Digest> {
+    response.headers().get("docker-content-digest")?.to_str().ok()?.parse().ok()
+}
+
 /// By digest the content must be that; by tag it must be what the registry announced.
 fn verify(
     host: &Host,
     reference: &Reference,
-    announced: Option<&str>,
+    announced: Option<Digest>,
     bytes: &[u8],
 ) -> Result<Digest, RegistryError> {
-    let announced = announced.and_then(|text| text.parse::<Digest>().ok());
     let expected = reference.digest().cloned().or(announced);
     let Some(expected) = expected else { return Ok(Digest::sha256(bytes)) };
     match expected.verify(bytes) {

@@ -1,0 +1,7 @@
+//! What the mirror makes of upstreams that are slow, broken or evil.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod mirror;
+mod tags;
+mod upstream;
