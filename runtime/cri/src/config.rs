@@ -12,6 +12,17 @@ use crate::streaming::TlsFiles;
 /// `sun_path` holds 108 bytes with its final zero (unix(7)); the shim's socket is `STATE/sandboxes/ID/shim.sock`.
 const SOCKET_PATH_LIMIT_BYTES: usize = 107;
 
+/// Who makes the control groups of pods and containers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// This program.
+    #[default]
+    Cgroupfs,
+    /// systemd, as transient scopes in the slice that the kubelet names.
+    Systemd,
+}
+
 /// Keys of `runtime.yaml`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -22,8 +33,8 @@ pub struct Config {
     pub root: PathBuf,
     /// State that a reboot must forget; put it on tmpfs.
     pub state: PathBuf,
-    /// Who owns cgroup directories: only `cgroupfs`.
-    pub cgroup_driver: String,
+    /// Who makes control groups. The kubelet asks for it (KEP-4033); it has to be the kubelet's too.
+    pub cgroup_driver: CgroupDriver,
     /// Directory with CNI configurations; the first by name that is valid is used.
     pub cni_conf_dir: PathBuf,
     /// Directories with CNI plugins, searched in order.
@@ -85,7 +96,7 @@ impl Default for Config {
             listen: "unix:///run/orlop/runtime.sock".to_owned(),
             root: PathBuf::from("/var/lib/orlop/runtime"),
             state: PathBuf::from("/run/orlop/runtime"),
-            cgroup_driver: "cgroupfs".to_owned(),
+            cgroup_driver: CgroupDriver::default(),
             cni_conf_dir: PathBuf::from("/etc/cni/net.d"),
             cni_bin_dirs: vec![PathBuf::from("/opt/cni/bin")],
             cni_timeout_seconds: 60,
@@ -160,9 +171,6 @@ impl Validate for Config {
         let mut problems = Vec::new();
         if self.socket_path().is_none() {
             problems.push(format!("listen {:?} is not a unix socket: use unix:///path/to.sock", self.listen));
-        }
-        if self.cgroup_driver != "cgroupfs" {
-            problems.push(format!("cgroupDriver {:?} is not supported: use cgroupfs", self.cgroup_driver));
         }
         problems.extend(self.stream_problems());
         if self.pull_concurrency == 0 {

@@ -31,6 +31,7 @@ mod convert;
 mod error;
 mod files;
 mod flights;
+mod groups;
 mod image_service;
 mod layers;
 mod machine;
@@ -60,7 +61,7 @@ use orlop_daemon::Frame;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 
-pub use config::{Config, RuntimeHandler};
+pub use config::{CgroupDriver, Config, RuntimeHandler};
 pub use error::CriError;
 pub use streaming::streamer_main;
 

@@ -55,6 +55,9 @@ pub(crate) struct Sandbox {
     /// The highest directory of each cgroup hierarchy that is there for this pod's sake, above its own groups.
     #[serde(default)]
     pub made_cgroups: Vec<PathBuf>,
+    /// systemd makes its control groups.
+    #[serde(default)]
+    pub systemd: bool,
 }
 
 /// A container. Written to `sandboxes/SANDBOX/bundles/ID/container.json`.
@@ -122,16 +125,6 @@ impl Sandbox {
         namespace_options(&self.config).pid() == v1::NamespaceMode::Pod
     }
 
-    /// The cgroup that the pod's containers live below.
-    pub(crate) fn cgroup_parent(&self) -> String {
-        let parent = self.config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).unwrap_or_default();
-        if parent.trim_matches('/').is_empty() {
-            "/orlop".to_owned()
-        } else {
-            parent.trim_end_matches('/').to_owned()
-        }
-    }
-
     /// The pod's cgroup when it is the pod's alone: kubelets name it by the pod's UID, with `_` for `-` under systemd.
     pub(crate) fn own_cgroup(&self) -> Option<String> {
         let parent = self.cgroup_parent();
@@ -143,11 +136,6 @@ impl Sandbox {
             .filter(|uid| !uid.is_empty())?;
         let name = parent.rsplit('/').next()?;
         (name.contains(uid) || name.contains(&uid.replace('-', "_"))).then_some(parent)
-    }
-
-    /// The shim's own cgroup.
-    pub(crate) fn shim_cgroup(&self) -> String {
-        format!("{}/{}", self.cgroup_parent(), self.id)
     }
 
     /// The shim is gone, and every group that was there for the pod's sake.
@@ -510,6 +498,7 @@ pub(crate) mod tests {
             shim: None,
             addresses: vec!["10.0.0.2".to_owned(), "fd00::2".to_owned()],
             made_cgroups: Vec::new(),
+            systemd: false,
         }
     }
 

@@ -15,7 +15,7 @@ use tokio::sync::broadcast;
 use crate::cgroup::Hierarchies;
 use crate::cgroup_parents::CgroupParents;
 use crate::cni::Cni;
-use crate::config::Config;
+use crate::config::{CgroupDriver, Config};
 use crate::error::CriError;
 use crate::files::{self, SandboxDir};
 use crate::flights::Flights;
@@ -98,6 +98,10 @@ impl Runtime {
             ..orlop_images::Config::default()
         })
         .with_context(|| format!("failed to open the image store {}", config.root.display()))?;
+        if config.cgroup_driver == CgroupDriver::Systemd {
+            orlop_oci::systemd::check()
+                .context("cgroupDriver is systemd, but systemd cannot be asked; use cgroupfs without it")?;
+        }
         let hierarchies = Hierarchies::detect().context("failed to read the cgroup mounts")?;
         let features = hierarchies.features();
         let launcher =

@@ -10,6 +10,7 @@ use orlop_cri::v1::runtime_service_server::RuntimeService;
 use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status};
 
+use crate::config::CgroupDriver;
 use crate::error::CriError;
 use crate::model::Container;
 use crate::pod_metrics;
@@ -124,7 +125,11 @@ impl RuntimeService for RuntimeApi {
         &self,
         _request: Request<v1::RuntimeConfigRequest>,
     ) -> Result<Response<v1::RuntimeConfigResponse>, Status> {
-        let linux = v1::LinuxRuntimeConfiguration { cgroup_driver: v1::CgroupDriver::Cgroupfs as i32 };
+        let driver = match self.runtime.config.cgroup_driver {
+            CgroupDriver::Cgroupfs => v1::CgroupDriver::Cgroupfs,
+            CgroupDriver::Systemd => v1::CgroupDriver::Systemd,
+        };
+        let linux = v1::LinuxRuntimeConfiguration { cgroup_driver: driver as i32 };
         Ok(Response::new(v1::RuntimeConfigResponse { linux: Some(linux) }))
     }
 

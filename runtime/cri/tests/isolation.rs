@@ -12,22 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
 async fn lab() -> Option<(Node, Client)> {
-    let shim = support::real_shim().or_else(|| {
-        let this = std::env::current_exe().unwrap();
-        let built = this.ancestors().nth(2)?.join("orlop-shim-test");
-        built.exists().then(|| vec![built.to_string_lossy().into_owned(), "shim".to_owned()])
-    });
-    let Some(shim) = shim else {
-        println!("SKIP orlop-shim-test is not built");
-        return None;
-    };
-    let mut node = Node::new();
-    node.write_network();
-    node.import_image();
-    let mut config = node.config();
-    config.shim_command = shim;
-    let client = node.start_with(config).await;
-    Some((node, client))
+    support::real_node(|_| {}).await
 }
 
 fn shell(name: &str, script: &str) -> v1::ContainerConfig {

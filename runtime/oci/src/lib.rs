@@ -17,7 +17,7 @@ pub mod limits;
 mod program;
 pub mod seccomp;
 pub mod setup;
-mod systemd;
+pub mod systemd;
 
 use std::ffi::OsString;
 

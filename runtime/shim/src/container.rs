@@ -114,7 +114,7 @@ pub(crate) fn is_valid_id(id: &str) -> bool {
     first && id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
 }
 
-/// `linux.cgroupsPath` alone, so that the whole configuration is not kept in memory.
+/// Where `linux.cgroupsPath` is. Read alone, so that the whole configuration is not kept in memory.
 pub(crate) fn cgroup_path(config: &Path, id: &str) -> anyhow::Result<String> {
     #[derive(serde::Deserialize)]
     struct Config {
@@ -127,7 +127,9 @@ pub(crate) fn cgroup_path(config: &Path, id: &str) -> anyhow::Result<String> {
     }
     let text = std::fs::read(config)?;
     let config: Config = serde_json::from_slice(&text)?;
-    Ok(config.linux.and_then(|linux| linux.cgroups_path).unwrap_or_else(|| format!("/{id}")))
+    let given = config.linux.and_then(|linux| linux.cgroups_path).unwrap_or_else(|| format!("/{id}"));
+    let scope = orlop_oci::systemd::path_of(Path::new(&given))?;
+    Ok(scope.map_or(given, |path| path.to_string_lossy().into_owned()))
 }
 
 #[cfg(test)]

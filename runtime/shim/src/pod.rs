@@ -161,6 +161,7 @@ mod tests {
             shared_pid_namespace: false,
             sysctls: std::collections::BTreeMap::new(),
             cgroup: String::new(),
+            scope: None,
             shm_bytes: 0,
             user_namespace: None,
         };

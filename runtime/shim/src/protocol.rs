@@ -77,6 +77,10 @@ pub struct ShimConfig {
     pub sysctls: BTreeMap<String, String>,
     /// The cgroup that the shim itself moves into, relative to each hierarchy's root; made if missing.
     pub cgroup: String,
+    /// The same group in systemd's form, `slice:prefix:name`: systemd makes it, and those of the pod's containers, whose configurations
+    /// then have this form too.
+    #[serde(default)]
+    pub scope: Option<String>,
     /// Size of `/dev/shm` of the pod in bytes.
     pub shm_bytes: u64,
     /// A user namespace of the pod's own (`hostUsers: false`); its other new namespaces belong to it, and the owners of its containers'

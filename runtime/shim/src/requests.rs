@@ -153,7 +153,7 @@ impl Shim {
             // Kubernetes expects a missing program to fail the start, not the creation.
             check_program: false,
             environment: Vec::new(),
-            systemd: false,
+            systemd: self.config.scope.is_some(),
             mounts: Vec::new(),
             descriptors: streams.numbers(None),
         };

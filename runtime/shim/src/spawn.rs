@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use orlop_linux::process::{CloneOptions, Side, SingleThreaded};
 use orlop_oci::setup::ExecRequest;
+use orlop_oci::systemd::ADDRESS_VARIABLE;
 use rustix::fs::OFlags;
 use rustix::pipe::PipeFlags;
 use serde::Serialize;
@@ -50,6 +51,7 @@ impl Program {
     ) -> io::Result<u32> {
         let mut command = Command::new(self.path());
         command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+        command.envs(std::env::var_os(ADDRESS_VARIABLE).map(|bus| (ADDRESS_VARIABLE, bus)));
         let started = orlop_oci::start_setup(command, verb, request, keep);
         // Reaped by the loop, with everything else.
         started.map(|child| child.id())

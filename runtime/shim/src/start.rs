@@ -12,6 +12,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use orlop_linux::process::{CloneOptions, Side, SingleThreaded};
 use orlop_oci::cgroup::Hierarchies;
+use orlop_oci::systemd::{self, Scope};
 use serde::Serialize;
 
 use crate::exit_file::write_json;
@@ -92,6 +93,11 @@ fn prepare(config: ShimConfig, single: SingleThreaded) -> anyhow::Result<Shim> {
     // While the program is still in our mount namespace.
     let program = Program::seal();
     let hierarchies = Hierarchies::detect().context("failed to find the control groups")?;
+    if let Some(scope) = &config.scope {
+        enclose(scope, &config.sandbox_id, hierarchies.is_unified())
+            .with_context(|| format!("failed to have systemd make the scope {scope}"))?;
+    }
+    // Also with systemd, which knows only the v1 hierarchies that it accounts in.
     hierarchies
         .cgroup(&config.cgroup)
         .enter_new()
@@ -118,6 +124,11 @@ fn prepare(config: ShimConfig, single: SingleThreaded) -> anyhow::Result<Shim> {
         .context("failed to write shim.json")?;
     let namespaces = Namespaces { reaper, user, host_mounts };
     Ok(Shim::new(config, single, program, hierarchies, namespaces, listener, signals))
+}
+
+fn enclose(scope: &str, sandbox_id: &str, unified: bool) -> anyhow::Result<()> {
+    let description = format!("orlop shim of pod sandbox {sandbox_id}");
+    Ok(systemd::enclose(&Scope::parse(scope)?, &description, std::process::id(), unified)?)
 }
 
 /// Nothing of the daemon's terminal or pipes stays.

@@ -146,7 +146,7 @@ impl Runtime {
         let resolved = users::resolve(&context, &image.config, layers)?;
         let directory = self.directory(&sandbox.id);
         let handler = self.config.runtime_handlers.get(&sandbox.runtime_handler).cloned().unwrap_or_default();
-        let cgroup = format!("{}/{id}", sandbox.cgroup_parent());
+        let group = sandbox.container_group(id);
         let mut spec = plan::plan_spec(&plan::Input {
             config: &config,
             sandbox,
@@ -163,7 +163,7 @@ impl Runtime {
             apparmor: apparmor::profile(&context)?,
             localhost_seccomp: machine::localhost_seccomp(&context, &self.config.seccomp_profile_root)?,
             target_pid: self.target_pid(&context)?,
-            cgroup: &cgroup,
+            cgroup: &group.named,
             cgroups: &self.features,
             available_capabilities: &self.capabilities,
             oom_score_adj_floor: self.config.oom_score_adj_floor,
@@ -187,7 +187,7 @@ impl Runtime {
             user: resolved.user,
             log_path,
             stop_signal: plan::stop_signal(&config, &image.config),
-            cgroup,
+            cgroup: group.path,
             phase: Phase::Created,
             created_at: machine::now(),
             started_at: 0,

@@ -9,13 +9,14 @@ use serde_json::{Map, Value, json};
 
 use super::wishes;
 use crate::cni::{Attachment, NetworkList, plan};
+use crate::config::CgroupDriver;
 use crate::error::CriError;
 use crate::files::{self, SandboxDir};
 use crate::model::{
     RECORD_VERSION, SANDBOX_ID_LENGTH, Sandbox, SandboxName, Stage, namespace_options, pod_user_namespace,
 };
 use crate::runtime::Runtime;
-use crate::{machine, process};
+use crate::{groups, machine, process};
 
 impl Runtime {
     /// The verb. A retry with the same name joins, or gets the sandbox that is already there.
@@ -65,7 +66,9 @@ impl Runtime {
             shim: None,
             addresses: Vec::new(),
             made_cgroups: Vec::new(),
+            systemd: self.config.cgroup_driver == CgroupDriver::Systemd,
         };
+        groups::check_parent(self.config.cgroup_driver, &sandbox)?;
         let directory = self.directory(&sandbox.id);
         if let Err(error) = self.make(&mut sandbox, &directory).await {
             self.discard(&sandbox).await;
@@ -82,8 +85,11 @@ impl Runtime {
     async fn make(&self, sandbox: &mut Sandbox, directory: &SandboxDir) -> Result<(), CriError> {
         let network = if sandbox.host_network() { None } else { Some(self.network()?) };
         let keep = |error| CriError::failed("failed to write the sandbox's state", error);
-        sandbox.made_cgroups =
-            self.cgroup_parents.claim(&sandbox.id, &sandbox.cgroup_parent(), &self.hierarchies);
+        // Slices are systemd's: they go with their last unit.
+        if !sandbox.systemd {
+            sandbox.made_cgroups =
+                self.cgroup_parents.claim(&sandbox.id, &sandbox.cgroup_parent(), &self.hierarchies);
+        }
         files::make_private_dir(&directory.pod_file("bundles")).map_err(keep)?;
         files::write_json(&directory.record(), sandbox).map_err(keep)?;
         write_pod_files(sandbox, directory).map_err(keep)?;
@@ -109,6 +115,7 @@ impl Runtime {
 
     fn shim_config(&self, sandbox: &Sandbox, directory: &SandboxDir) -> ShimConfig {
         let linux = sandbox.config.linux.clone().unwrap_or_default();
+        let group = sandbox.shim_group();
         ShimConfig {
             sandbox_id: sandbox.id.clone(),
             state_dir: directory.path().to_owned(),
@@ -117,7 +124,8 @@ impl Runtime {
             hostname: sandbox.hostname(),
             shared_pid_namespace: sandbox.shared_pid(),
             sysctls: linux.sysctls.into_iter().collect::<BTreeMap<_, _>>(),
-            cgroup: sandbox.shim_cgroup(),
+            cgroup: group.path,
+            scope: sandbox.systemd.then_some(group.named),
             shm_bytes: self.config.shm_bytes,
             user_namespace: user_namespace(&sandbox.config),
         }

@@ -11,7 +11,7 @@ use crate::error::CriError;
 use crate::files;
 use crate::model::{Container, Sandbox, Stage};
 use crate::runtime::Runtime;
-use crate::{machine, process, shim};
+use crate::{groups, machine, process, shim};
 
 const CGROUP_PATIENCE: Duration = Duration::from_secs(5);
 /// What a container is said to have ended with when its shim took the true code along: killed.
@@ -64,9 +64,9 @@ impl Runtime {
         }
         let mut cgroups: Vec<String> =
             self.model().containers_of(&sandbox.id).map(|container| container.cgroup.clone()).collect();
-        cgroups.push(sandbox.shim_cgroup());
+        cgroups.push(sandbox.shim_group().path);
         let (hierarchies, parents) = (self.hierarchies.clone(), self.cgroup_parents.clone());
-        let id = sandbox.id.clone();
+        let (id, systemd) = (sandbox.id.clone(), sandbox.systemd);
         let removed = tokio::task::spawn_blocking(move || {
             let removed = cgroups.iter().all(|cgroup| match hierarchies.destroy(cgroup, CGROUP_PATIENCE) {
                 Ok(()) => true,
@@ -77,6 +77,12 @@ impl Runtime {
             });
             if removed {
                 parents.release(&id);
+            }
+            // systemd sees for itself that they are empty; this is for when it is slow, or was told of none.
+            if systemd
+                && let Err(error) = orlop_oci::systemd::stop(cgroups.iter().map(|path| groups::unit(path)))
+            {
+                tracing::warn!(sandbox = %id, %error, "systemd did not end the units of the pod");
             }
             removed
         });

@@ -3,15 +3,16 @@
 use std::sync::{Arc, PoisonError};
 
 use orlop_cri::v1;
+use orlop_oci::systemd;
 use orlop_shim::protocol::Phase;
 
 use crate::cgroup::Hierarchies;
 use crate::error::CriError;
 use crate::model::Container;
 use crate::runtime::Runtime;
-use crate::spec::plan;
 use crate::spec::update::{self, Write};
-use crate::usage;
+use crate::spec::{plan, resources};
+use crate::{groups, usage};
 
 impl Runtime {
     /// The verb.
@@ -38,6 +39,9 @@ impl Runtime {
         let mut wanted = container.resources.clone();
         update::merge(&mut wanted, change);
         let writes = update::plan_update(change, &container.resources, &wanted, &self.features);
+        if self.model().sandboxes.get(&container.sandbox_id).is_some_and(|sandbox| sandbox.systemd) {
+            self.tell_systemd(&container, &wanted)?;
+        }
         apply(&self.hierarchies, &container.cgroup, &writes).map_err(|error| {
             CriError::failed(format!("failed to change the limits of container {id}"), error)
         })?;
@@ -47,6 +51,19 @@ impl Runtime {
         }
         self.change_container(id, |container| container.resources = wanted);
         Ok(())
+    }
+
+    /// Or it would set the old limits again when it next looks at the unit.
+    fn tell_systemd(
+        &self,
+        container: &Container,
+        wanted: &v1::LinuxContainerResources,
+    ) -> Result<(), CriError> {
+        const ACT: &str = "failed to tell systemd the limits";
+        let resources = resources::plan_resources(wanted, &self.features, false, &[])
+            .map_err(|error| CriError::failed(ACT, error))?;
+        systemd::change(groups::unit(&container.cgroup), &resources, self.features.unified)
+            .map_err(|error| CriError::failed(ACT, error))
     }
 }
 

@@ -123,10 +123,21 @@ impl Node {
 
     /// Starts the daemon as a process of its own, which a test may kill, and waits until it answers.
     pub(crate) async fn spawn(&mut self, config: Config) -> (Daemon, Client) {
+        self.spawn_with(config, &[]).await
+    }
+
+    /// The same with more in its environment.
+    pub(crate) async fn spawn_with(
+        &mut self,
+        config: Config,
+        environment: &[(&str, &str)],
+    ) -> (Daemon, Client) {
         let file = self.path("runtime.json");
         std::fs::write(&file, serde_json::to_vec(&config).unwrap()).unwrap();
         let command = real("runtime");
-        let child = std::process::Command::new(&command[0]).arg(&command[1]).arg(&file).spawn().unwrap();
+        let mut command_line = std::process::Command::new(&command[0]);
+        command_line.arg(&command[1]).arg(&file).envs(environment.iter().copied());
+        let child = command_line.spawn().unwrap();
         let daemon = Daemon(child);
         let mut client = Client::new(&self.path("cri.sock"));
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -257,17 +268,22 @@ fn destroy_cgroup(name: &str) {
     }
 }
 
-/// A node with the real shim of the same build, and its client; `None` (SKIP) when that was not built.
-pub(crate) async fn real_node(change: impl FnOnce(&mut Config)) -> Option<(Node, Client)> {
+/// How the real shim of the same build is started; `None` (SKIP) when that was not built.
+pub(crate) fn built_shim() -> Option<Vec<String>> {
     let shim = real_shim().or_else(|| {
         let this = std::env::current_exe().unwrap();
         let built = this.ancestors().nth(2)?.join("orlop-shim-test");
         built.exists().then(|| vec![built.to_string_lossy().into_owned(), "shim".to_owned()])
     });
-    let Some(shim) = shim else {
+    if shim.is_none() {
         println!("SKIP orlop-shim-test is not built");
-        return None;
-    };
+    }
+    shim
+}
+
+/// A node with the real shim of the same build, and its client; `None` (SKIP) when that was not built.
+pub(crate) async fn real_node(change: impl FnOnce(&mut Config)) -> Option<(Node, Client)> {
+    let shim = built_shim()?;
     let mut node = Node::new();
     node.write_network();
     node.import_image();

@@ -285,8 +285,15 @@ fn start_scope(spec: &Spec, id: &str) -> anyhow::Result<Placeholder> {
     let unified = Hierarchies::detect().context("failed to find the control groups")?.is_unified();
     let pid = u32::try_from(placeholder.0.as_raw())?;
     let mut bus = Bus::system()?;
-    systemd::start(&mut bus, &scope, id, pid, linux.resources().as_ref(), unified)
-        .with_context(|| format!("failed to make the unit {}", scope.unit))?;
+    systemd::start(
+        &mut bus,
+        &scope,
+        &format!("orlop container {id}"),
+        pid,
+        linux.resources().as_ref(),
+        unified,
+    )
+    .with_context(|| format!("failed to make the unit {}", scope.unit))?;
     Ok(placeholder)
 }
 

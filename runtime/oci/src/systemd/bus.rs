@@ -18,9 +18,12 @@ const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
 const BUS: &str = "org.freedesktop.DBus";
 
+/// The environment variable that names another bus than the system's (D-Bus Specification, "Well-known Message Bus Instances").
+pub const ADDRESS_VARIABLE: &str = "DBUS_SYSTEM_BUS_ADDRESS";
+
 /// Why systemd did not do it.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum BusError {
+pub enum BusError {
     /// The socket.
     #[error("failed to talk to the system bus at {path}")]
     Io {
@@ -73,7 +76,7 @@ pub(crate) struct Bus {
 impl Bus {
     /// The system's, or the one that the environment names.
     pub(crate) fn system() -> Result<Self, BusError> {
-        let named = std::env::var("DBUS_SYSTEM_BUS_ADDRESS").unwrap_or_default();
+        let named = std::env::var(ADDRESS_VARIABLE).unwrap_or_default();
         let named = named.split(';').find_map(|address| address.strip_prefix("unix:path="));
         let path = named.and_then(|rest| rest.split(',').next()).unwrap_or("/run/dbus/system_bus_socket");
         Self::connect(Path::new(path))

@@ -9,21 +9,57 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxResources;
 
-pub(crate) use bus::{Bus, BusError};
-pub(crate) use unit::{Scope, ScopeError};
+pub(crate) use bus::Bus;
+pub use bus::{ADDRESS_VARIABLE, BusError};
+pub use unit::{Scope, ScopeError, slice_path};
 use wire::{Property, Value};
+
+/// Whether there is a bus that would take a request.
+///
+/// # Errors
+/// [`BusError`] says what is wrong with it.
+pub fn check() -> Result<(), BusError> {
+    Bus::system().map(drop)
+}
+
+/// Makes a scope around a process that is no container's.
+///
+/// # Errors
+/// The bus cannot be reached, or systemd refused.
+pub fn enclose(scope: &Scope, description: &str, pid: u32, unified: bool) -> Result<(), BusError> {
+    start(&mut Bus::system()?, scope, description, pid, None, unified)
+}
+
+/// Tells systemd the limits of a container's scope; see [`update`].
+///
+/// # Errors
+/// The bus cannot be reached, or systemd refused.
+pub fn change(unit: &str, resources: &LinuxResources, unified: bool) -> Result<(), BusError> {
+    update(&mut Bus::system()?, unit, resources, unified)
+}
+
+/// Ends units; those that have ended are no error.
+///
+/// # Errors
+/// The bus cannot be reached, or systemd refused one.
+pub fn stop<'u>(units: impl IntoIterator<Item = &'u str>) -> Result<(), BusError> {
+    let mut bus = Bus::system()?;
+    units.into_iter().try_for_each(|unit| bus.stop_unit(unit))
+}
 
 /// Makes the scope with one first process.
 pub(crate) fn start(
     bus: &mut Bus,
     scope: &Scope,
-    id: &str,
+    description: &str,
     pid: u32,
     resources: Option<&LinuxResources>,
     unified: bool,
 ) -> Result<(), BusError> {
     let mut properties: Vec<Property> = vec![
-        ("Description", Value::Text(format!("orlop-oci container {id}"))),
+        ("Description", Value::Text(description.to_owned())),
+        // A unit that failed, by the OOM killer for example, would stay until somebody resets it.
+        ("CollectMode", Value::Text("inactive-or-failed".to_owned())),
         ("Slice", Value::Text(scope.slice.clone())),
         ("Delegate", Value::Flag(true)),
         ("PIDs", Value::Pids(vec![pid])),
@@ -56,7 +92,10 @@ pub(crate) fn is_running() -> bool {
 }
 
 /// Where a group is, if its path has systemd's form.
-pub(crate) fn path_of(given: &Path) -> Result<Option<PathBuf>, ScopeError> {
+///
+/// # Errors
+/// It has three parts, but they name no scope.
+pub fn path_of(given: &Path) -> Result<Option<PathBuf>, ScopeError> {
     let text = given.to_string_lossy();
     if !text.contains(':') {
         return Ok(None);

@@ -8,7 +8,7 @@ use super::wire::{Property, Value};
 
 /// A path that is no scope.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum ScopeError {
+pub enum ScopeError {
     /// Not three parts.
     #[error("cgroupsPath {0:?} is not of the form slice:prefix:name, which --systemd-cgroup wants")]
     Form(String),
@@ -22,16 +22,19 @@ pub(crate) enum ScopeError {
 
 /// A container's unit and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Scope {
+pub struct Scope {
     /// `….scope`
-    pub(crate) unit: String,
+    pub unit: String,
     /// `….slice`
-    pub(crate) slice: String,
+    pub slice: String,
 }
 
 impl Scope {
     /// From `slice:prefix:name`; an empty slice is `system.slice`.
-    pub(crate) fn parse(path: &str) -> Result<Self, ScopeError> {
+    ///
+    /// # Errors
+    /// Not of this form, or names that systemd does not take.
+    pub fn parse(path: &str) -> Result<Self, ScopeError> {
         let parts: Vec<&str> = path.split(':').collect();
         let [slice, prefix, name] = parts[..] else { return Err(ScopeError::Form(path.to_owned())) };
         let unit = match prefix {
@@ -49,13 +52,13 @@ impl Scope {
     }
 
     /// Below each hierarchy's root.
-    pub(crate) fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         slice_path(&self.slice).unwrap_or_else(|| PathBuf::from("/")).join(&self.unit)
     }
 }
 
-/// `a-b.slice` is in `a.slice` (systemd.slice(5)).
-fn slice_path(slice: &str) -> Option<PathBuf> {
+/// Where a slice is below each hierarchy's root, if it is one: `a-b.slice` is in `a.slice` (systemd.slice(5)).
+pub fn slice_path(slice: &str) -> Option<PathBuf> {
     let name = slice.strip_suffix(".slice")?;
     let mut path = PathBuf::from("/");
     if name == "-" {

@@ -80,6 +80,7 @@ impl Pod {
             shared_pid_namespace: false,
             sysctls: BTreeMap::from([("net.ipv4.ip_unprivileged_port_start".into(), "0".into())]),
             cgroup: format!("{cgroup}/shim"),
+            scope: None,
             shm_bytes: 1 << 20,
             user_namespace: None,
         };
