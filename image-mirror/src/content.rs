@@ -2,8 +2,9 @@
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use bytes::Bytes;
+use futures::StreamExt as _;
 use http::{HeaderMap, Response, StatusCode, header};
 use orlop_distribution::manifest::{MANIFEST_LIMIT, Manifest, OCI_INDEX};
 use orlop_types::{Digest, Reference};
@@ -22,6 +23,8 @@ use crate::upstream::Source;
 const READ_BYTES: usize = 256 << 10;
 /// Most bytes of a pushed manifest, as Docker's registry has it.
 const PUSH_LIMIT: usize = 4 << 20;
+/// Most bytes of one that are read to be refused.
+const DRAIN_LIMIT: usize = 16 << 20;
 /// Tags that are set with one manifest.
 const TAG_LIMIT: usize = 64;
 /// The type of a manifest that says nothing.
@@ -95,13 +98,7 @@ impl Registry {
         body: Body,
     ) -> Answer {
         let tags = pushed_tags(reference, query)?;
-        let bytes = to_bytes(body, PUSH_LIMIT).await.map_err(|error| {
-            RegistryError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "MANIFEST_INVALID",
-                format!("at most {PUSH_LIMIT} bytes are taken: {error}"),
-            )
-        })?;
+        let bytes = document(body).await?;
         let stated = match reference {
             TagOrDigest::Digest(digest) => Some(digest.clone()),
             TagOrDigest::Tag(_) => parameter(query, "digest").map(|text| parse_digest(&text)).transpose()?,
@@ -213,6 +210,31 @@ impl Registry {
         }
         Ok(response)
     }
+}
+
+/// A pushed document. What is too much is read to some length before it is refused: a client that is still sending may not see an
+/// answer that comes before.
+async fn document(body: Body) -> Result<Bytes, RegistryError> {
+    let mut stream = body.into_data_stream();
+    let (mut bytes, mut length) = (Vec::new(), 0);
+    while let Some(chunk) = stream.next().await {
+        let chunk =
+            chunk.map_err(|error| RegistryError::manifest_invalid(format!("the body was cut: {error}")))?;
+        length += chunk.len();
+        if length <= PUSH_LIMIT {
+            bytes.extend_from_slice(&chunk);
+        } else {
+            bytes = Vec::new();
+        }
+        if length > DRAIN_LIMIT {
+            break;
+        }
+    }
+    if length > PUSH_LIMIT {
+        let message = format!("at most {PUSH_LIMIT} bytes are taken");
+        return Err(RegistryError::new(StatusCode::PAYLOAD_TOO_LARGE, "MANIFEST_INVALID", message));
+    }
+    Ok(bytes.into())
 }
 
 /// The tags that a pushed manifest gets: the one of the path, or those of `tag` parameters beside a digest (end-7b).

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
+use bytes::Bytes;
 use futures::StreamExt as _;
 use http::StatusCode;
 use orlop_distribution::blobs::{BlobStore, BlobWriter, StagedBlob};
@@ -15,6 +16,8 @@ use crate::error::RegistryError;
 const IDLE: Duration = Duration::from_secs(3600);
 /// Bytes handed to the disk at one time.
 const COPY_BYTES: usize = 1 << 20;
+/// And pieces: the buffer behind a small one may be large.
+const COPY_PIECES: usize = 32;
 
 /// One upload; its lock is held while a chunk of it is written.
 pub(crate) struct Upload {
@@ -156,29 +159,38 @@ impl Upload {
                 message,
             ));
         }
+        let outcome = self.receive(writer, body).await;
+        outcome.map(|()| writer.size())
+    }
+
+    async fn receive(&self, writer: &mut BlobWriter, body: Body) -> Result<(), RegistryError> {
         let mut stream = body.into_data_stream();
-        let mut buffer = Vec::new();
-        loop {
-            let chunk = stream.next().await.transpose();
-            let chunk = chunk.map_err(|error| {
-                RegistryError::new(
-                    StatusCode::BAD_REQUEST,
-                    "BLOB_UPLOAD_INVALID",
-                    format!("the body was cut: {error}"),
-                )
-            })?;
-            let last = chunk.is_none();
-            buffer.extend_from_slice(&chunk.unwrap_or_default());
-            if last || buffer.len() >= COPY_BYTES {
-                // A megabyte to the page cache: short enough for the async thread pool's blocking section.
-                tokio::task::block_in_place(|| writer.append(&buffer))?;
-                buffer.clear();
-                *self.touched.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let (mut pieces, mut gathered) = (Vec::new(), 0);
+        let outcome = loop {
+            let chunk = match stream.next().await {
+                Some(Ok(chunk)) => chunk,
+                Some(Err(error)) => {
+                    let message = format!("the body was cut: {error}");
+                    break Err(RegistryError::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", message));
+                }
+                None => break Ok(()),
+            };
+            gathered += chunk.len();
+            pieces.push(chunk);
+            if gathered >= COPY_BYTES || pieces.len() >= COPY_PIECES {
+                self.write(writer, &mut pieces)?;
+                gathered = 0;
             }
-            if last {
-                break;
-            }
-        }
-        Ok(writer.size())
+        };
+        // Before a cut, too.
+        self.write(writer, &mut pieces)?;
+        outcome
+    }
+
+    fn write(&self, writer: &mut BlobWriter, pieces: &mut Vec<Bytes>) -> Result<(), RegistryError> {
+        // A megabyte to the page cache: short enough for the async thread pool's blocking section.
+        tokio::task::block_in_place(|| pieces.drain(..).try_for_each(|piece| writer.append(&piece)))?;
+        *self.touched.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        Ok(())
     }
 }
