@@ -112,6 +112,7 @@ impl Registry {
         let media_type = given.unwrap_or_else(|| manifest.media_type());
         let row = manifest_row(&manifest, media_type, bytes.len() as u64, false);
         let subject = row.subject.clone();
+        self.keeper.make_room(row.size).await?;
         let (repositories, staging) = (self.repositories.clone(), digest.clone());
         let staged = tokio::task::spawn_blocking(move || repositories.stage(&staging, &bytes)).await;
         let staged = staged.map_err(|error| RegistryError::internal("store a manifest", error))??;
@@ -177,6 +178,9 @@ impl Registry {
         }
         if let Some(file) = file {
             let size = file.metadata().map_err(|error| RegistryError::internal("read a blob", error))?.len();
+            if origin.is_some() && !self.repositories.has_blob(name, digest)? {
+                self.keeper.adopt(name, digest, size);
+            }
             return answer_blob(digest, size, headers, |begin, length| match head {
                 true => Ok(Body::empty()),
                 false => send(file, begin, length),
@@ -192,6 +196,10 @@ impl Registry {
                 None => self.flights.blob_size(&upstream, digest).await?,
             };
             return answer_blob(digest, size, headers, |_, _| Ok(Body::empty()));
+        }
+        self.keeper.pulled(digest);
+        if !self.flights.is_running(digest) {
+            self.keeper.make_room(size.unwrap_or(0)).await?;
         }
         let flight = self.flights.blob(name, &upstream, digest, size).await?;
         answer_blob(digest, flight.size(), headers, |begin, length| Ok(flight.body(begin, length)))

@@ -97,6 +97,10 @@ impl Flights {
         self.take_off(name, descriptor, download)
     }
 
+    pub(crate) fn is_running(&self, digest: &Digest) -> bool {
+        self.running(digest).is_some()
+    }
+
     fn running(&self, digest: &Digest) -> Option<Flight> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use orlop_distribution::blobs::{BlobStore, Durability};
 use orlop_types::{Algorithm, Digest};
@@ -140,6 +140,7 @@ impl Registry {
                 return Err(RegistryError::digest_invalid(message));
             }
         };
+        self.keeper.make_room(known_size(&body)).await?;
         let session = self.uploads.start(name, algorithm)?;
         let Some(digest) = parameter(query, "digest") else {
             return Ok(accepted(name, &session, 0));
@@ -186,6 +187,7 @@ impl Registry {
 
     async fn append_upload(&self, name: &str, session: &str, headers: &HeaderMap, body: Body) -> Answer {
         let upload = self.uploads.find(name, session)?;
+        self.keeper.make_room(known_size(&body)).await?;
         let size = upload.append(session, content_range(headers)?, body).await?;
         Ok(accepted(name, session, size))
     }
@@ -202,6 +204,7 @@ impl Registry {
         let digest = parameter(query, "digest")
             .ok_or_else(|| RegistryError::digest_invalid("the parameter digest is missing"))?;
         let digest = parse_digest(&digest)?;
+        self.keeper.make_room(known_size(&body)).await?;
         upload.append(session, content_range(headers)?, body).await?;
         self.commit(name, session, &digest).await
     }
@@ -209,6 +212,7 @@ impl Registry {
     async fn commit(&self, name: &str, session: &str, digest: &Digest) -> Answer {
         let upload = self.uploads.find(name, session)?;
         let staged = self.uploads.finish(&upload, session, digest).await?;
+        self.keeper.make_room(staged.size()).await?;
         self.repositories.keep_blob(name, staged, false).await?;
         tracing::info!(repository = name, %digest, "blob stored");
         Ok(created(&format!("/v2/{name}/blobs/{digest}"), digest))
@@ -279,6 +283,11 @@ impl Registry {
             RegistryError::name_unknown(name)
         }
     }
+}
+
+/// What does not fit is refused before it is sent, where the client says how much it is.
+fn known_size(body: &Body) -> u64 {
+    HttpBody::size_hint(body).lower()
 }
 
 /// The parameter `n` of a list.

@@ -1,5 +1,7 @@
 use serde::{Deserialize, Serialize};
 
+use super::rules::Pins;
+
 /// What stays on the disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -7,13 +9,30 @@ pub struct KeepingConfig {
     /// How long bytes that no manifest names stay after their last use: a push is done within this, and a client that was told that a
     /// blob is here finds it.
     pub upload_lease_seconds: u64,
+    /// Bytes that are kept at most; 0 is no bound. Above it fetched images are evicted, the longest unused first, down to 90 %; what was
+    /// pushed is never evicted: when it fills the quota, pushes and fetches are refused, and reads go on.
+    pub quota_bytes: u64,
+    /// Bytes of the file system that stay free: below them fetched images are evicted, then pushes and fetches are refused. Without it 5 %
+    /// of the file system, at most 1 GiB.
+    pub min_free_bytes: Option<u64>,
+    /// Fetched images that are never evicted: `docker.io/library/busybox:1.36`, `docker.io/library/busybox:*`, `registry.k8s.io/`.
+    pub pins: Vec<String>,
+    /// What was used within this is not evicted.
+    pub keep_used_seconds: u64,
     /// Time between two looks for bytes that nobody needs.
     pub collect_interval_seconds: u64,
 }
 
 impl Default for KeepingConfig {
     fn default() -> Self {
-        Self { upload_lease_seconds: 24 * 3600, collect_interval_seconds: 3600 }
+        Self {
+            upload_lease_seconds: 24 * 3600,
+            quota_bytes: 0,
+            min_free_bytes: None,
+            pins: Vec::new(),
+            keep_used_seconds: 600,
+            collect_interval_seconds: 3600,
+        }
     }
 }
 
@@ -31,6 +50,11 @@ impl KeepingConfig {
             if value == 0 {
                 problems.push(format!("keeping.{key} is 0: give at least 1"));
             }
+        }
+        for pin in Pins::parse(&self.pins).1 {
+            problems.push(format!(
+                "keeping.pins: {pin:?} is no image, repository or prefix such as \"docker.io/library/busybox:*\" or \"registry.k8s.io/\""
+            ));
         }
         problems
     }

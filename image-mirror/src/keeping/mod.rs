@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   uses (memory) --each minute--> last use of contents
-//!   task "mirror-keeping": write uses, collect garbage
+//!   task "mirror-keeping": write uses, evict above quota, collect garbage
+//!   push, fetch --> make_room --> evict
 //! ```
 //!
 //! Invariants: bytes that a row wants are never removed; bytes that a client was told about stay for the lease; a removal is decided
@@ -10,8 +11,13 @@
 
 mod collect;
 mod config;
+mod evict;
+#[cfg(test)]
+mod evicted;
 #[cfg(test)]
 mod properties;
+mod rules;
+mod seen;
 mod uses;
 
 use std::path::{Path, PathBuf};
@@ -25,9 +31,10 @@ use orlop_types::Digest;
 
 pub use config::KeepingConfig;
 
-use crate::records::{RecordsError, now_ms};
+use crate::records::{Kind, RecordsError, Row, Value, now_ms};
 use crate::repositories::Repositories;
 use collect::Collected;
+use rules::Pins;
 use uses::{Noted, Uses};
 
 /// Time between two writes of uses.
@@ -47,13 +54,31 @@ struct LastCollection {
     collected: Collected,
 }
 
+/// Why a push or a fetch was refused last.
+#[derive(Clone, Debug)]
+struct Refusal {
+    at_ms: u64,
+    message: String,
+}
+
 /// One per registry.
 pub(crate) struct Keeper {
     repositories: Repositories,
     root: PathBuf,
     lease_ms: u64,
     interval: Duration,
+    quota_bytes: u64,
+    min_free_bytes: Option<u64>,
+    pins: Pins,
+    keep_used_ms: u64,
     uses: Uses,
+    /// Blobs that were served for repositories which do not count them as theirs yet.
+    adoptions: Mutex<Vec<(Row, u64)>>,
+    /// Held by the one eviction; when it is worth to look again.
+    evicting: tokio::sync::Mutex<Option<Instant>>,
+    refusal: Mutex<Option<Refusal>>,
+    evicted_images: Counter,
+    evicted_bytes: Counter,
     /// Held by the one collection.
     collecting: tokio::sync::Mutex<()>,
     soon: tokio::sync::Notify,
@@ -73,7 +98,16 @@ impl Keeper {
             root: root.to_owned(),
             lease_ms,
             interval: Duration::from_secs(config.collect_interval_seconds),
+            quota_bytes: config.quota_bytes,
+            min_free_bytes: config.min_free_bytes,
+            pins: Pins::parse(&config.pins).0,
+            keep_used_ms: config.keep_used_seconds.saturating_mul(1000),
             uses: Uses::new(lease_ms),
+            adoptions: Mutex::default(),
+            evicting: tokio::sync::Mutex::default(),
+            refusal: Mutex::default(),
+            evicted_images: Counter::default(),
+            evicted_bytes: Counter::default(),
             collecting: tokio::sync::Mutex::default(),
             soon: tokio::sync::Notify::new(),
             last: Mutex::default(),
@@ -86,11 +120,7 @@ impl Keeper {
 
     /// Starts the task, and shows what it does.
     pub(crate) fn start(self: &Arc<Self>, frame: &Frame) {
-        frame.metrics().register(
-            "mirror_collected_bytes",
-            "Bytes removed because nobody needed them",
-            self.removed_bytes.clone(),
-        );
+        self.register(&mut frame.metrics());
         let (keeper, drain) = (self.clone(), frame.drain());
         frame.spawn("mirror-keeping", async move {
             let mut collect_at = Instant::now() + keeper.interval.min(FIRST_COLLECTION);
@@ -102,6 +132,8 @@ impl Keeper {
                     () = keeper.soon.notified() => {}
                 }
                 keeper.log(keeper.write_uses().await, "uses were not written");
+                // What stands against it is noted, and pushes are told.
+                let _ = keeper.make_room(0).await;
                 let now = Instant::now();
                 if now >= collect_at {
                     let strays = now >= strays_at;
@@ -134,6 +166,32 @@ impl Keeper {
         }
     }
 
+    /// A blob that one repository fetched is served for others of upstreams too: it becomes theirs, so that it stays for their images.
+    pub(crate) fn adopt(&self, name: &str, digest: &Digest, size: u64) {
+        let mut adoptions = self.adoptions.lock().unwrap_or_else(PoisonError::into_inner);
+        // More than this in a minute are adopted when they are pulled again.
+        if adoptions.len() < USES_AT_ONCE {
+            adoptions.push((Row::new(Kind::Blob, name, digest.as_str()), size));
+        }
+    }
+
+    async fn write_adoptions(&self) -> Result<(), RecordsError> {
+        let adoptions = std::mem::take(&mut *self.adoptions.lock().unwrap_or_else(PoisonError::into_inner));
+        if adoptions.is_empty() {
+            return Ok(());
+        }
+        let write = self.repositories.records.write(move |change| {
+            for (row, size) in adoptions {
+                let here = row.key.parse().is_ok_and(|digest| matches!(change.used_ms(&digest), Ok(Some(_))));
+                if here && change.value(&row)?.is_none() {
+                    change.set(&row, Some(Value::Blob { size, fetched: true }))?;
+                }
+            }
+            Ok(())
+        });
+        write.await
+    }
+
     /// Notes that a client is told that bytes are here; false when they went just now.
     ///
     /// It counts on them for the lease, so the disk must know before it does.
@@ -162,6 +220,7 @@ impl Keeper {
     }
 
     async fn write_uses(&self) -> Result<(), RecordsError> {
+        self.write_adoptions().await?;
         loop {
             let uses = self.uses.unwritten(USES_AT_ONCE);
             if uses.is_empty() {
@@ -178,29 +237,5 @@ impl Keeper {
             write.await?;
             self.uses.written(&written, now_ms());
         }
-    }
-
-    fn collected(&self, collected: Collected, started_ms: u64) {
-        let Collected { rows, files, bytes } = collected;
-        self.removed_bytes.inc_by(bytes);
-        if rows > 0 || files > 0 {
-            tracing::info!(rows, files, bytes, "garbage collected");
-        }
-        let last = LastCollection { started_ms, ended_ms: now_ms(), collected };
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
-    }
-
-    /// For the state dump.
-    pub(crate) fn state(&self) -> serde_json::Value {
-        let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        serde_json::json!({
-            "lastCollection": last.map(|LastCollection { started_ms, ended_ms, collected }| serde_json::json!({
-                "startedMs": started_ms,
-                "endedMs": ended_ms,
-                "rows": collected.rows,
-                "files": collected.files,
-                "bytes": collected.bytes,
-            })),
-        })
     }
 }

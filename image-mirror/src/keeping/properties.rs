@@ -142,22 +142,21 @@ impl Model {
     }
 }
 
-struct Subject {
-    keeper: Arc<Keeper>,
-    repositories: Repositories,
-    blobs: BlobStore,
+pub(super) struct Subject {
+    pub(super) keeper: Arc<Keeper>,
+    pub(super) repositories: Repositories,
+    pub(super) blobs: BlobStore,
     leases_ended_ms: u64,
     _directory: tempfile::TempDir,
 }
 
 impl Subject {
-    fn new() -> Self {
+    pub(super) fn new(config: &KeepingConfig) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let blobs = BlobStore::open(directory.path(), Durability::Caller).unwrap();
         let repositories =
             Repositories::open(Records::open(directory.path()).unwrap(), blobs.clone(), u64::MAX);
-        let config = KeepingConfig { upload_lease_seconds: 0, ..KeepingConfig::default() };
-        let keeper = Arc::new(Keeper::open(directory.path(), &config, repositories.clone()).unwrap());
+        let keeper = Arc::new(Keeper::open(directory.path(), config, repositories.clone()).unwrap());
         Self { keeper, repositories, blobs, leases_ended_ms: 0, _directory: directory }
     }
 
@@ -223,7 +222,7 @@ impl Subject {
         }
     }
 
-    fn files(&self) -> BTreeSet<Digest> {
+    pub(super) fn files(&self) -> BTreeSet<Digest> {
         self.blobs.list().unwrap().into_iter().map(|(digest, _)| digest).collect()
     }
 
@@ -259,7 +258,8 @@ proptest! {
     fn garbage_goes_and_nothing_else(steps in proptest::collection::vec(step(), 1..30)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
-            let (mut subject, mut model) = (Subject::new(), Model::default());
+            let config = KeepingConfig { upload_lease_seconds: 0, ..KeepingConfig::default() };
+            let (mut subject, mut model) = (Subject::new(&config), Model::default());
             for step in steps {
                 subject.step(step).await;
                 model.step(step);

@@ -67,6 +67,11 @@ impl Uses {
         noted.get(digest).is_some_and(|known| now_ms <= known.written_ms.saturating_add(self.resolution_ms))
     }
 
+    /// The last use that is remembered here.
+    pub(crate) fn used_ms(&self, digest: &Digest) -> Option<u64> {
+        self.noted().get(digest).map(|known| known.used_ms)
+    }
+
     /// What is to be written, at most `limit`.
     pub(crate) fn unwritten(&self, limit: usize) -> Vec<(Digest, u64)> {
         let noted = self.noted();

@@ -17,7 +17,7 @@ use super::tables::{
     owner_key, pair_key,
 };
 
-pub(crate) use removal::Burial;
+pub(crate) use removal::{Burial, Evicted};
 
 /// Everything that a change may touch. Nothing of it is visible before the whole batch is on the disk.
 pub(crate) struct Change<'t> {

@@ -24,10 +24,10 @@ use std::time::{Duration, Instant};
 use redb::Database;
 use tokio::sync::oneshot;
 
-pub(crate) use change::{Burial, Change};
+pub(crate) use change::{Burial, Change, Evicted};
 pub(crate) use row::{Kind, ManifestRow, Part, Row, Value};
 pub(crate) use stamp::now_ms;
-pub(crate) use sweep::Page;
+pub(crate) use sweep::{Candidate, Page};
 
 use writer::{Job, Shared, Waiting};
 

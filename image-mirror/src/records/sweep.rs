@@ -18,7 +18,46 @@ pub(crate) struct Page<T> {
     pub next: Option<Vec<u8>>,
 }
 
+/// A fetched manifest that may go.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Candidate {
+    /// Of the manifest or of an index that names it, whatever is later: a client that has the index may ask for the manifest.
+    pub used_ms: u64,
+    pub name: String,
+    pub digest: Digest,
+    /// The manifest, the indexes that name it, and its subject.
+    pub related: Vec<Digest>,
+}
+
 impl Records {
+    /// Fetched manifests that nobody used since `before_ms`.
+    pub(crate) fn fetched_images(
+        &self,
+        from: &[u8],
+        before_ms: u64,
+    ) -> Result<Page<Candidate>, RecordsError> {
+        self.rows_page(Kind::Manifest, from, |read, row, cell| {
+            let Some(Value::Manifest(manifest)) = cell.value.filter(Value::is_fetched) else {
+                return Ok(None);
+            };
+            let Ok(digest) = row.key.parse::<Digest>() else { return Ok(None) };
+            let mut related = vec![digest.clone()];
+            let prefix = pair_key(&row.name, &row.key, "");
+            for entry in read.open_table(PARTS)?.range(prefix.as_slice()..after(&prefix).as_slice())? {
+                let index = String::from_utf8_lossy(&entry?.0.value()[prefix.len()..]).parse();
+                related.extend(index.ok());
+            }
+            let contents = read.open_table(CONTENTS)?;
+            let mut used_ms = 0;
+            for digest in &related {
+                let used = contents.get(digest.as_str())?.map_or(0, |value| value.value().1);
+                used_ms = used_ms.max(used);
+            }
+            related.extend(manifest.subject);
+            Ok((used_ms < before_ms).then_some(Candidate { used_ms, name: row.name, digest, related }))
+        })
+    }
+
     /// Bytes that no row wants and that nobody used since `before_ms`.
     pub(crate) fn unowned(&self, from: &[u8], before_ms: u64) -> Result<Page<Digest>, RecordsError> {
         self.contents_page(from, |read, digest, (_, used_ms)| {

@@ -10,7 +10,7 @@ use orlop_types::Digest;
 use redb::ReadableTable as _;
 
 use super::{Change, RecordsError};
-use crate::records::row::{Cell, Kind, Row, Value};
+use crate::records::row::{Cell, Kind, ManifestRow, Row, Value};
 use crate::records::tables::{BYTES, COUNT, after, pair_key};
 
 /// The file of dropped bytes, and where it waits for its removal.
@@ -18,6 +18,13 @@ use crate::records::tables::{BYTES, COUNT, after, pair_key};
 pub(crate) struct Burial {
     pub from: PathBuf,
     pub to: PathBuf,
+}
+
+/// What went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Evicted {
+    pub images: u64,
+    pub bytes: u64,
 }
 
 impl Change<'_> {
@@ -52,6 +59,47 @@ impl Change<'_> {
         }
         self.evict(row)?;
         Ok(true)
+    }
+
+    /// Forgets a fetched manifest with its tags, and what it alone named. None when it stays: it was pushed, or it or a blob of it was
+    /// used since `before_ms`; else the bytes that went. `burial` is none for what is in use.
+    pub(crate) fn evict_image(
+        &mut self,
+        name: &str,
+        digest: &Digest,
+        before_ms: u64,
+        burial: &dyn Fn(&Digest) -> Option<Burial>,
+    ) -> Result<Option<u64>, RecordsError> {
+        let row = Row::new(Kind::Manifest, name, digest.as_str());
+        let Some(Value::Manifest(ManifestRow { fetched: true, parts, .. })) = self.value(&row)? else {
+            return Ok(None);
+        };
+        let digests: Vec<Digest> =
+            std::iter::once(digest.clone()).chain(parts.into_iter().map(|part| part.digest)).collect();
+        for digest in &digests {
+            if self.used_ms(digest)?.is_some_and(|used_ms| used_ms >= before_ms) || burial(digest).is_none() {
+                return Ok(None);
+            }
+        }
+        self.evict(&row)?;
+        for (tag, value) in self.rows(Kind::FetchedTag, name)? {
+            if value == Value::Tag(digest.clone()) {
+                self.evict(&tag)?;
+            }
+        }
+        let mut bytes = 0;
+        for digest in &digests {
+            let blob = Row::new(Kind::Blob, name, digest.as_str());
+            if matches!(self.value(&blob)?, Some(Value::Blob { fetched: true, .. }))
+                && !self.is_named(name, digest.as_str())?
+            {
+                self.evict(&blob)?;
+            }
+            if let Some(burial) = burial(digest) {
+                bytes += self.drop_unowned(digest, before_ms, burial)?.unwrap_or(0);
+            }
+        }
+        Ok(Some(bytes))
     }
 
     /// Drops bytes that no row wants and that nobody used since `before_ms`; their number, none when they stay. The file goes after
