@@ -147,6 +147,9 @@ fn memory_v1(memory: &LinuxMemory) -> Vec<Write> {
     }
     writes
         .extend(set(memory.reservation()).map(|bytes| write("memory", "memory.soft_limit_in_bytes", bytes)));
+    if memory.disable_oom_killer() == Some(true) {
+        writes.push(write("memory", "memory.oom_control", 1));
+    }
     writes
 }
 

@@ -11,7 +11,7 @@ use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxNamespaceType, LinuxResources, Spec};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxMemoryBuilder, LinuxNamespaceType, LinuxResources, Spec};
 
 use orlop_linux::process::{CloneOptions, Side, SingleThreaded};
 
@@ -115,7 +115,7 @@ fn complete(
     pid: u32,
 ) -> anyhow::Result<()> {
     let guarded = guard(hierarchies, spec, id)
-        .and_then(|()| limit_rdma(hierarchies, spec, id))
+        .and_then(|()| limit_the_rest(hierarchies, spec, id))
         .and_then(|()| delegate(spec, id, user));
     if guarded.is_err() {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
@@ -297,17 +297,22 @@ fn start_scope(spec: &Spec, id: &str) -> anyhow::Result<Placeholder> {
     Ok(placeholder)
 }
 
-/// libcontainer, which sets the limits on v1, does not know this controller.
-fn limit_rdma(hierarchies: &Hierarchies, spec: &Spec, id: &str) -> anyhow::Result<()> {
+/// What libcontainer, which sets the limits on v1, does not know.
+fn limit_the_rest(hierarchies: &Hierarchies, spec: &Spec, id: &str) -> anyhow::Result<()> {
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let Some(devices) = resources.and_then(|resources| resources.rdma().as_ref()) else { return Ok(()) };
-    if devices.is_empty() || hierarchies.is_unified() {
+    let Some(resources) = resources.filter(|_| !hierarchies.is_unified()) else { return Ok(()) };
+    let devices = resources.rdma().as_ref().filter(|devices| !devices.is_empty());
+    let disable = resources.memory().as_ref().and_then(|memory| memory.disable_oom_killer()) == Some(true);
+    if devices.is_none() && !disable {
         return Ok(());
     }
-    let mut alone = LinuxResources::default();
-    alone.set_devices(None).set_rdma(Some(devices.clone()));
+    let mut rest = LinuxResources::default();
+    rest.set_devices(None).set_rdma(devices.cloned());
+    if disable {
+        rest.set_memory(Some(LinuxMemoryBuilder::default().disable_oom_killer(true).build()?));
+    }
     let group = hierarchies.cgroup(&rules::cgroup_path(spec, id)?.to_string_lossy());
-    limits::apply(&group, &alone, false).context("linux.resources.rdma")
+    limits::apply(&group, &rest, false).context("linux.resources")
 }
 
 /// On a unified machine a container with a user namespace of its own may manage what is below its group, if it has a cgroup namespace

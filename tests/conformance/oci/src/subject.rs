@@ -102,11 +102,6 @@ const fn known(kind: Kind, what: &'static str, why: &'static str) -> Difference 
 
 /// Known limits of Debian 12's runc 1.1.5 and crun 1.8.1, and of ours.
 pub const DIFFERENCES: &[Difference] = &[
-    known(
-        Kind::Ours,
-        "memory.disableOOMKiller",
-        "libcontainer's v1 driver does not pass it on; deprecated with cgroup v1",
-    ),
     known(Kind::Ours, "device links stay inside while /dev changes", "needs another version of libcontainer"),
     known(Kind::Runc, "cpu.idle and cpu.burst at create", "newer than 1.1.5"),
     known(Kind::Runc, "domainname", "newer than 1.1.5"),
