@@ -7,7 +7,7 @@ use orlop_types::Reference;
 use serde::{Deserialize, Serialize};
 
 use crate::auth::AuthConfig;
-use crate::keeping::KeepingConfig;
+use crate::keeping::{KeepingConfig, Mode};
 
 /// Configuration of the registry.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,8 +30,9 @@ pub struct Config {
     pub negative_cache_seconds: u64,
     /// How long an upstream is waited for.
     pub upstream_timeouts: UpstreamTimeouts,
-    /// Refuses pushes and deletes; fetching goes on.
-    pub read_only: bool,
+    /// `normal`, `readOnly` (refuses pushes and deletes; fetching goes on) or `maintenance` (serves what is here, fetches and writes
+    /// nothing). `orlop mirror mode` changes it at run time; what it says is remembered and wins.
+    pub mode: Mode,
     /// Takes pushes and deletes from whoever reaches the address. On loopback they are taken anyway, unless `auth` says who may.
     pub anonymous_push: bool,
     /// Users and their rights; without it nobody is asked who he is.
@@ -73,7 +74,7 @@ impl Default for Config {
             tag_freshness_seconds: 60,
             negative_cache_seconds: 10,
             upstream_timeouts: UpstreamTimeouts::default(),
-            read_only: false,
+            mode: Mode::Normal,
             anonymous_push: false,
             auth: None,
             max_connections: 1024,
@@ -86,7 +87,7 @@ impl Default for Config {
 impl Config {
     /// Whether pushes and deletes are taken: where nobody is asked who he is, by default only on this machine.
     pub(crate) fn takes_pushes(&self) -> bool {
-        !self.read_only && (self.auth.is_some() || self.anonymous_push || self.listen.ip().is_loopback())
+        self.auth.is_some() || self.anonymous_push || self.listen.ip().is_loopback()
     }
 }
 
@@ -154,21 +155,14 @@ mod tests {
 
     #[test]
     fn pushes_from_everybody_must_be_wanted() {
-        let config = |listen: &str, read_only, anonymous_push| Config {
-            listen: listen.parse().expect("an address"),
-            read_only,
-            anonymous_push,
-            ..Config::default()
-        };
-        for (listen, read_only, anonymous_push, taken) in [
-            ("127.0.0.1:5000", false, false, true),
-            ("[::1]:5000", false, false, true),
-            ("127.0.0.1:5000", true, true, false),
-            ("0.0.0.0:5000", false, false, false),
-            ("192.0.2.1:5000", false, true, true),
-            ("192.0.2.1:5000", true, true, false),
+        for (listen, anonymous_push, taken) in [
+            ("127.0.0.1:5000", false, true),
+            ("[::1]:5000", false, true),
+            ("0.0.0.0:5000", false, false),
+            ("192.0.2.1:5000", true, true),
         ] {
-            let config = config(listen, read_only, anonymous_push);
+            let listen = listen.parse().expect("an address");
+            let config = Config { listen, anonymous_push, ..Config::default() };
             assert_eq!(config.takes_pushes(), taken, "{config:?}");
         }
     }

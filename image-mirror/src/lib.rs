@@ -37,5 +37,5 @@ mod watched;
 
 pub use auth::{Action, AuthConfig, Rule};
 pub use config::{Config, UpstreamTimeouts};
-pub use keeping::KeepingConfig;
+pub use keeping::{KeepingConfig, Mode};
 pub use server::start;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::{Body, HttpBody};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use orlop_distribution::blobs::{BlobStore, Durability};
 use orlop_types::{Algorithm, Digest};
@@ -12,8 +13,8 @@ use crate::auth::{Auth, Caller};
 use crate::config::Config;
 use crate::error::RegistryError;
 use crate::flights::Flights;
-use crate::keeping::Keeper;
-use crate::namespace;
+use crate::keeping::{Keeper, Mode};
+use crate::namespace::{self, Origin};
 use crate::query::{decode_path, parameter};
 use crate::records::Records;
 use crate::repositories::Repositories;
@@ -38,7 +39,6 @@ pub(crate) struct Registry {
     /// None where nobody is asked who he is.
     pub(crate) auth: Option<Auth>,
     upstreams: BTreeMap<String, String>,
-    read_only: bool,
     takes_pushes: bool,
 }
 
@@ -52,7 +52,7 @@ impl Registry {
         let client = crate::upstream::client(config);
         let upstream = Upstream::new(config, client.clone(), blobs.clone(), repositories.clone());
         let flights = Flights::new(client, blobs.clone(), repositories.clone());
-        let keeper = Keeper::open(&config.root, &config.keeping, repositories.clone())?;
+        let keeper = Keeper::open(&config.root, &config.keeping, config.mode, repositories.clone())?;
         Ok(Self {
             keeper: Arc::new(keeper),
             repositories,
@@ -62,7 +62,6 @@ impl Registry {
             auth: config.auth.as_ref().map(|auth| Auth::open(auth, &config.root)).transpose()?,
             upstreams: config.upstreams.clone(),
             uploads,
-            read_only: config.read_only,
             takes_pushes: config.takes_pushes(),
         })
     }
@@ -72,8 +71,9 @@ impl Registry {
         let (parts, body) = request.into_parts();
         let query = parts.uri.query().unwrap_or_default();
         let read = matches!(parts.method, Method::GET | Method::HEAD);
-        if self.read_only && !read {
-            return Err(RegistryError::unsupported("this registry is read-only"));
+        let mode = self.keeper.mode();
+        if let Some(refusal) = mode.refusal().filter(|_| !read) {
+            return Err(refusal);
         }
         if !self.takes_pushes && !read {
             let message = "this registry takes no pushes: its operator may set anonymousPush: true";
@@ -86,12 +86,28 @@ impl Registry {
             auth.permit(caller, &parts.method, &route, registry.as_deref())?;
         }
         let origin = namespace::apply(&mut route, registry, &self.upstreams);
+        if mode == Mode::Maintenance && origin.is_some() {
+            let answered = self.answer_route(route, &parts, caller, None, body).await;
+            return answered.map_err(|error| mode.miss(error));
+        }
+        self.answer_route(route, &parts, caller, origin.as_ref(), body).await
+    }
+
+    async fn answer_route(
+        &self,
+        route: Route,
+        parts: &Parts,
+        caller: &Caller,
+        origin: Option<&Origin>,
+        body: Body,
+    ) -> Answer {
+        let query = parts.uri.query().unwrap_or_default();
         match (route, &parts.method) {
             (Route::Base, &Method::GET | &Method::HEAD) => Ok(base()),
             (Route::Catalog, &Method::GET | &Method::HEAD) => self.list_repositories(query),
             (Route::Manifest { name, reference }, &Method::GET | &Method::HEAD) => {
                 let head = parts.method == Method::HEAD;
-                self.get_manifest(&name, &reference, origin.as_ref(), &parts.headers, head).await
+                self.get_manifest(&name, &reference, origin, &parts.headers, head).await
             }
             (Route::Manifest { name, reference }, &Method::PUT) => {
                 self.put_manifest(&name, &reference, query, &parts.headers, body).await
@@ -100,8 +116,7 @@ impl Registry {
                 self.delete_manifest(&name, &reference).await
             }
             (Route::Blob { name, digest }, &Method::GET | &Method::HEAD) => {
-                self.get_blob(&name, &digest, origin.as_ref(), &parts.headers, parts.method == Method::HEAD)
-                    .await
+                self.get_blob(&name, &digest, origin, &parts.headers, parts.method == Method::HEAD).await
             }
             (Route::Blob { name, digest }, &Method::DELETE) => self.delete_blob(&name, &digest).await,
             (Route::Uploads { name }, &Method::POST) => self.start_upload(&name, query, caller, body).await,

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use orlop_daemon::{Frame, Settings};
-use orlop_mirror::Config;
+use orlop_mirror::{Config, Mode};
 use orlop_types::Digest;
 use serde_json::json;
 
@@ -21,7 +21,8 @@ struct Registry {
 impl Registry {
     fn start(root: &Path, read_only: bool) -> Self {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let config = Config { listen: address, root: root.to_owned(), read_only, ..Config::default() };
+        let mode = if read_only { Mode::ReadOnly } else { Mode::Normal };
+        let config = Config { listen: address, root: root.to_owned(), mode, ..Config::default() };
         let (sender, receiver) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             orlop_daemon::run(Settings::new("mirror"), |frame| async move {

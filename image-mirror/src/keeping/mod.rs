@@ -10,10 +10,13 @@
 //! inside a change of the records, and the file goes after it.
 
 mod collect;
+mod commands;
 mod config;
 mod evict;
 #[cfg(test)]
 mod evicted;
+mod memory;
+mod mode;
 #[cfg(test)]
 mod properties;
 mod rules;
@@ -30,10 +33,12 @@ use orlop_daemon::prometheus_client::metrics::counter::Counter;
 use orlop_types::Digest;
 
 pub use config::KeepingConfig;
+pub use mode::Mode;
 
 use crate::records::{Kind, RecordsError, Row, Value, now_ms};
 use crate::repositories::Repositories;
 use collect::Collected;
+use memory::Memory;
 use rules::Pins;
 use uses::{Noted, Uses};
 
@@ -65,6 +70,9 @@ struct Refusal {
 pub(crate) struct Keeper {
     repositories: Repositories,
     root: PathBuf,
+    configured_mode: Mode,
+    memory: Mutex<Memory>,
+    remembering: Mutex<()>,
     lease_ms: u64,
     interval: Duration,
     quota_bytes: u64,
@@ -90,12 +98,16 @@ impl Keeper {
     pub(crate) fn open(
         root: &Path,
         config: &KeepingConfig,
+        mode: Mode,
         repositories: Repositories,
     ) -> anyhow::Result<Self> {
         let lease_ms = config.upload_lease_ms();
         let keeper = Self {
             repositories,
             root: root.to_owned(),
+            configured_mode: mode,
+            memory: Mutex::new(Memory::load(root)),
+            remembering: Mutex::default(),
             lease_ms,
             interval: Duration::from_secs(config.collect_interval_seconds),
             quota_bytes: config.quota_bytes,
@@ -121,6 +133,7 @@ impl Keeper {
     /// Starts the task, and shows what it does.
     pub(crate) fn start(self: &Arc<Self>, frame: &Frame) {
         self.register(&mut frame.metrics());
+        self.offer(frame);
         let (keeper, drain) = (self.clone(), frame.drain());
         frame.spawn("mirror-keeping", async move {
             let mut collect_at = Instant::now() + keeper.interval.min(FIRST_COLLECTION);
@@ -130,6 +143,9 @@ impl Keeper {
                     () = drain.wait() => break,
                     () = tokio::time::sleep(TICK.min(keeper.interval)) => {}
                     () = keeper.soon.notified() => {}
+                }
+                if keeper.mode() == Mode::Maintenance {
+                    continue;
                 }
                 keeper.log(keeper.write_uses().await, "uses were not written");
                 // What stands against it is noted, and pushes are told.
@@ -147,7 +163,9 @@ impl Keeper {
                     }
                 }
             }
-            keeper.log(keeper.write_uses().await, "uses were not written");
+            if keeper.mode() != Mode::Maintenance {
+                keeper.log(keeper.write_uses().await, "uses were not written");
+            }
             Ok(())
         });
     }
@@ -197,7 +215,8 @@ impl Keeper {
     /// It counts on them for the lease, so the disk must know before it does.
     pub(crate) async fn promised(&self, digest: &Digest) -> bool {
         let now = now_ms();
-        if self.uses.is_written(digest, now) {
+        // In maintenance nothing goes.
+        if self.uses.is_written(digest, now) || self.mode() == Mode::Maintenance {
             return true;
         }
         let wanted = digest.clone();

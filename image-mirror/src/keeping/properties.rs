@@ -7,7 +7,7 @@ use orlop_distribution::blobs::{BlobStore, Durability};
 use orlop_types::Digest;
 use proptest::prelude::*;
 
-use super::{Keeper, KeepingConfig};
+use super::{Keeper, KeepingConfig, Mode};
 use crate::records::{Kind, ManifestRow, Part, Records, Row, now_ms};
 use crate::repositories::{NewManifest, Repositories};
 
@@ -156,7 +156,8 @@ impl Subject {
         let blobs = BlobStore::open(directory.path(), Durability::Caller).unwrap();
         let repositories =
             Repositories::open(Records::open(directory.path()).unwrap(), blobs.clone(), u64::MAX);
-        let keeper = Arc::new(Keeper::open(directory.path(), config, repositories.clone()).unwrap());
+        let keeper =
+            Arc::new(Keeper::open(directory.path(), config, Mode::Normal, repositories.clone()).unwrap());
         Self { keeper, repositories, blobs, leases_ended_ms: 0, _directory: directory }
     }
 

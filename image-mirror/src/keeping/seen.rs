@@ -70,6 +70,7 @@ impl Keeper {
         let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let space = self.space().ok();
         serde_json::json!({
+            "mode": self.mode(),
             "quotaBytes": space.map(|space| space.quota),
             "freeBytes": space.map(|space| space.free),
             "reservedBytes": space.map(|space| space.reserve),

@@ -6,6 +6,7 @@
 //! | `GET /readyz` | `ok`, or 503 with the names of the guards that are missing |
 //! | `GET /metrics` | OpenMetrics text |
 //! | `GET /dump` | the daemon's state as one JSON object |
+//! | `PUT /commands/NAME` | what the daemon offers there; the body of PUT is its argument, 409 says what is wrong |
 //! | `GET /loglevel`, `PUT /loglevel` | the log filter; the body of PUT is the new one (at most 4096 bytes) |
 
 use std::convert::Infallible;
@@ -84,6 +85,7 @@ async fn answer(frame: Frame, request: Request<Incoming>) -> Result<Response<Ful
         (&Method::GET, "/dump") => dump(&frame),
         (&Method::GET, "/loglevel") => text(StatusCode::OK, telemetry::filter()),
         (&Method::PUT, "/loglevel") => set_log_level(request).await,
+        (&Method::PUT, path) if path.starts_with("/commands/") => command(&frame, request).await,
         _ => text(StatusCode::NOT_FOUND, "known: /healthz /readyz /metrics /dump /loglevel".to_owned()),
     };
     Ok(response)
@@ -108,14 +110,38 @@ fn dump(frame: &Frame) -> Response<Full<Bytes>> {
     response
 }
 
-async fn set_log_level(request: Request<Incoming>) -> Response<Full<Bytes>> {
-    let body = match Limited::new(request.into_body(), BODY_LIMIT_BYTES).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) => {
-            return text(StatusCode::BAD_REQUEST, format!("could not read the filter: {error}"));
-        }
+async fn command(frame: &Frame, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let commands = frame.commands();
+    let name = request.uri().path().trim_start_matches("/commands/").to_owned();
+    let Some(run) = commands.get(name.as_str()).cloned() else {
+        let known = commands.keys().copied().collect::<Vec<_>>().join(" ");
+        return text(StatusCode::NOT_FOUND, format!("{name:?} is no command; known: {known}"));
     };
-    match telemetry::set_filter(String::from_utf8_lossy(&body).trim()) {
+    let body = match body(request).await {
+        Ok(body) => body,
+        Err(response) => return response,
+    };
+    // Apart from the connection, whose time is bounded: what was begun is ended.
+    match tokio::spawn(run(body)).await {
+        Ok(Ok(answer)) => text(StatusCode::OK, answer),
+        Ok(Err(error)) => text(StatusCode::CONFLICT, error),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("command {name} broke: {error}")),
+    }
+}
+
+async fn body(request: Request<Incoming>) -> Result<String, Response<Full<Bytes>>> {
+    match Limited::new(request.into_body(), BODY_LIMIT_BYTES).collect().await {
+        Ok(body) => Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned()),
+        Err(error) => Err(text(StatusCode::BAD_REQUEST, format!("could not read the body: {error}"))),
+    }
+}
+
+async fn set_log_level(request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let body = match body(request).await {
+        Ok(body) => body,
+        Err(response) => return response,
+    };
+    match telemetry::set_filter(body.trim()) {
         Ok(()) => text(StatusCode::OK, telemetry::filter()),
         Err(error) => text(StatusCode::BAD_REQUEST, error),
     }

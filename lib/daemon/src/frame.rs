@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
@@ -33,6 +34,7 @@ impl Settings {
 }
 
 pub(crate) type DumpFn = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+pub(crate) type CommandFn = Arc<dyn Fn(String) -> BoxFuture<'static, Result<String, String>> + Send + Sync>;
 
 /// Handle to the running daemon; cheap to clone.
 #[derive(Clone)]
@@ -47,6 +49,7 @@ struct Inner {
     ready: Ready,
     registry: Mutex<Registry>,
     dumps: Mutex<BTreeMap<&'static str, DumpFn>>,
+    commands: Mutex<BTreeMap<&'static str, CommandFn>>,
     tasks: Mutex<JoinSet<TaskEnd>>,
     failed: tokio::sync::mpsc::UnboundedSender<String>,
 }
@@ -98,6 +101,20 @@ impl Frame {
 
     pub(crate) fn dumps(&self) -> BTreeMap<&'static str, DumpFn> {
         self.inner.dumps.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Offers a command at the admin socket: `PUT /commands/NAME`. `run` gets the body, at most 4096 bytes, and gives the answer or what is
+    /// wrong; it goes on when the caller leaves.
+    pub fn command<F>(&self, name: &'static str, run: impl Fn(String) -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = Result<String, String>> + Send + 'static,
+    {
+        let mut commands = self.inner.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        commands.insert(name, Arc::new(move |body| run(body).boxed()));
+    }
+
+    pub(crate) fn commands(&self) -> BTreeMap<&'static str, CommandFn> {
+        self.inner.commands.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Runs a named task for the life of the daemon. An error or panic before the drain ends the process.
@@ -168,6 +185,7 @@ where
             ready: Ready::new(),
             registry: Mutex::default(),
             dumps: Mutex::default(),
+            commands: Mutex::default(),
             tasks: Mutex::default(),
             failed,
         }),
