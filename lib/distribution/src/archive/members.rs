@@ -273,7 +273,7 @@ fn expected_digest(name: &str) -> Option<Digest> {
 }
 
 /// `a/b/c` without leading or doubled slashes and dots; none for names that leave the archive or are no text.
-fn normalise(path: &[u8]) -> Option<String> {
+pub(super) fn normalise(path: &[u8]) -> Option<String> {
     let mut parts: Vec<&str> = Vec::new();
     for part in std::str::from_utf8(path).ok()?.split('/') {
         match part {
@@ -287,7 +287,7 @@ fn normalise(path: &[u8]) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join("/"))
 }
 
-fn link_target(name: &str, link: &[u8], relative: bool) -> Option<String> {
+pub(super) fn link_target(name: &str, link: &[u8], relative: bool) -> Option<String> {
     if !relative || link.starts_with(b"/") {
         return normalise(link);
     }

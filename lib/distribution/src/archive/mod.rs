@@ -1,13 +1,16 @@
-//! Image archives: `docker save` tars and OCI image layouts, as tar or directory, plain or compressed.
+//! Image archives: `docker save` tars, OCI image layouts, registries' trees, as tar or directory, plain or compressed.
 //!
-//! Reading stages everything under `ingest/` and verifies every digest before the caller sees an image, so that a damaged archive
+//! [`Archive`] finds what is there and gives any of it; [`stage`] takes this machine's images into a store. It stages everything under `ingest/` and verifies every digest before the caller sees an image, so that a damaged archive
 //! stores nothing. Invariant: an [`ArchiveImage`] is complete: each blob it needs is staged here or was in the store before.
 
+mod contents;
 mod docker;
+mod forms;
 mod layout;
 mod members;
 mod write;
 
+pub use contents::{Archive, BlobReader, Form, Root, Strictness};
 pub use write::{ExportImage, write_docker, write_oci};
 
 use std::collections::HashMap;

@@ -102,8 +102,8 @@ pub fn read_hosts(directory: &Path, registry: &str) -> Result<Option<HostsFile>,
 
 impl HostsFile {
     /// A file that names nothing but the server.
-    pub fn of_server(url: &str) -> Self {
-        let server = HostEntry { url: Some(url.to_owned()), ..HostEntry::default() };
+    pub fn of_server(url: &str, ca: &[PathBuf]) -> Self {
+        let server = HostEntry { url: Some(url.to_owned()), ca: ca.to_vec(), ..HostEntry::default() };
         HostsFile { server, ..Self::default() }
     }
 

@@ -14,6 +14,8 @@ mod download;
 mod error;
 mod hosts;
 mod manifests;
+mod push;
+mod referrers;
 mod tls;
 mod transport;
 
@@ -21,6 +23,7 @@ pub use download::BlobDownload;
 pub use error::RegistryError;
 pub use hosts::{Host, HostsError, HostsFile, plan_hosts, read_hosts};
 pub use manifests::FetchedManifest;
+pub use push::{BlobUpload, CHUNK_BYTES, Started};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -41,6 +44,8 @@ pub struct ClientConfig {
     pub mirror: Option<String>,
     /// Base URLs of registries that are not where their name says; such a registry has no hosts file.
     pub servers: BTreeMap<String, String>,
+    /// Certificate authorities of `servers`, PEM; none are the public ones.
+    pub servers_ca: Vec<PathBuf>,
     /// To a TCP and TLS connection, unless a hosts file says otherwise.
     pub connect_timeout: Duration,
     /// From the request to the head of the answer.
@@ -57,6 +62,7 @@ impl Default for ClientConfig {
             hosts_dir: None,
             mirror: None,
             servers: BTreeMap::new(),
+            servers_ca: Vec::new(),
             connect_timeout: Duration::from_secs(10),
             first_byte_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(30),
@@ -91,7 +97,7 @@ impl RegistryClient {
     fn hosts(&self, reference: &Reference) -> Result<Vec<Host>, RegistryError> {
         let Inner { config, .. } = &*self.inner;
         let file = match (config.servers.get(reference.registry()), &config.hosts_dir) {
-            (Some(url), _) => Some(HostsFile::of_server(url)),
+            (Some(url), _) => Some(HostsFile::of_server(url, &config.servers_ca)),
             (None, Some(directory)) => read_hosts(directory, reference.registry())?,
             (None, None) => None,
         };

@@ -1,4 +1,4 @@
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use super::header::{self, BLOCK, HeaderBlock};
 use super::pax::{self, Records};
@@ -91,6 +91,26 @@ impl<R: Read> TarReader<R> {
     /// The underlying reader, for draining what follows the end marker.
     pub fn into_inner(self) -> R {
         self.source
+    }
+
+    /// Where the next byte of the current entry's data lies in the stream.
+    pub fn data_position(&self) -> u64 {
+        self.position
+    }
+
+    /// Passes over what is left of the current entry without reading it; the end of the stream is not noticed on the way.
+    ///
+    /// # Errors
+    /// The source's own.
+    pub fn pass_over(&mut self) -> io::Result<()>
+    where
+        R: Seek,
+    {
+        let left = self.remaining.saturating_add(std::mem::take(&mut self.padding));
+        self.remaining = 0;
+        let step = i64::try_from(left).map_err(|_| malformed(self.position, "size makes no sense"))?;
+        self.position = self.source.seek(SeekFrom::Current(step))?;
+        Ok(())
     }
 
     /// Skips what is left of the current entry and reads the next header; none at the end.
