@@ -338,7 +338,7 @@ fn tree(
 /// skopeo's `dir`, and the many of them that `skopeo sync` writes, whose names are their paths.
 fn skopeo_dirs(files: &Files, blobs: &mut HashMap<Digest, Place>) -> Result<Vec<Root>, ArchiveError> {
     let mut roots = Vec::new();
-    for (file, _) in &files.members {
+    for file in files.members.keys() {
         let Some(prefix) = file.strip_suffix("manifest.json") else { continue };
         if !(prefix.is_empty() || prefix.ends_with('/')) {
             continue;

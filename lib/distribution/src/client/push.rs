@@ -56,7 +56,7 @@ impl RegistryClient {
     ///
     /// # Errors
     /// Anything but yes and no.
-    pub async fn manifest_digest(
+    pub async fn stored_manifest(
         &self,
         target: &Reference,
         credential: Option<&Credential>,
