@@ -17,10 +17,16 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where blobs, manifests and tags are kept.
     pub root: PathBuf,
-    /// Serving certificate, PEM; without it only loopback is served.
+    /// Serving certificate, PEM; without it only loopback is served. It is read again when it changes.
     pub tls_cert_file: Option<PathBuf>,
     /// Its key, PEM.
     pub tls_key_file: Option<PathBuf>,
+    /// Authorities of clients' certificates, PEM. The common name of a certificate is a user's name in the rules of `auth`.
+    pub client_ca_file: Option<PathBuf>,
+    /// Whether a client may come without a certificate, where there is `clientCaFile`.
+    pub client_auth: ClientAuth,
+    /// Serves addresses other than loopback without TLS: everybody on the way can read and change what is sent, passwords too.
+    pub plain_http: bool,
     /// Base URLs of the registries that are fetched from on a miss, by their names in image references, for example `docker.io:
     /// https://registry-1.docker.io`. A registry that is not named here is never contacted.
     pub upstreams: BTreeMap<String, String>,
@@ -37,6 +43,8 @@ pub struct Config {
     pub anonymous_push: bool,
     /// Users and their rights; without it nobody is asked who he is.
     pub auth: Option<AuthConfig>,
+    /// Logs a line for each request.
+    pub access_log: bool,
     /// Connections at one time.
     pub max_connections: usize,
     /// Uploads under way at one time.
@@ -63,6 +71,16 @@ impl Default for UpstreamTimeouts {
     }
 }
 
+/// What is asked of a client's certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ClientAuth {
+    /// It is checked where there is one.
+    Request,
+    /// Without one there is no connection.
+    Require,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -70,6 +88,9 @@ impl Default for Config {
             root: PathBuf::from("/var/lib/orlop/mirror"),
             tls_cert_file: None,
             tls_key_file: None,
+            client_ca_file: None,
+            client_auth: ClientAuth::Request,
+            plain_http: false,
             upstreams: BTreeMap::new(),
             tag_freshness_seconds: 60,
             negative_cache_seconds: 10,
@@ -77,6 +98,7 @@ impl Default for Config {
             mode: Mode::Normal,
             anonymous_push: false,
             auth: None,
+            access_log: false,
             max_connections: 1024,
             max_uploads: 256,
             keeping: KeepingConfig::default(),
@@ -99,9 +121,21 @@ impl Validate for Config {
         if self.tls_cert_file.is_some() != self.tls_key_file.is_some() {
             problems.push("tlsCertFile and tlsKeyFile go together: give both or none".to_owned());
         }
-        if self.tls_cert_file.is_none() && !self.listen.ip().is_loopback() {
+        if self.client_ca_file.is_some() && self.tls_cert_file.is_none() {
+            problems.push(
+                "clientCaFile: there are no client certificates without TLS: give tlsCertFile and tlsKeyFile"
+                    .to_owned(),
+            );
+        }
+        if self.client_auth == ClientAuth::Require && self.client_ca_file.is_none() {
+            problems.push("clientAuth: require needs clientCaFile".to_owned());
+        }
+        if self.plain_http && self.tls_cert_file.is_some() {
+            problems.push("plainHttp and tlsCertFile contradict each other".to_owned());
+        }
+        if self.tls_cert_file.is_none() && !self.plain_http && !self.listen.ip().is_loopback() {
             problems.push(format!(
-                "listen {} is not a loopback address: give tlsCertFile and tlsKeyFile, or listen on 127.0.0.1",
+                "listen {} is not a loopback address: give tlsCertFile and tlsKeyFile, or listen on 127.0.0.1, or set plainHttp: true",
                 self.listen
             ));
         }
@@ -138,7 +172,7 @@ impl Validate for Config {
         }
         problems.extend(self.keeping.problems());
         if let Some(auth) = &self.auth {
-            problems.extend(auth.problems());
+            problems.extend(auth.problems(self.client_ca_file.is_some()));
             if self.anonymous_push {
                 problems.push(
                     "anonymousPush and auth contradict each other: name \"*\" in a rule of auth".to_owned(),

@@ -19,6 +19,7 @@
 mod auth;
 mod config;
 mod content;
+mod door;
 mod error;
 mod flights;
 mod keeping;
@@ -36,6 +37,6 @@ mod upstream;
 mod watched;
 
 pub use auth::{Action, AuthConfig, Rule};
-pub use config::{Config, UpstreamTimeouts};
+pub use config::{ClientAuth, Config, UpstreamTimeouts};
 pub use keeping::{KeepingConfig, Mode};
 pub use server::start;

@@ -62,10 +62,10 @@ impl Default for AuthConfig {
 
 impl AuthConfig {
     /// What is wrong with it, for the operator.
-    pub(crate) fn problems(&self) -> Vec<String> {
+    pub(crate) fn problems(&self, client_certificates: bool) -> Vec<String> {
         let mut problems = Vec::new();
-        if self.htpasswd_file.is_none() {
-            problems.push("auth: nobody could log in: give htpasswdFile".to_owned());
+        if self.htpasswd_file.is_none() && !client_certificates {
+            problems.push("auth: nobody could log in: give htpasswdFile, or clientCaFile".to_owned());
         }
         if let Some(realm) = &self.token_realm
             && !(realm.starts_with("https://") || realm.starts_with("http://"))

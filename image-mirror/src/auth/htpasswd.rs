@@ -161,15 +161,20 @@ fn parse(bytes: &[u8]) -> anyhow::Result<Table> {
     Ok(table)
 }
 
+/// Whether somebody may be called so.
+pub(crate) fn is_user_name(name: &str) -> bool {
+    let printable = !name.is_empty() && name.len() <= NAME_LIMIT_BYTES && !name.chars().any(char::is_control);
+    printable && ![EVERYBODY, AUTHENTICATED].contains(&name)
+}
+
 /// Name, hash and cost.
 fn parse_line(line: &str) -> Result<(&str, &str, u32), String> {
     // The line itself may be a password: it is not shown.
     let (user, hash) = line.split_once(':').ok_or("it is no NAME:HASH")?;
-    if user.is_empty() || user.len() > NAME_LIMIT_BYTES || user.chars().any(char::is_control) {
-        return Err("the name is empty, too long or not printable".to_owned());
-    }
-    if [EVERYBODY, AUTHENTICATED].contains(&user) {
-        return Err(format!("{user:?} has a meaning in rules and cannot be a user"));
+    if !is_user_name(user) {
+        return Err(format!(
+            "{user:?} cannot be a user: it is empty, too long, not printable or a word of rules"
+        ));
     }
     if !["$2y$", "$2a$", "$2b$"].iter().any(|prefix| hash.starts_with(prefix)) {
         return Err(format!("the hash of {user:?} is not bcrypt: make it with htpasswd -B"));

@@ -18,7 +18,6 @@ mod scope;
 mod service;
 mod token;
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -31,23 +30,18 @@ use self::htpasswd::{Denied, Passwords};
 use self::rules::Rules;
 use self::scope::{Resource, needed, scopes};
 use self::token::{Purpose, Signer};
+use crate::door::Client;
 use crate::error::RegistryError;
 use crate::route::Route;
 use crate::watched::Refresh;
 
 pub use self::config::{Action, AuthConfig, Rule};
+pub(crate) use self::htpasswd::is_user_name;
 
 /// The name of this service in challenges.
 const SERVICE: &str = "orlop-mirror";
 /// Bytes of a name that are logged.
 const LOGGED_BYTES: usize = 64;
-
-/// The other end of a connection.
-#[derive(Clone, Debug)]
-pub(crate) struct Client {
-    pub(crate) address: SocketAddr,
-    pub(crate) tls: bool,
-}
 
 /// Who asks.
 #[derive(Clone, Debug, Default)]
@@ -60,7 +54,8 @@ pub(crate) struct Caller {
 
 /// Users and their rights.
 pub(crate) struct Auth {
-    passwords: Passwords,
+    /// None where users have certificates only.
+    passwords: Option<Passwords>,
     signer: Signer,
     rules: Rules,
     realm: Option<String>,
@@ -70,10 +65,8 @@ pub(crate) struct Auth {
 
 impl Auth {
     pub(crate) fn open(config: &AuthConfig, root: &Path) -> anyhow::Result<Self> {
-        let file =
-            config.htpasswd_file.clone().ok_or_else(|| anyhow::anyhow!("auth.htpasswdFile is missing"))?;
         Ok(Self {
-            passwords: Passwords::open(file)?,
+            passwords: config.htpasswd_file.clone().map(Passwords::open).transpose()?,
             signer: Signer::open(config.token_key_file.as_deref(), root)?,
             rules: Rules::new(config),
             realm: config.token_realm.clone(),
@@ -82,12 +75,21 @@ impl Auth {
     }
 
     /// The files that are read again when they change.
-    pub(crate) fn watched(&self) -> Arc<dyn Refresh> {
-        self.passwords.file.clone()
+    pub(crate) fn watched(&self) -> Option<Arc<dyn Refresh>> {
+        self.passwords.as_ref().map(|passwords| passwords.file.clone() as Arc<dyn Refresh>)
     }
 
-    /// Who sends a request.
+    /// Who sends a request. What he says in it counts more than his certificate.
     pub(crate) async fn caller(&self, headers: &HeaderMap, client: &Client) -> Result<Caller, RegistryError> {
+        let caller = self.credential(headers, client).await?;
+        match caller.user.is_none() && client.user.is_some() {
+            true => Ok(Caller { user: client.user.clone(), scope: None }),
+            false => Ok(caller),
+        }
+    }
+
+    /// Who a request says it is from.
+    async fn credential(&self, headers: &HeaderMap, client: &Client) -> Result<Caller, RegistryError> {
         let Some(value) = headers.get(header::AUTHORIZATION) else {
             return Ok(Caller::default());
         };
@@ -117,7 +119,11 @@ impl Auth {
         if user.is_empty() && password.is_empty() {
             return Ok(Caller::default());
         }
-        match self.passwords.verify(user, password).await {
+        let verified = match &self.passwords {
+            Some(passwords) => passwords.verify(user, password).await,
+            None => Err(Denied::Wrong),
+        };
+        match verified {
             Ok(user) => Ok(Caller { user: Some(user), scope: None }),
             Err(Denied::Wrong) => Err(self.refused(client, user, "no such user, or another password", "")),
             Err(Denied::Busy) => {
@@ -138,10 +144,12 @@ impl Auth {
 
     /// The user, if he is still there with the password that his token was given for.
     fn still(&self, user: &str, password: Option<&str>) -> Option<Arc<str>> {
-        let same = self
-            .passwords
-            .with_hash(user, |hash| Some(self.signer.password(user, hash).as_str()) == password);
-        same.unwrap_or(false).then(|| user.into())
+        password.filter(|password| self.password(user).as_deref() == Some(*password)).map(|_| user.into())
+    }
+
+    /// Which password a user has now.
+    fn password(&self, user: &str) -> Option<String> {
+        self.passwords.as_ref()?.with_hash(user, |hash| self.signer.password(user, hash))
     }
 
     fn refused(&self, client: &Client, user: &str, why: &str, challenge: &str) -> RegistryError {

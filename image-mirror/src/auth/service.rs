@@ -6,7 +6,8 @@ use axum::body::{Body, to_bytes};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::token::{Claims, Purpose};
-use super::{Auth, Caller, Client, now, unauthorized};
+use super::{Auth, Caller, now, unauthorized};
+use crate::door::Client;
 use crate::error::RegistryError;
 use crate::query::{parameter, parameters};
 use crate::registry::{Answer, json};
@@ -25,7 +26,7 @@ impl Auth {
         let (parts, body) = request.into_parts();
         match parts.method {
             Method::GET => {
-                let caller = self.caller(&parts.headers, client).await?;
+                let caller = self.credential(&parts.headers, client).await?;
                 if caller.scope.is_some() {
                     return Err(unauthorized("a token is no credential here", String::new()));
                 }
@@ -70,9 +71,7 @@ impl Auth {
         if scope.len() > SCOPE_LIMIT_BYTES {
             return Err(invalid(format!("the scopes have more than {SCOPE_LIMIT_BYTES} bytes")));
         }
-        let password = user
-            .as_deref()
-            .and_then(|user| self.passwords.with_hash(user, |hash| self.signer.password(user, hash)));
+        let password = user.as_deref().and_then(|user| self.password(user));
         let claims = |purpose, seconds: u64, scope: &str| Claims {
             sub: user.as_deref().map(str::to_owned),
             exp: now() + seconds,
