@@ -1,10 +1,15 @@
 //! Errors as clients of registries read them (specification, "Error Codes").
 
+use std::time::Duration;
+
 use axum::body::Body;
 use http::{HeaderValue, Response, StatusCode, header};
 use orlop_distribution::blobs::BlobError;
 
 use crate::records::RecordsError;
+
+/// When to try again what is too much now.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// A refused request.
 #[derive(Clone, Debug)]
@@ -14,11 +19,13 @@ pub(crate) struct RegistryError {
     pub message: String,
     /// Where to log in would help: what follows the realm in the challenge.
     pub challenge: Option<String>,
+    /// When to try again.
+    pub retry_after: Option<Duration>,
 }
 
 impl RegistryError {
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), challenge: None }
+        Self { status, code, message: message.into(), challenge: None, retry_after: None }
     }
 
     pub(crate) fn name_unknown(name: &str) -> Self {
@@ -68,8 +75,9 @@ impl RegistryError {
         let mut response = Response::new(Body::from(body.to_string()));
         *response.status_mut() = self.status;
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+        let busy = matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        if let Some(after) = self.retry_after.or(Some(RETRY_AFTER).filter(|_| busy)) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
         }
         response
     }

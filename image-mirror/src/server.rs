@@ -48,7 +48,7 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
     if !watched.is_empty() {
         frame.spawn("mirror-files", crate::watched::watch(watched, frame.drain()));
     }
-    registry.upstream.seen.register(&mut frame.metrics());
+    registry.upstream.register(&mut frame.metrics());
     let server = Arc::new(Server { frame: frame.clone(), registry, accounts });
     // The frame keeps the dump, and the server the frame.
     let dumped = Arc::downgrade(&server);
@@ -62,6 +62,7 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
                 "fetches": registry.flights.count(),
                 "blobs": totals.map(|totals| totals.count),
                 "blobBytes": totals.map(|totals| totals.bytes),
+                "upstreams": registry.upstream.state(),
                 "keeping": registry.keeper.state(),
             })
         }

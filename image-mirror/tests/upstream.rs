@@ -216,11 +216,8 @@ fn a_miss_is_fetched_once_and_stays() {
     let mirror = Mirror::start(&root, free_address());
     assert_eq!(mirror.code(&format!("/v2/team/app/manifests/one?ns={NAME}")), "200", "as last seen");
     assert_eq!(mirror.code(&blob), "200");
-    assert_eq!(
-        mirror.code(&format!("/v2/team/app/manifests/two?ns={NAME}")),
-        "502",
-        "never seen, nobody to ask"
-    );
+    let code = mirror.code(&format!("/v2/team/app/manifests/two?ns={NAME}"));
+    assert!(matches!(code.as_str(), "502" | "503"), "never seen, nobody to ask: {code}");
     assert_eq!(mirror.fetches(), 0);
 }
 

@@ -11,6 +11,7 @@
 //! is made, and it goes on when they leave.
 
 mod asks;
+mod hosts;
 mod memory;
 mod seen;
 
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use orlop_daemon::prometheus_client::registry::Registry as Metrics;
 use orlop_distribution::blobs::BlobStore;
 use orlop_distribution::client::{
     ClientConfig, FetchedManifest, RegistryClient, RegistryError as ClientError,
@@ -30,11 +32,15 @@ use crate::flights::blocking;
 use crate::repositories::{NewManifest, Repositories, manifest_row};
 
 use asks::{Asks, Unasked};
+use hosts::Hosts;
 use memory::{Memory, Said};
 pub(crate) use seen::{Seen, Source};
 
 /// Who has the tag as it was last seen waits no longer for news; the question goes on.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Silences in a row after which an upstream is left alone for a while.
+const REST_AFTER: u32 = 3;
 
 /// The registries that are fetched from.
 #[derive(Clone)]
@@ -44,6 +50,7 @@ pub(crate) struct Upstream {
     repositories: Repositories,
     memory: Arc<Memory>,
     asks: Arc<Asks<Result<(Digest, Source), ClientErrorOrOurs>>>,
+    hosts: Hosts,
     pub(crate) seen: Seen,
 }
 
@@ -56,6 +63,7 @@ pub(crate) fn client(config: &Config) -> RegistryClient {
         first_byte_timeout: Duration::from_secs(timeouts.first_byte_seconds),
         stall_timeout: Duration::from_secs(timeouts.stall_seconds),
         retries: 1,
+        rest_after: REST_AFTER,
         ..ClientConfig::default()
     })
 }
@@ -72,7 +80,18 @@ impl Upstream {
             Duration::from_secs(config.negative_cache_seconds),
         );
         let (memory, asks, seen) = (Arc::new(memory), Arc::default(), Seen::default());
-        Self { client, blobs, repositories, memory, asks, seen }
+        let hosts = Hosts::new(config, client.clone());
+        Self { client, blobs, repositories, memory, asks, hosts, seen }
+    }
+
+    pub(crate) fn register(&self, metrics: &mut Metrics) {
+        self.seen.register(metrics);
+        metrics.register_collector(Box::new(self.hosts.clone()));
+    }
+
+    /// For the dump.
+    pub(crate) fn state(&self) -> serde_json::Value {
+        self.hosts.state()
     }
 
     /// What a tag or digest names; `here` is what a fetched tag named when it was last seen. An upstream that does not answer, or has
@@ -234,13 +253,16 @@ fn is_missing(error: &ClientError) -> bool {
 
 /// What an upstream said, so that a client falls back to its next host.
 pub(crate) fn refused(error: &ClientError, unknown: impl FnOnce() -> RegistryError) -> RegistryError {
-    match error {
+    let refusal = match error {
         ClientError::NotFound { .. } | ClientError::Unauthorized { .. } => {
             tracing::debug!(%error, "the upstream does not have it");
             unknown()
         }
-        ClientError::RateLimited { .. } => {
+        ClientError::RateLimited { .. } | ClientError::Resting { limited: true, .. } => {
             RegistryError::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", error.to_string())
+        }
+        ClientError::Resting { limited: false, .. } => {
+            RegistryError::new(StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN", error.to_string())
         }
         ClientError::Timeout { .. } => {
             RegistryError::new(StatusCode::GATEWAY_TIMEOUT, "UNKNOWN", error.to_string())
@@ -253,5 +275,6 @@ pub(crate) fn refused(error: &ClientError, unknown: impl FnOnce() -> RegistryErr
         | ClientError::Protocol { .. }
         | ClientError::Manifest(_)
         | ClientError::Hosts(_) => RegistryError::new(StatusCode::BAD_GATEWAY, "UNKNOWN", error.to_string()),
-    }
+    };
+    RegistryError { retry_after: error.retry_after(), ..refusal }
 }

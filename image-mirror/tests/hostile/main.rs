@@ -3,5 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod mirror;
+mod rests;
 mod tags;
 mod upstream;

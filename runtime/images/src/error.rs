@@ -158,6 +158,7 @@ fn registry_kind(error: &RegistryError) -> ImageErrorKind {
         | RegistryError::Status { .. }
         | RegistryError::Connect { .. }
         | RegistryError::Timeout { .. }
+        | RegistryError::Resting { .. }
         | RegistryError::Cut { .. }
         | RegistryError::Content { .. }
         | RegistryError::Protocol { .. } => ImageErrorKind::Unavailable,

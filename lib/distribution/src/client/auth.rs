@@ -204,7 +204,9 @@ impl RegistryClient {
         if !response.status().is_success() {
             return Err(failure(&name, "token", response, stall).await);
         }
-        let body = read_body(&name, response, TOKEN_BODY_LIMIT, stall).await?;
+        let body = read_body(&name, response, TOKEN_BODY_LIMIT, stall).await;
+        self.inner.transport.observe(&name, &body);
+        let body = body?;
         let document: TokenDocument =
             serde_json::from_slice(&body).map_err(|error| protocol(format!("token document: {error}")))?;
         let token = document.token.or(document.access_token).filter(|token| !token.is_empty());

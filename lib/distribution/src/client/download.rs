@@ -55,16 +55,19 @@ impl RegistryClient {
             let path = format!("{}/blobs/{digest}", reference.repository());
             let call = self.call(host, Method::HEAD, &path);
             let response = match self.send_authorized(call, reference.repository(), credential).await {
-                Ok(response) => response,
+                Ok(response) if response.status().is_success() => response,
+                Ok(response) => {
+                    let stall = self.inner.config.stall_timeout;
+                    told = failure(&host.authority, &what, response, stall).await;
+                    self.inner.transport.health.count_error(&host.authority, &told);
+                    continue;
+                }
                 Err(error) => {
+                    self.inner.transport.health.count_error(&host.authority, &error);
                     told = error;
                     continue;
                 }
             };
-            if !response.status().is_success() {
-                told = failure(&host.authority, &what, response, self.inner.config.stall_timeout).await;
-                continue;
-            }
             let length =
                 response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
             match length {
@@ -145,12 +148,21 @@ impl BlobDownload {
             }
             let result = match self.body.take() {
                 None => self.connect().await.map(|()| None),
-                Some(body) => self.read(body).await,
+                Some(body) => {
+                    let read = self.read(body).await;
+                    if let Err(error) = &read {
+                        self.client.inner.transport.observe_error(self.host_name(), error);
+                    }
+                    read
+                }
             };
             match result {
                 Ok(Some(chunk)) => return Ok(Some(chunk)),
                 Ok(None) => {}
-                Err(error) => self.recover(error).await?,
+                Err(error) => {
+                    self.client.inner.transport.health.count_error(self.host_name(), &error);
+                    self.recover(error).await?;
+                }
             }
             if self.descriptor.size == 0 && self.body.is_some() {
                 return Ok(None);
@@ -229,6 +241,11 @@ impl BlobDownload {
         };
         self.body = Some(body);
         let Ok(mut data) = frame.into_data() else { return Ok(None) };
+        let transport = &self.client.inner.transport;
+        transport.health.count_bytes(self.host_name(), data.len());
+        if self.offset == self.started {
+            transport.health.succeed(self.host_name());
+        }
         let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(data.len());
         self.skip -= skipped as u64;
         let _ = data.split_to(skipped);

@@ -79,6 +79,18 @@ pub enum RegistryError {
         /// How long.
         after: Duration,
     },
+    /// It did not answer lately, or wants to be left alone: it is not asked now.
+    #[error("{host} is not asked for the next {}s: {reason}", .after.as_secs() + 1)]
+    Resting {
+        /// Who.
+        host: String,
+        /// What happened before.
+        reason: String,
+        /// For how long.
+        after: Duration,
+        /// Because it limits the rate of requests.
+        limited: bool,
+    },
     /// The connection ended early.
     #[error("connection to {host} was cut: {reason}")]
     Cut {
@@ -122,7 +134,9 @@ impl RegistryError {
             | RegistryError::Timeout { .. }
             | RegistryError::Cut { .. } => true,
             RegistryError::Status { status, .. } => *status >= 500 || *status == 408,
-            RegistryError::NotFound { .. }
+            // Not now: that is what it says.
+            RegistryError::Resting { .. }
+            | RegistryError::NotFound { .. }
             | RegistryError::Unauthorized { .. }
             | RegistryError::Content { .. }
             | RegistryError::Protocol { .. }
@@ -137,12 +151,42 @@ impl RegistryError {
         self.is_retryable() && self.retry_after().is_none_or(|after| after <= RETRY_AFTER_LIMIT)
     }
 
-    pub(super) fn retry_after(&self) -> Option<Duration> {
+    /// Its kind in one word, for counting.
+    pub fn kind(&self) -> &'static str {
         match self {
+            RegistryError::NotFound { .. } => "not_found",
+            RegistryError::Unauthorized { .. } => "unauthorized",
+            RegistryError::RateLimited { .. } => "rate_limited",
+            RegistryError::Status { .. } => "status",
+            RegistryError::NoHost { .. } => "no_host",
+            RegistryError::Connect { .. } => "connect",
+            RegistryError::Timeout { .. } => "timeout",
+            RegistryError::Resting { .. } => "resting",
+            RegistryError::Cut { .. } => "cut",
+            RegistryError::Content { .. } => "content",
+            RegistryError::Protocol { .. } => "protocol",
+            RegistryError::Manifest(_) => "manifest",
+            RegistryError::Hosts(_) => "hosts",
+        }
+    }
+
+    /// When the host wants to be asked again, as far as known.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            RegistryError::Resting { after, .. } => Some(*after),
             RegistryError::RateLimited { retry_after, .. } | RegistryError::Status { retry_after, .. } => {
                 *retry_after
             }
-            _ => None,
+            RegistryError::NotFound { .. }
+            | RegistryError::Unauthorized { .. }
+            | RegistryError::NoHost { .. }
+            | RegistryError::Connect { .. }
+            | RegistryError::Timeout { .. }
+            | RegistryError::Cut { .. }
+            | RegistryError::Content { .. }
+            | RegistryError::Protocol { .. }
+            | RegistryError::Manifest(_)
+            | RegistryError::Hosts(_) => None,
         }
     }
 }

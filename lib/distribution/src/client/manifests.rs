@@ -88,7 +88,11 @@ impl RegistryClient {
     {
         let mut attempt = 0;
         loop {
-            match ask(host.clone()).await {
+            let answer = ask(host.clone()).await;
+            if let Err(error) = &answer {
+                self.inner.transport.health.count_error(&host.authority, error);
+            }
+            match answer {
                 Err(error) if error.may_retry() && attempt < self.retries(host) => {
                     attempt += 1;
                     pause(attempt, error.retry_after()).await;
@@ -115,7 +119,10 @@ impl RegistryClient {
         let media_type = media_type.and_then(|value| value.to_str().ok()).map(str::to_owned);
         let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
         let stall = self.inner.config.stall_timeout;
-        let bytes = Bytes::from(read_body(&host.authority, response, limit, stall).await?);
+        let bytes = read_body(&host.authority, response, limit, stall).await;
+        self.inner.transport.observe(&host.authority, &bytes);
+        let bytes = Bytes::from(bytes?);
+        self.inner.transport.health.count_bytes(&host.authority, bytes.len());
         let digest = verify(host, reference, announced, &bytes)?;
         // Parameters such as a charset are not part of the type.
         let media_type = media_type.as_deref().and_then(|text| text.split(';').next()).map(str::trim);

@@ -12,6 +12,7 @@ mod auth;
 mod challenge;
 mod download;
 mod error;
+mod health;
 mod hosts;
 mod manifests;
 mod push;
@@ -21,6 +22,7 @@ mod transport;
 
 pub use download::BlobDownload;
 pub use error::RegistryError;
+pub use health::HostHealth;
 pub use hosts::{Host, HostsError, HostsFile, plan_hosts, read_hosts};
 pub use manifests::FetchedManifest;
 pub use push::{BlobUpload, CHUNK_BYTES, Started};
@@ -28,7 +30,7 @@ pub use push::{BlobUpload, CHUNK_BYTES, Started};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use orlop_types::Reference;
 
@@ -54,6 +56,9 @@ pub struct ClientConfig {
     pub stall_timeout: Duration,
     /// Attempts per host after the first one, for errors that may pass.
     pub retries: u32,
+    /// Failures in a row after which a host is left alone for a while, 2 s to a minute; its wish to be left alone (`Retry-After`) is
+    /// heeded, too, up to 5 min. 0: it is always asked.
+    pub rest_after: u32,
 }
 
 impl Default for ClientConfig {
@@ -67,6 +72,7 @@ impl Default for ClientConfig {
             first_byte_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(30),
             retries: 2,
+            rest_after: 0,
         }
     }
 }
@@ -86,8 +92,13 @@ struct Inner {
 impl RegistryClient {
     /// A client that has not talked to anybody yet.
     pub fn new(config: ClientConfig) -> Self {
-        let transport = Transport::new(config.first_byte_timeout);
+        let transport = Transport::new(config.first_byte_timeout, config.rest_after);
         Self { inner: Arc::new(Inner { config, transport, tokens: Tokens::default() }) }
+    }
+
+    /// What was seen of a host, `host[:port]`; none when it was not asked yet.
+    pub fn health(&self, host: &str) -> Option<HostHealth> {
+        self.inner.transport.health.of(host, Instant::now())
     }
 
     /// The hosts to ask for a reference, in order. The hosts file is read each time: it may change without a restart.

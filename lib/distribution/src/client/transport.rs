@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::error::Error as _;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, COOKIE, HOST, LOCATION};
@@ -16,6 +16,7 @@ use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::error::RegistryError;
+use super::health::{Class, Health};
 use super::hosts::{Host, is_loopback};
 use super::tls::TlsKey;
 
@@ -31,6 +32,7 @@ const ERROR_BODY_LIMIT: usize = 16 * 1024;
 pub(super) struct Transport {
     clients: Mutex<HashMap<(TlsKey, Duration), HttpClient>>,
     first_byte: Duration,
+    pub(super) health: Health,
 }
 
 /// A request to one host.
@@ -45,8 +47,8 @@ pub(super) struct Call<'a> {
 }
 
 impl Transport {
-    pub(super) fn new(first_byte: Duration) -> Self {
-        Self { clients: Mutex::default(), first_byte }
+    pub(super) fn new(first_byte: Duration, rest_after: u32) -> Self {
+        Self { clients: Mutex::default(), first_byte, health: Health::new(rest_after) }
     }
 
     /// Sends a request and follows redirects. Any status is an answer.
@@ -100,13 +102,45 @@ impl Transport {
         *request.headers_mut() = headers.clone();
         request.headers_mut().remove(HOST);
         let client = self.client(call)?;
-        match tokio::time::timeout(self.first_byte, client.request(request)).await {
+        let class = match call.method == Method::GET && uri.path().contains("/manifests/") {
+            true => Class::Pull,
+            false => Class::Other,
+        };
+        self.health.admit(&host, class, Instant::now())?;
+        let name = host.clone();
+        let answer = match tokio::time::timeout(self.first_byte, client.request(request)).await {
             Err(_) => Err(RegistryError::Timeout { host, what: "answer", after: self.first_byte }),
             Ok(Err(error)) if error.is_connect() => {
                 Err(RegistryError::Connect { host, reason: chain(&error) })
             }
             Ok(Err(error)) => Err(RegistryError::Cut { host, reason: chain(&error) }),
             Ok(Ok(response)) => Ok(response),
+        };
+        match &answer {
+            Ok(response) => {
+                self.health.heed(&name, class, (response.status(), response.headers()), Instant::now());
+                // Of the others the body is still to come.
+                if call.method == Method::HEAD || !response.status().is_success() {
+                    self.health.succeed(&name);
+                }
+            }
+            Err(error) => self.observe_error(&name, error),
+        }
+        answer
+    }
+
+    /// Notes whether the body of an answer came.
+    pub(super) fn observe<T>(&self, host: &str, result: &Result<T, RegistryError>) {
+        match result {
+            Ok(_) => self.health.succeed(host),
+            Err(error) => self.observe_error(host, error),
+        }
+    }
+
+    /// Silence costs those who wait for it; a quick refusal costs nobody.
+    pub(super) fn observe_error(&self, host: &str, error: &RegistryError) {
+        if matches!(error, RegistryError::Connect { .. } | RegistryError::Timeout { .. }) {
+            self.health.fail(host, error, Instant::now(), rand::random());
         }
     }
 
@@ -248,7 +282,7 @@ pub(super) async fn failure(
 }
 
 /// Seconds, or a date (RFC 9110 section 10.2.3).
-fn retry_after_of(text: &str) -> Option<Duration> {
+pub(super) fn retry_after_of(text: &str) -> Option<Duration> {
     if let Ok(seconds) = text.trim().parse() {
         return Some(Duration::from_secs(seconds));
     }
