@@ -23,6 +23,9 @@ pub(crate) struct MirrorArgs {
     /// A registry that is fetched from on a miss, for example docker.io=https://registry-1.docker.io; may be repeated
     #[arg(long, value_name = "NAME=URL")]
     upstream: Vec<String>,
+    /// Base URL of another mirror that holds the same content; may be repeated
+    #[arg(long, value_name = "URL")]
+    peer: Vec<String>,
     /// The process that supervises this one; it ends when that one does.
     #[arg(long, hide = true)]
     supervisor: Option<i32>,
@@ -61,6 +64,7 @@ fn configuration(args: &MirrorArgs) -> anyhow::Result<Config> {
         })?;
         config.upstreams.insert(name.to_owned(), url.to_owned());
     }
+    config.peers.extend(args.peer.iter().cloned());
     let problems = config.problems();
     anyhow::ensure!(problems.is_empty(), "the configuration is invalid:\n  {}", problems.join("\n  "));
     Ok(config)

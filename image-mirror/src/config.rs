@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use orlop_daemon::config::Validate;
@@ -36,6 +36,16 @@ pub struct Config {
     pub negative_cache_seconds: u64,
     /// How long an upstream is waited for.
     pub upstream_timeouts: UpstreamTimeouts,
+    /// Base URLs of the other mirrors of this one's pair: content is replicated both ways, and they are asked before an upstream.
+    pub peers: Vec<String>,
+    /// The secret that the mirrors of a pair share, mode 0600; without it only peers on this machine are asked and answered.
+    pub peer_token_file: Option<PathBuf>,
+    /// Certificate authorities of the peers, PEM; without it those that this machine trusts.
+    pub peer_ca_file: Option<PathBuf>,
+    /// Refuses a push (503, the content stays) that no peer has on its disk after `replicationTimeoutSeconds`.
+    pub strict_replication: bool,
+    /// See `strictReplication`.
+    pub replication_timeout_seconds: u64,
     /// `normal`, `readOnly` (refuses pushes and deletes; fetching goes on) or `maintenance` (serves what is here, fetches and writes
     /// nothing). `orlop mirror mode` changes it at run time; what it says is remembered and wins.
     pub mode: Mode,
@@ -95,6 +105,11 @@ impl Default for Config {
             tag_freshness_seconds: 60,
             negative_cache_seconds: 10,
             upstream_timeouts: UpstreamTimeouts::default(),
+            peers: Vec::new(),
+            peer_token_file: None,
+            peer_ca_file: None,
+            strict_replication: false,
+            replication_timeout_seconds: 30,
             mode: Mode::Normal,
             anonymous_push: false,
             auth: None,
@@ -111,6 +126,51 @@ impl Config {
     pub(crate) fn takes_pushes(&self) -> bool {
         self.auth.is_some() || self.anonymous_push || self.listen.ip().is_loopback()
     }
+
+    fn peer_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for url in &self.peers {
+            problems.extend(self.url_problem("peers", url));
+        }
+        if self.strict_replication && self.peers.is_empty() {
+            problems.push("strictReplication without peers would refuse every push: give peers".to_owned());
+        }
+        if !(1..=600).contains(&self.replication_timeout_seconds) {
+            let given = self.replication_timeout_seconds;
+            problems.push(format!("replicationTimeoutSeconds is {given}: give 1 to 600"));
+        }
+        problems
+    }
+
+    /// What is wrong with another mirror's URL: the pair's secret and its content travel there.
+    fn url_problem(&self, key: &str, url: &str) -> Option<String> {
+        let uri = url.parse::<http::Uri>().ok();
+        let parts = uri.as_ref().and_then(|uri| Some((uri.scheme_str()?, uri.host()?)));
+        let bare = uri.as_ref().is_some_and(|uri| {
+            uri.path() == "/"
+                && uri.query().is_none()
+                && !uri.authority().is_some_and(|authority| authority.as_str().contains('@'))
+        });
+        match parts.filter(|_| bare) {
+            Some(("https", _)) => self.peer_token_file.is_none().then(|| no_token(key, url)),
+            Some(("http", host)) => {
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                let near =
+                    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+                if !near && !self.plain_http {
+                    return Some(format!(
+                        "{key}: {url:?} is another machine: use https, or set plainHttp: true"
+                    ));
+                }
+                (!near && self.peer_token_file.is_none()).then(|| no_token(key, url))
+            }
+            _ => Some(format!("{key}: {url:?} is no URL such as \"https://mirror-b:5000\"")),
+        }
+    }
+}
+
+fn no_token(key: &str, url: &str) -> String {
+    format!("{key}: {url:?} needs peerTokenFile, the secret that both mirrors have")
 }
 
 impl Validate for Config {
@@ -165,6 +225,7 @@ impl Validate for Config {
                 problems.push(format!("{key} is {seconds}: give at most a year, 31536000"));
             }
         }
+        problems.extend(self.peer_problems());
         for (key, value) in [("maxConnections", self.max_connections), ("maxUploads", self.max_uploads)] {
             if value == 0 {
                 problems.push(format!("{key} is 0: give at least 1"));

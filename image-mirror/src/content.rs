@@ -11,11 +11,13 @@ use orlop_types::{Digest, Reference};
 use tokio_util::io::ReaderStream;
 
 use crate::error::RegistryError;
+use crate::flights::Wanted;
+use crate::keeping::Mode;
 use crate::namespace::Origin;
 use crate::query::{parameter, parameters};
 use crate::ranges::{Range, none_match, wanted};
 use crate::registry::{Answer, Registry, created, empty, json, parse_digest, set};
-use crate::repositories::{NewManifest, manifest_row};
+use crate::repositories::{NewManifest, Number, manifest_row};
 use crate::route::{TagOrDigest, is_tag};
 use crate::upstream::Source;
 
@@ -124,7 +126,7 @@ impl Registry {
         let new =
             NewManifest { name: name.to_owned(), digest: digest.clone(), row, tags: tags.clone(), staged };
         let stored = self.repositories.push_manifest(new, needs).await?;
-        stored.map_err(|missing| {
+        let number = stored.map_err(|missing| {
             let message =
                 format!("blob {missing} of the manifest is not in repository {name}: push it first");
             RegistryError::new(StatusCode::NOT_FOUND, "MANIFEST_BLOB_UNKNOWN", message)
@@ -134,10 +136,30 @@ impl Registry {
         if let Some(subject) = subject {
             set(&mut response, "oci-subject", subject.as_str());
         }
+        self.report_replication(number, &mut response).await?;
         if matches!(reference, TagOrDigest::Digest(_)) && !tags.is_empty() {
             set(&mut response, "oci-tag", &tags.join(", "));
         }
         Ok(response)
+    }
+
+    /// A push is answered when it is on this disk; strict ones when it is on a peer's, too.
+    async fn report_replication(
+        &self,
+        number: Number,
+        response: &mut Response<Body>,
+    ) -> Result<(), RegistryError> {
+        let replicated = self.peers.replicated(number).await.map_err(|waited| {
+            let message = format!(
+                "the image is stored here, but no peer had it after {}s, and strictReplication is set: push again when the peer is back",
+                waited.as_secs()
+            );
+            RegistryError::new(StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN", message)
+        })?;
+        if let Some(replicated) = replicated {
+            set(response, "orlop-replicated", if replicated { "true" } else { "false" });
+        }
+        Ok(())
     }
 
     pub(crate) async fn delete_manifest(&self, name: &str, reference: &TagOrDigest) -> Answer {
@@ -167,7 +189,10 @@ impl Registry {
         let known = origin.is_some()
             || self.repositories.has_blob(name, digest)?
             || self.repositories.manifest(name, digest)?.is_some();
-        let mut file = if known { self.blobs.open_blob(digest)? } else { None };
+        if !known {
+            return Err(RegistryError::blob_unknown(digest.as_str()));
+        }
+        let mut file = self.blobs.open_blob(digest)?;
         if file.is_some() {
             match head {
                 // A client that pushes asks so, and leaves out what it is told to be here.
@@ -187,22 +212,32 @@ impl Registry {
             });
         }
         let upstream = origin.and_then(|origin| origin.blob(digest));
-        let upstream = upstream.ok_or_else(|| RegistryError::blob_unknown(digest.as_str()))?;
         let size = self.repositories.blob_size(name, digest)?;
-        if head {
+        if let (true, Some(upstream)) = (head, &upstream) {
             // A client that asks before it fetches must not be told "no": a chained mirror would believe it.
             let size = match size {
                 Some(size) => size,
-                None => self.flights.blob_size(&upstream, digest).await?,
+                None => self.flights.blob_size(upstream, digest).await?,
             };
             return answer_blob(digest, size, headers, |_, _| Ok(Body::empty()));
+        }
+        let peers = match self.keeper.mode() {
+            Mode::Normal | Mode::ReadOnly => self.peers.sources(digest),
+            Mode::Maintenance => Vec::new(),
+        };
+        if upstream.is_none() && peers.is_empty() {
+            return Err(RegistryError::blob_unknown(digest.as_str()));
         }
         self.keeper.pulled(digest);
         if !self.flights.is_running(digest) {
             self.keeper.make_room(size.unwrap_or(0)).await?;
         }
-        let flight = self.flights.blob(name, &upstream, digest, size).await?;
-        answer_blob(digest, flight.size(), headers, |begin, length| Ok(flight.body(begin, length)))
+        let wanted = Wanted { digest: digest.clone(), size, name: Some(name.to_owned()), peers, upstream };
+        let growing = self.flights.blob(wanted)?.ready().await?;
+        answer_blob(digest, growing.size(), headers, |begin, length| match head {
+            true => Ok(Body::empty()),
+            false => Ok(growing.body(begin, length)),
+        })
     }
 
     pub(crate) fn list_referrers(&self, name: &str, digest: &Digest, query: &str) -> Answer {
@@ -281,7 +316,7 @@ fn not_modified(digest: &Digest) -> Response<Body> {
 }
 
 /// Status and headers of a blob, or of the part that was asked for; `body` makes what is sent.
-fn answer_blob(
+pub(crate) fn answer_blob(
     digest: &Digest,
     size: u64,
     headers: &HeaderMap,
@@ -314,7 +349,7 @@ fn answer_blob(
 }
 
 /// Small blobs in one piece, large ones in a stream.
-fn send(mut file: std::fs::File, begin: u64, length: u64) -> Result<Body, RegistryError> {
+pub(crate) fn send(mut file: std::fs::File, begin: u64, length: u64) -> Result<Body, RegistryError> {
     file.seek(SeekFrom::Start(begin)).map_err(|error| RegistryError::internal("read a blob", error))?;
     if length <= READ_BYTES as u64 {
         let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(READ_BYTES));

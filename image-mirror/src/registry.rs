@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::body::{Body, HttpBody};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use orlop_daemon::Drain;
 use orlop_distribution::blobs::{BlobStore, Durability};
 use orlop_types::{Algorithm, Digest};
 
@@ -15,6 +16,7 @@ use crate::error::RegistryError;
 use crate::flights::Flights;
 use crate::keeping::{Keeper, Mode};
 use crate::namespace::{self, Origin};
+use crate::peers::Peers;
 use crate::query::{decode_path, parameter};
 use crate::records::Records;
 use crate::repositories::Repositories;
@@ -38,12 +40,13 @@ pub(crate) struct Registry {
     pub(crate) keeper: Arc<Keeper>,
     /// None where nobody is asked who he is.
     pub(crate) auth: Option<Auth>,
+    pub(crate) peers: Peers,
     upstreams: BTreeMap<String, String>,
     takes_pushes: bool,
 }
 
 impl Registry {
-    pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
+    pub(crate) fn open(config: &Config, drain: Drain) -> anyhow::Result<Self> {
         // Bytes are synced before the records' thread puts them in their place.
         let blobs = BlobStore::open(&config.root, Durability::Caller)?;
         let uploads = Uploads::open(blobs.clone(), config.max_uploads)?;
@@ -53,8 +56,10 @@ impl Registry {
         let upstream = Upstream::new(config, client.clone(), blobs.clone(), repositories.clone());
         let flights = Flights::new(client, blobs.clone(), repositories.clone());
         let keeper = Keeper::open(&config.root, &config.keeping, config.mode, repositories.clone())?;
+        let peers = Peers::open(config, repositories.records.node(), drain)?;
         Ok(Self {
             keeper: Arc::new(keeper),
+            peers,
             repositories,
             blobs,
             upstream,
@@ -228,9 +233,13 @@ impl Registry {
         let upload = self.uploads.find(name, session)?;
         let staged = self.uploads.finish(&upload, session, digest).await?;
         self.keeper.make_room(staged.size()).await?;
-        self.repositories.keep_blob(name, staged, false).await?;
+        let number = self.repositories.keep_blob(name, staged, false).await?;
         tracing::info!(repository = name, %digest, "blob stored");
-        Ok(created(&format!("/v2/{name}/blobs/{digest}"), digest))
+        let mut response = created(&format!("/v2/{name}/blobs/{digest}"), digest);
+        if let Some(replicated) = self.peers.has_acknowledged(number) {
+            set(&mut response, "orlop-replicated", if replicated { "true" } else { "false" });
+        }
+        Ok(response)
     }
 
     async fn delete_blob(&self, name: &str, digest: &Digest) -> Answer {

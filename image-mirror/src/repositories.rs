@@ -162,11 +162,7 @@ impl Repositories {
             for digest in needs {
                 change.renew_blob(&new.name, &digest, renew_before_ms)?;
             }
-            for tag in &new.tags {
-                let row = Row::new(Kind::Tag, &new.name, tag);
-                change.set(&row, Some(Value::Tag(new.digest.clone())))?;
-            }
-            keep_manifest(change, new, directory)?;
+            keep_manifest(change, new, directory, Kind::Tag)?;
             Ok(Ok(change.last()))
         });
         stored.await
@@ -175,13 +171,8 @@ impl Repositories {
     /// Keeps a manifest as an upstream gave it.
     pub(crate) async fn fetch_manifest(&self, new: NewManifest) -> Result<(), RecordsError> {
         let directory = self.directory(&new.digest);
-        let stored = self.records.write(move |change| {
-            for tag in &new.tags {
-                let row = Row::new(Kind::FetchedTag, &new.name, tag);
-                change.set(&row, Some(Value::Tag(new.digest.clone())))?;
-            }
-            keep_manifest(change, new, directory)
-        });
+        let stored =
+            self.records.write(move |change| keep_manifest(change, new, directory, Kind::FetchedTag));
         stored.await
     }
 
@@ -212,6 +203,17 @@ impl Repositories {
             Ok(change.last())
         });
         stored.await
+    }
+
+    /// Puts synced bytes in their place; nothing wants them yet.
+    pub(crate) async fn keep_bytes(&self, staged: StagedBlob) -> Result<(), RecordsError> {
+        let directory = self.directory(staged.digest());
+        self.records.write(move |change| change.keep(staged, directory)).await
+    }
+
+    /// Whether bytes are here.
+    pub(crate) fn holds(&self, digest: &Digest) -> Result<bool, RecordsError> {
+        Ok(self.records.is_counted(digest)? && self.blobs.size(digest)?.is_some())
     }
 
     /// Makes a blob of one repository another one's too; false when it is not the first one's any more.
@@ -282,10 +284,19 @@ impl Repositories {
     }
 }
 
-fn keep_manifest(change: &mut Change<'_>, new: NewManifest, directory: PathBuf) -> Result<(), RecordsError> {
+/// The manifest before its tags, in which order peers read them.
+fn keep_manifest(
+    change: &mut Change<'_>,
+    new: NewManifest,
+    directory: PathBuf,
+    tags: Kind,
+) -> Result<(), RecordsError> {
     change.keep(new.staged, directory)?;
     let row = Row::new(Kind::Manifest, &new.name, new.digest.as_str());
     change.set(&row, Some(Value::Manifest(new.row)))?;
+    for tag in &new.tags {
+        change.set(&Row::new(tags, &new.name, tag), Some(Value::Tag(new.digest.clone())))?;
+    }
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use crate::registry::{Answer, Registry};
 /// What answers requests.
 pub(crate) struct Server {
     frame: Frame,
-    registry: Registry,
+    registry: Arc<Registry>,
     accounts: Arc<Accounts>,
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct Server {
 /// # Errors
 /// The address, the directory or the certificate cannot be used.
 pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
-    let registry = Registry::open(&config)
+    let registry = Registry::open(&config, frame.drain())
         .with_context(|| format!("failed to open the registry in {}", config.root.display()))?;
     let (records, blobs) = (&registry.repositories.records, &registry.blobs);
     crate::older::take_over(&config.root, records, blobs).await?;
@@ -49,6 +49,8 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
         frame.spawn("mirror-files", crate::watched::watch(watched, frame.drain()));
     }
     registry.upstream.register(&mut frame.metrics());
+    let registry = Arc::new(registry);
+    registry.peers.start(frame, &registry);
     let server = Arc::new(Server { frame: frame.clone(), registry, accounts });
     // The frame keeps the dump, and the server the frame.
     let dumped = Arc::downgrade(&server);
@@ -60,6 +62,8 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
             serde_json::json!({
                 "uploads": registry.uploads.count(),
                 "fetches": registry.flights.count(),
+                "node": registry.peers.own(),
+                "peers": registry.peers.dump(),
                 "blobs": totals.map(|totals| totals.count),
                 "blobBytes": totals.map(|totals| totals.bytes),
                 "upstreams": registry.upstream.state(),
@@ -80,6 +84,9 @@ impl Server {
         let (request, mut record) = self.accounts.begin(request, client, busy);
         let response = match request.uri().path() {
             "/healthz" | "/livez" | "/readyz" => Response::new(Body::from("ok")),
+            path if Registry::is_for_peers(path) => {
+                self.registry.answer_peer(request, client).await.unwrap_or_else(RegistryError::into_response)
+            }
             _ => self.admit(request, client, &mut record).await,
         };
         record.answer(response)

@@ -13,24 +13,25 @@ use super::RecordsError;
 use super::row::{Cell, Kind, ManifestRow, Row, Value, decode_cell, encode_cell};
 use super::stamp::Clock;
 use super::tables::{
-    BYTES, CELLS, CLOCK, CONTENTS, COUNT, JOURNAL, LAST, NODE, NUMBERS, OWNERS, PARTS, REFERRERS, after,
-    owner_key, pair_key,
+    BYTES, CELLS, CLOCK, CONTENTS, COUNT, JOURNAL, LAST, NODE, NUMBERS, OWED, OWNERS, PARTS, REFERRERS,
+    after, owner_key, pair_key,
 };
 
 pub(crate) use removal::{Burial, Evicted};
 
 /// Everything that a change may touch. Nothing of it is visible before the whole batch is on the disk.
 pub(crate) struct Change<'t> {
-    cells: Table<'t, &'static [u8], &'static [u8]>,
-    journal: Table<'t, u64, &'static [u8]>,
+    pub(super) cells: Table<'t, &'static [u8], &'static [u8]>,
+    pub(super) journal: Table<'t, u64, &'static [u8]>,
     owners: Table<'t, &'static [u8], u8>,
     parts: Table<'t, &'static [u8], u64>,
     referrers: Table<'t, &'static [u8], ()>,
-    contents: Table<'t, &'static str, (u64, u64)>,
-    numbers: Table<'t, &'static str, u64>,
-    clock: Clock,
+    pub(super) contents: Table<'t, &'static str, (u64, u64)>,
+    pub(super) numbers: Table<'t, &'static str, u64>,
+    pub(super) owed: Table<'t, &'static str, u64>,
+    pub(super) clock: Clock,
     last: u64,
-    now_ms: u64,
+    pub(super) now_ms: u64,
     effects: Effects,
 }
 
@@ -41,6 +42,8 @@ pub(super) struct Effects {
     pub(super) renamed: BTreeSet<PathBuf>,
     /// Files that go after the commit. The same thread puts files in their place, so that none comes back in between.
     pub(super) burials: BTreeMap<Digest, Burial>,
+    /// The journal's last number.
+    pub(super) last: u64,
 }
 
 impl<'t> Change<'t> {
@@ -56,6 +59,7 @@ impl<'t> Change<'t> {
             referrers: write.open_table(REFERRERS)?,
             contents: write.open_table(CONTENTS)?,
             numbers,
+            owed: write.open_table(OWED)?,
             clock,
             last,
             now_ms,
@@ -66,7 +70,7 @@ impl<'t> Change<'t> {
     pub(super) fn finish(mut self) -> Result<Effects, redb::Error> {
         self.numbers.insert(CLOCK, self.clock.last())?;
         self.numbers.insert(LAST, self.last)?;
-        Ok(self.effects)
+        Ok(Effects { last: self.last, ..self.effects })
     }
 
     /// Milliseconds since 1970 at the start of the transaction.
@@ -88,7 +92,7 @@ impl<'t> Change<'t> {
         Ok(self.cell(row)?.and_then(|cell| cell.value))
     }
 
-    fn numbered(&self, row: &Row) -> Result<Option<(u64, Cell)>, RecordsError> {
+    pub(super) fn numbered(&self, row: &Row) -> Result<Option<(u64, Cell)>, RecordsError> {
         let Some(bytes) = self.cells.get(row.encode().as_slice())? else { return Ok(None) };
         decode_cell(bytes.value()).map(Some).ok_or_else(|| RecordsError::damaged(row))
     }
@@ -104,12 +108,18 @@ impl<'t> Change<'t> {
         if said.is_some_and(|said| !said.is_fetched()) && value.as_ref().is_some_and(Value::is_fetched) {
             return Ok(false);
         }
-        let stamp = self.clock.tick(self.now_ms);
+        let before = old.as_ref().map(|(_, cell)| cell.stamp).unwrap_or_default();
+        let stamp = self.clock.tick(self.now_ms, before);
         self.store(row, old, Cell { stamp, value })?;
         Ok(true)
     }
 
-    fn store(&mut self, row: &Row, old: Option<(u64, Cell)>, cell: Cell) -> Result<(), RecordsError> {
+    pub(super) fn store(
+        &mut self,
+        row: &Row,
+        old: Option<(u64, Cell)>,
+        cell: Cell,
+    ) -> Result<(), RecordsError> {
         if let Some((number, old)) = old {
             self.journal.remove(number)?;
             if let Some(value) = &old.value {
@@ -197,6 +207,7 @@ impl<'t> Change<'t> {
         self.add(BYTES, i128::from(size) - i128::from(old.unwrap_or(0)))?;
         if old.is_none() {
             self.add(COUNT, 1)?;
+            self.owed.remove(digest.as_str())?;
         }
         Ok(())
     }

@@ -9,6 +9,8 @@
 //! journal; nothing is scanned at start.
 
 mod change;
+mod journal;
+mod merge;
 mod read;
 mod row;
 mod stamp;
@@ -22,11 +24,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use redb::Database;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 pub(crate) use change::{Burial, Change, Evicted};
-pub(crate) use row::{Kind, ManifestRow, Part, Row, Value};
-pub(crate) use stamp::now_ms;
+pub(crate) use merge::is_forgettable;
+pub(crate) use row::{Cell, Kind, ManifestRow, Part, Row, Value};
+pub(crate) use stamp::{Stamp, now_ms};
 pub(crate) use sweep::{Candidate, Page};
 
 use writer::{Job, Shared, Waiting};
@@ -79,6 +82,8 @@ impl From<redb::StorageError> for RecordsError {
 pub(crate) struct Records {
     shared: Shared,
     jobs: SyncSender<Box<dyn Job>>,
+    written: watch::Receiver<u64>,
+    node: u64,
 }
 
 fn current(shared: &RwLock<Option<Arc<Database>>>) -> Result<Arc<Database>, RecordsError> {
@@ -105,8 +110,10 @@ impl Records {
         let database = open_when_free(&path)
             .map_err(|error| anyhow::anyhow!("failed to open {}: {error}", path.display()))?;
         let shared: Shared = Arc::new(RwLock::new(Some(Arc::new(database))));
-        let jobs = writer::start(path, shared.clone())?;
-        Ok(Self { shared, jobs })
+        let (node, last) = journal::identity(&shared)?;
+        let (sender, written) = watch::channel(last);
+        let jobs = writer::start(path, shared.clone(), sender)?;
+        Ok(Self { shared, jobs, written, node })
     }
 
     /// Carries out a change; it is on the disk when this returns.

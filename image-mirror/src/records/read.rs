@@ -5,7 +5,7 @@ use redb::{ReadTransaction, ReadableDatabase as _};
 use orlop_types::Digest;
 
 use super::row::{Cell, Kind, Row, Value, decode_cell};
-use super::tables::{BYTES, CELLS, COUNT, NUMBERS, OWNERS, PARTS, REFERRERS, after, pair_key};
+use super::tables::{BYTES, CELLS, CONTENTS, COUNT, NUMBERS, OWNERS, PARTS, REFERRERS, after, pair_key};
 use super::{Records, RecordsError, current};
 
 /// What is here.
@@ -27,12 +27,17 @@ impl Records {
         Ok(work(&read)?)
     }
 
-    fn number(&self, name: &str) -> Result<u64, RecordsError> {
+    pub(super) fn number(&self, name: &str) -> Result<u64, RecordsError> {
         self.read(|read| Ok(read.open_table(NUMBERS)?.get(name)?.map_or(0, |value| value.value())))
     }
 
     pub(crate) fn totals(&self) -> Result<Totals, RecordsError> {
         Ok(Totals { count: self.number(COUNT)?, bytes: self.number(BYTES)? })
+    }
+
+    /// Whether bytes are here, as far as the records know.
+    pub(crate) fn is_counted(&self, digest: &Digest) -> Result<bool, RecordsError> {
+        self.read(|read| Ok(read.open_table(CONTENTS)?.get(digest.as_str())?.is_some()))
     }
 
     pub(crate) fn cell(&self, row: &Row) -> Result<Option<Cell>, RecordsError> {

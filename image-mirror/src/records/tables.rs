@@ -23,12 +23,16 @@ pub(super) const PARTS: TableDefinition<'static, &[u8], u64> = TableDefinition::
 pub(super) const REFERRERS: TableDefinition<'static, &[u8], ()> = TableDefinition::new("referrers");
 /// Digest -> size and milliseconds since 1970 of the last use: the bytes that are here.
 pub(super) const CONTENTS: TableDefinition<'static, &str, (u64, u64)> = TableDefinition::new("contents");
+/// Digest -> milliseconds since 1970: bytes that a peer's row names and no peer had when the row came.
+pub(super) const OWED: TableDefinition<'static, &str, u64> = TableDefinition::new("owed");
 /// [`FORMAT_KEY`] and the other names below.
 pub(super) const NUMBERS: TableDefinition<'static, &str, u64> = TableDefinition::new("numbers");
 
 const FORMAT_KEY: &str = "format";
 /// Who this registry is: drawn once, so that a wiped one is another.
 pub(super) const NODE: &str = "node";
+/// Followed by a peer's identity: the last number of its journal that is applied here.
+pub(super) const CURSOR: &str = "cursor/";
 /// The clock's last stamp.
 pub(super) const CLOCK: &str = "clock";
 /// The journal's last number.
@@ -57,7 +61,18 @@ pub(super) fn open(path: &Path) -> Result<Database, redb::Error> {
         let reason = format!("its format is {format:?}, this version knows {FORMAT}");
         return Err(redb::Error::Corrupted(reason));
     }
+    add_later_tables(&database)?;
     Ok(database)
+}
+
+/// Tables that older versions of the format did not have.
+fn add_later_tables(database: &Database) -> Result<(), redb::Error> {
+    if let Err(redb::TableError::TableDoesNotExist(_)) = database.begin_read()?.open_table(OWED) {
+        let write = database.begin_write()?;
+        write.open_table(OWED)?;
+        write.commit()?;
+    }
+    Ok(())
 }
 
 fn make(database: &Database) -> Result<(), redb::Error> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use redb::Database;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::change::{Change, Effects};
 use super::stamp::now_ms;
@@ -61,15 +61,24 @@ where
 }
 
 /// Starts the thread. It ends when every sender is gone.
-pub(super) fn start(path: std::path::PathBuf, shared: Shared) -> std::io::Result<SyncSender<Box<dyn Job>>> {
+pub(super) fn start(
+    path: std::path::PathBuf,
+    shared: Shared,
+    written: watch::Sender<u64>,
+) -> std::io::Result<SyncSender<Box<dyn Job>>> {
     let (sender, receiver) = sync_channel(QUEUE);
     std::thread::Builder::new().name("mirror-records".to_owned()).spawn(move || {
-        run(&path, &receiver, &shared);
+        run(&path, &receiver, &shared, &written);
     })?;
     Ok(sender)
 }
 
-fn run(path: &std::path::Path, receiver: &Receiver<Box<dyn Job>>, shared: &Shared) {
+fn run(
+    path: &std::path::Path,
+    receiver: &Receiver<Box<dyn Job>>,
+    shared: &Shared,
+    written: &watch::Sender<u64>,
+) {
     while let Ok(first) = receiver.recv() {
         let mut jobs = vec![first];
         while jobs.len() < BATCH
@@ -80,18 +89,24 @@ fn run(path: &std::path::Path, receiver: &Receiver<Box<dyn Job>>, shared: &Share
         // A panic must not end the thread: every later push would be refused until a restart.
         let outcome = catch_unwind(AssertUnwindSafe(|| write(&mut jobs, shared)))
             .unwrap_or_else(|_| Err(RecordsError::Storage("a change panicked".to_owned())));
-        if let Err(error) = &outcome {
-            tracing::error!(%error, path = %path.display(), "records were not written");
-            // A file that failed once refuses every later change until it is opened anew.
-            reopen(path, shared);
+        match &outcome {
+            Ok(last) => {
+                written.send_if_modified(|known| std::mem::replace(known, *last) != *last);
+            }
+            Err(error) => {
+                tracing::error!(%error, path = %path.display(), "records were not written");
+                // A file that failed once refuses every later change until it is opened anew.
+                reopen(path, shared);
+            }
         }
         for job in jobs {
-            job.done(outcome.clone());
+            job.done(outcome.clone().map(drop));
         }
     }
 }
 
-fn write(jobs: &mut [Box<dyn Job>], shared: &Shared) -> Result<(), RecordsError> {
+/// Carries the changes out; the journal's last number.
+fn write(jobs: &mut [Box<dyn Job>], shared: &Shared) -> Result<u64, RecordsError> {
     let database = super::current(shared)?;
     let mut transaction = database.begin_write().map_err(redb::Error::from)?;
     // A start after a kill must not read the whole file.
@@ -103,7 +118,7 @@ fn write(jobs: &mut [Box<dyn Job>], shared: &Shared) -> Result<(), RecordsError>
         }
         change.finish()?
     };
-    let Effects { renamed, burials } = effects;
+    let Effects { renamed, burials, last } = effects;
     for directory in renamed {
         File::open(&directory).and_then(|directory| directory.sync_all()).map_err(redb::Error::from)?;
     }
@@ -117,7 +132,7 @@ fn write(jobs: &mut [Box<dyn Job>], shared: &Shared) -> Result<(), RecordsError>
             Ok(()) | Err(_) => {}
         }
     }
-    Ok(())
+    Ok(last)
 }
 
 fn reopen(path: &std::path::Path, shared: &Shared) {

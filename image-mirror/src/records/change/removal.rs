@@ -164,7 +164,7 @@ impl Change<'_> {
         };
         if fetched || stamp.ms() < before_ms {
             let value = Value::Blob { size, fetched };
-            let stamp_now = self.clock.tick(self.now_ms);
+            let stamp_now = self.clock.tick(self.now_ms, stamp);
             let cell = Cell { stamp: stamp_now, value: Some(Value::Blob { size, fetched: false }) };
             self.store(&row, Some((number, Cell { stamp, value: Some(value) })), cell)?;
         }

@@ -122,6 +122,14 @@ impl RegistryClient {
 }
 
 impl BlobDownload {
+    /// Leaves out what the caller has already.
+    #[must_use]
+    pub fn starting_at(mut self, offset: u64) -> Self {
+        self.offset = offset.min(self.descriptor.size);
+        self.started = self.offset;
+        self
+    }
+
     /// How many hosts there are; for `skip_hosts`.
     pub fn host_count(&self) -> usize {
         self.hosts.len()

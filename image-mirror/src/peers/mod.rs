@@ -1,0 +1,127 @@
+//! Other mirrors: pairs, which hold the same content, and what they are asked.
+//!
+//! ```text
+//!   follow: GET changes?since=N (waits at the peer) -> bytes that are missing here -> rows and N in one change -> again
+//!   a miss: own file -> running flight -> pairs (peek) -> upstream
+//! ```
+//!
+//! No quorum: each half takes pushes and fetches alone, and the later change of a row wins when they meet (`records/merge.rs`). A half
+//! that was away reads what changed meanwhile; a wiped one has another identity, is unknown to everybody, and reads from the start.
+//!
+//! Invariants: rows of pushed content come with their bytes, unless the peer has lost them: then they are owed, and asked for again and
+//! again; a poll's `since` says that everything up to it is on this disk; whoever waits for a peer waits for a bounded time and is never
+//! waited for by that peer for the same blob, since only the half with the lower identity goes on while both ask (`serve.rs`).
+
+mod fetch;
+mod follow;
+mod http_client;
+mod keep;
+mod protocol;
+mod serve;
+mod state;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use orlop_daemon::{Drain, Frame};
+use orlop_types::Digest;
+
+use crate::config::Config;
+use crate::registry::Registry;
+
+pub(crate) use fetch::PeerSource;
+pub(crate) use http_client::PeerError;
+pub(crate) use protocol::Node;
+
+use http_client::PeerClient;
+use state::{Acknowledgements, Metrics, Peer};
+
+/// How long a push that need not be replicated waits for a peer, so that the answer can say that it is.
+const REPORT: Duration = Duration::from_millis(200);
+
+/// The mirrors of this one's pair; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    own: Node,
+    client: PeerClient,
+    pairs: Vec<Arc<Peer>>,
+    acknowledgements: Acknowledgements,
+    metrics: Metrics,
+    strict: Option<Duration>,
+    drain: Drain,
+}
+
+impl Peers {
+    pub(crate) fn open(config: &Config, own: u64, drain: Drain) -> anyhow::Result<Self> {
+        let own = Node(own);
+        let client = PeerClient::open(config.peer_token_file.as_deref(), config.peer_ca_file.as_deref(), own)
+            .context("failed to prepare for peers")?;
+        let metrics = Metrics::default();
+        let pairs = config.peers.iter().map(|url| Arc::new(Peer::new(url, &metrics))).collect();
+        let strict =
+            config.strict_replication.then(|| Duration::from_secs(config.replication_timeout_seconds));
+        let acknowledgements = Acknowledgements::default();
+        Ok(Self { inner: Arc::new(Inner { own, client, pairs, acknowledgements, metrics, strict, drain }) })
+    }
+
+    /// Starts to follow each peer.
+    pub(crate) fn start(&self, frame: &Frame, registry: &Arc<Registry>) {
+        self.inner.metrics.register(frame);
+        for peer in &self.inner.pairs {
+            let follower = follow::Follower::new(self.clone(), peer.clone(), registry.clone());
+            frame.spawn(format!("mirror-peer {}", peer.url), follower.run(frame.drain()));
+        }
+        if !self.inner.pairs.is_empty() {
+            frame.spawn("mirror-owed", keep::run(self.clone(), registry.clone(), frame.drain()));
+        }
+    }
+
+    /// Who this mirror is to others.
+    pub(crate) fn own(&self) -> Node {
+        self.inner.own
+    }
+
+    /// For the state dump.
+    pub(crate) fn dump(&self) -> serde_json::Value {
+        self.inner.pairs.iter().map(|peer| peer.dump()).collect()
+    }
+
+    /// Where a blob may be had before its upstream is asked.
+    pub(crate) fn sources(&self, digest: &Digest) -> Vec<PeerSource> {
+        let pairs = self.inner.pairs.iter().filter(|peer| peer.may_answer());
+        pairs.map(|peer| self.source(peer, digest)).collect()
+    }
+
+    fn source(&self, peer: &Arc<Peer>, digest: &Digest) -> PeerSource {
+        PeerSource::peek(self.inner.client.clone(), peer.clone(), digest.clone())
+    }
+
+    /// Whether a change is on a peer's disk, too, by what is known now; none without peers.
+    pub(crate) fn has_acknowledged(&self, number: u64) -> Option<bool> {
+        let Inner { pairs, acknowledgements, .. } = &*self.inner;
+        (!pairs.is_empty()).then(|| acknowledgements.has(number))
+    }
+
+    /// Whether a change is on a peer's disk, too, after a little patience. The error is a push that must be replicated and is not.
+    pub(crate) async fn replicated(&self, number: u64) -> Result<Option<bool>, Duration> {
+        let Inner { pairs, acknowledgements, strict, .. } = &*self.inner;
+        if pairs.is_empty() {
+            return Ok(None);
+        }
+        let patience = match strict {
+            Some(patience) => *patience,
+            None if acknowledgements.is_anybody_there() => REPORT,
+            None => Duration::ZERO,
+        };
+        let done = acknowledgements.wait(number, patience).await;
+        match strict {
+            Some(patience) if !done => Err(*patience),
+            _ => Ok(Some(done)),
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Two mirrors that hold the same content: cut off from each other, killed, wiped, and asked at once.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod link;
+mod mirror;
+
+use std::path::Path;
+
+use link::Link;
+use mirror::{Mirror, free_address, noise, wait_for};
+use orlop_daemon::{Settings, config};
+
+/// Names the configuration of a mirror that this program is to be.
+pub(crate) const SUBJECT: &str = "ORLOP_TEST_MIRROR_CONFIG";
+
+/// No test: `orlop mirror` in a process of its own, without the rest of `orlop`.
+#[test]
+#[ignore = "other tests start it"]
+fn subject() {
+    let Some(file) = std::env::var_os(SUBJECT) else { return };
+    let config: orlop_mirror::Config = config::load(Path::new(&file)).unwrap();
+    orlop_daemon::run(
+        Settings::new("mirror"),
+        |frame| async move { orlop_mirror::start(&frame, config).await },
+    )
+    .unwrap();
+}
+
+/// Two halves, and the links from each to the other.
+struct Pair {
+    halves: [Mirror; 2],
+    links: [Link; 2],
+    _work: tempfile::TempDir,
+}
+
+impl Pair {
+    fn new(more: &serde_json::Value) -> Self {
+        let work = tempfile::tempdir().unwrap();
+        let addresses = [free_address(), free_address()];
+        let links = [Link::to(addresses[1]), Link::to(addresses[0])];
+        let half = |number: usize| {
+            let mut more = more.clone();
+            more["peers"] = serde_json::json!([format!("http://{}", links[number].address)]);
+            Mirror::new(&work.path().join(number.to_string()), addresses[number], more)
+        };
+        Self { halves: [half(0), half(1)], links, _work: work }
+    }
+
+    fn started(more: &serde_json::Value) -> Self {
+        let mut pair = Self::new(more);
+        for half in &mut pair.halves {
+            half.start();
+        }
+        pair.wait_connected();
+        pair
+    }
+
+    fn wait_connected(&self) {
+        for half in &self.halves {
+            wait_for("the halves to meet", || (half.metric("mirror_peer_connected") == 1).then_some(()));
+        }
+    }
+
+    fn cut(&self) {
+        self.links.iter().for_each(Link::cut);
+        for half in &self.halves {
+            wait_for("the cut to be seen", || (half.metric("mirror_peer_connected") == 0).then_some(()));
+        }
+    }
+
+    fn heal(&self) {
+        self.links.iter().for_each(Link::heal);
+        self.wait_connected();
+    }
+}
+
+fn nothing() -> serde_json::Value {
+    serde_json::json!({})
+}
+
+#[test]
+fn what_one_half_gets_both_hold() {
+    let pair = Pair::started(&nothing());
+    let [a, b] = &pair.halves;
+    let (first, code, _) = a.push("team/app", "one", &noise(300_000, 1)).unwrap();
+    assert_eq!(code, "201");
+    wait_for("the image at the other half", || b.pull("team/app", "one").filter(|digest| *digest == first));
+    let (second, ..) = b.push("team/app", "two", &noise(3_000_000, 2)).unwrap();
+    wait_for("the image at the first half", || a.pull("team/app", "two").filter(|digest| *digest == second));
+    // Pushed again it says that the other half has it.
+    wait_for("the report", || {
+        let (_, _, replicated) = a.push("team/app", "one", &noise(300_000, 1))?;
+        (replicated == "true").then_some(())
+    });
+    a.curl(&["-X", "DELETE"], "/v2/team/app/manifests/two");
+    wait_for("the removal", || b.tag("team/app", "two").is_none().then_some(()));
+    assert_eq!(b.tag("team/app", "one"), Some(first));
+}
+
+#[test]
+fn a_cut_pair_heals_and_loses_nothing() {
+    let pair = Pair::started(&nothing());
+    let [a, b] = &pair.halves;
+    let (old, ..) = a.push("team/app", "moving", &noise(1000, 1)).unwrap();
+    wait_for("the tag", || (b.tag("team/app", "moving")? == old).then_some(()));
+    pair.cut();
+    let mut pushed = Vec::new();
+    for (number, half) in [a, b, a, b].into_iter().enumerate() {
+        let tag = format!("only-{number}");
+        let (digest, _, replicated) =
+            half.push("team/app", &tag, &noise(200_000, 10 + number as u64)).unwrap();
+        assert_eq!(replicated, "false");
+        pushed.push((tag, digest));
+    }
+    let (first, ..) = a.push("team/app", "moving", &noise(1000, 2)).unwrap();
+    let (last, ..) = b.push("team/app", "moving", &noise(1000, 3)).unwrap();
+    assert!(a.tag("team/app", "moving") == Some(first) && b.tag("team/app", "moving") == Some(last.clone()));
+    pair.heal();
+    // The later one wins, at both.
+    pushed.push(("moving".to_owned(), last));
+    for half in [a, b] {
+        for (tag, digest) in &pushed {
+            wait_for(tag, || half.pull("team/app", tag).filter(|found| found == digest));
+        }
+    }
+    let lists = [a, b].map(|half| half.curl(&[], "/v2/team/app/tags/list").stdout);
+    assert_eq!(lists[0], lists[1]);
+}
+
+#[test]
+fn a_wiped_half_is_rebuilt() {
+    let mut pair = Pair::started(&nothing());
+    let mut pushed = Vec::new();
+    for number in 0..20_u64 {
+        let tag = format!("tag-{number}");
+        let half = &pair.halves[usize::from(number % 2 == 0)];
+        pushed.push((tag.clone(), half.push("team/app", &tag, &noise(50_000, number)).unwrap().0));
+    }
+    let check = |half: &Mirror| {
+        for (tag, digest) in &pushed {
+            wait_for(tag, || half.pull("team/app", tag).filter(|found| found == digest));
+        }
+    };
+    pair.halves.iter().for_each(check);
+    for wiped in [1, 0] {
+        pair.halves[wiped].wipe();
+        pair.halves[wiped].start();
+        // Not by asking for each: what is asked for may come from the other half.
+        wait_for("all blobs", || (pair.halves[wiped].metric("mirror_peer_blobs_total") >= 41).then_some(()));
+        check(&pair.halves[wiped]);
+    }
+}
+
+#[test]
+fn strict_pushes_need_the_other_half() {
+    let mut pair = Pair::new(&serde_json::json!({"strictReplication": true, "replicationTimeoutSeconds": 1}));
+    pair.halves[0].start();
+    let (digest, code, _) = pair.halves[0].push("team/app", "one", &noise(1000, 1)).unwrap();
+    assert_eq!(code, "503");
+    assert_eq!(pair.halves[0].pull("team/app", "one"), Some(digest.clone()), "the content stays");
+    pair.halves[1].start();
+    pair.wait_connected();
+    wait_for("the other half", || (pair.halves[1].tag("team/app", "one")? == digest).then_some(()));
+    let (_, code, replicated) = pair.halves[0].push("team/app", "two", &noise(1000, 2)).unwrap();
+    assert_eq!((code.as_str(), replicated.as_str()), ("201", "true"));
+}
+
+#[test]
+fn only_mirrors_that_know_the_secret_are_answered() {
+    let work = tempfile::tempdir().unwrap();
+    let token = work.path().join("token");
+    std::fs::write(&token, "0123456789abcdef0123456789abcdef\n").unwrap();
+    std::fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let mut mirror =
+        Mirror::new(&work.path().join("a"), free_address(), serde_json::json!({"peerTokenFile": token}));
+    mirror.start();
+    let path = "/_orlop/v1/changes?node=0000000000000001&epoch=0000000000000000&since=0";
+    assert_eq!(mirror.code(path), "401");
+    let with = |secret: &str| {
+        let header = format!("Authorization: Bearer {secret}");
+        let output = mirror.curl(&["-H", &header, "-o", "/dev/null", "-w", "%{http_code}"], path);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(with("0123456789abcdef0123456789abcdee"), "401");
+    assert_eq!(with("0123456789abcdef0123456789abcdef"), "200");
+    assert_eq!(mirror.code("/_orlop/v1/peek/blobs/sha256:12"), "401");
+}
+
+#[test]
+fn both_halves_miss_at_once_and_the_upstream_is_asked_once() {
+    let work = tempfile::tempdir().unwrap();
+    let mut upstream = Mirror::new(&work.path().join("upstream"), free_address(), nothing());
+    upstream.start();
+    let pair = Pair::started(
+        &serde_json::json!({"upstreams": {"up.example": format!("http://{}", upstream.address)}}),
+    );
+    for round in 0..8_u64 {
+        let tag = format!("round-{round}");
+        let (digest, ..) =
+            upstream.push("up.example/team/app", &tag, &noise(8_000_000, 100 + round)).unwrap();
+        std::thread::scope(|scope| {
+            for client in 0..6 {
+                let (half, tag) = (&pair.halves[client % 2], &tag);
+                let pull = move || half.pull("up.example/team/app", tag);
+                let digest = &digest;
+                scope.spawn(move || assert_eq!(pull().as_ref(), Some(digest)));
+            }
+        });
+    }
+    // The same config blob in all rounds.
+    let fetches: u64 = pair.halves.iter().map(|half| half.metric("mirror_upstream_blob_fetches_total")).sum();
+    assert_eq!(fetches, 9);
+    // What came from upstream is at both, and served when it is gone.
+    upstream.kill();
+    for half in &pair.halves {
+        for round in 0..8 {
+            let tag = format!("round-{round}");
+            wait_for("the fetched image", || half.pull("up.example/team/app", &tag));
+        }
+    }
+}
