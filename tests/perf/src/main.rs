@@ -3,7 +3,8 @@
 //! ```text
 //!   start (up, master / etcd, in turn) -> peers (containerd + runc, `orlop runtime`) -> idle memory
 //!         -> CRI's verbs one by one -> one pod at a time, ours / theirs in turn -> ten idle pods' shims -> fifty pods at once
-//!         -> a hundred pods by CRI -> the OCI runtimes alone (ours / crun / runc in turn) -> take down, look for leftovers
+//!         -> a hundred pods by CRI -> the OCI runtimes alone (ours / crun / runc in turn) -> the mirror (ours / docker-registry in turn)
+//!         -> take down, look for leftovers
 //! ```
 //!
 //! Upstream's kubelet and kube-apiserver are not in Debian. The references are parts of what they need: a lower bound, named in
@@ -20,6 +21,7 @@ mod hundred;
 mod idle;
 mod interrupt;
 mod memory;
+mod mirror;
 mod oci;
 mod peer;
 mod pods;
@@ -48,17 +50,22 @@ struct Rounds {
     starts: usize,
     pods: usize,
     many: usize,
+    /// How long a registry is asked the same.
+    flood: Duration,
 }
 
 fn main() -> anyhow::Result<()> {
-    let mut rounds = Rounds { starts: 5, pods: 15, many: 5 };
-    let (mut cri_only, mut oci_only) = (false, false);
+    let mut rounds = Rounds { starts: 5, pods: 15, many: 5, flood: Duration::from_secs(4) };
+    let (mut cri_only, mut oci_only, mut mirror_only) = (false, false, false);
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
-            "--quick" => rounds = Rounds { starts: 1, pods: 3, many: 1 },
+            "--quick" => rounds = Rounds { starts: 1, pods: 3, many: 1, flood: Duration::from_secs(1) },
             "--cri" => cri_only = true,
             "--oci" => oci_only = true,
-            other => anyhow::bail!("unknown argument {other:?}: --quick, --cri and --oci are known"),
+            "--mirror" => mirror_only = true,
+            other => {
+                anyhow::bail!("unknown argument {other:?}: --quick, --cri, --oci and --mirror are known")
+            }
         }
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -67,6 +74,8 @@ fn main() -> anyhow::Result<()> {
     start::size(&mut rows)?;
     let result = if oci_only {
         oci::measure(rounds.pods, &mut rows)
+    } else if mirror_only {
+        mirror::measure(rounds.pods.min(5), rounds.flood, &mut rows)
     } else if cri_only {
         measure_cri(&runtime, rounds, &mut rows, &mut directories)
     } else {
@@ -106,7 +115,7 @@ fn measure(
     hundred::measure(runtimes, rows)?;
     oci::measure(rounds.pods, rows)?;
     cluster.down_clean();
-    Ok(())
+    mirror::measure(rounds.pods.min(5), rounds.flood, rows)
 }
 
 /// The runtimes alone.

@@ -16,6 +16,8 @@ pub(crate) enum Measure {
     Size(f64),
     /// Hundredths of one processor.
     Percent(f64),
+    /// Microseconds of one thing.
+    Micros(f64),
 }
 
 impl Measure {
@@ -23,7 +25,7 @@ impl Measure {
         match self {
             Self::Time(samples) => samples.median(),
             Self::Memory(resident) => resident.distinct,
-            Self::Size(number) | Self::Percent(number) => *number,
+            Self::Size(number) | Self::Percent(number) | Self::Micros(number) => *number,
         }
     }
 
@@ -35,14 +37,20 @@ impl Measure {
             }
             Self::Size(megabytes) => format!("{megabytes:.1} MB"),
             Self::Percent(percent) => format!("{percent:.2} %"),
+            Self::Micros(micros) => format!("{micros:.1} µs"),
         }
     }
+}
+
+/// Promises that depend on a reference have any number of digits.
+fn rounded(target: f64) -> f64 {
+    (target * 10.0).round() / 10.0
 }
 
 /// `median ms (least–most)`.
 fn show_time(samples: &Samples) -> String {
     let median = samples.median();
-    let digits = usize::from(median < 30.0);
+    let digits = if median < 1.0 { 3 } else { usize::from(median < 30.0) };
     match samples.range() {
         Some((least, most)) if samples.len() > 1 => {
             format!("{median:.digits$} ms ({least:.digits$}–{most:.digits$})")
@@ -69,7 +77,8 @@ impl Row {
         let Some(target) = self.target else { return "–".to_owned() };
         match self.ours {
             Measure::Time(_) if target >= 1000.0 => format!("< {:.1} s", target / 1000.0),
-            Measure::Time(_) => format!("< {target} ms"),
+            Measure::Time(_) => format!("< {} ms", rounded(target)),
+            Measure::Micros(_) => format!("< {} µs", rounded(target)),
             Measure::Memory(_) | Measure::Size(_) => format!("< {target} MB"),
             Measure::Percent(_) => format!("< {target} %"),
         }
@@ -82,7 +91,8 @@ impl Row {
         };
         let (reference, ratio, name) = match &self.reference {
             Some((measure, name)) => {
-                let ratio = format!("{:.2}", self.ours.value() / measure.value());
+                let ratio = self.ours.value() / measure.value();
+                let ratio = if ratio < 0.1 { format!("{ratio:.3}") } else { format!("{ratio:.2}") };
                 (measure.show(), ratio, (*name).to_owned())
             }
             None => ("–".to_owned(), "–".to_owned(), "–".to_owned()),

@@ -39,6 +39,15 @@ impl Samples {
     }
 }
 
+impl FromIterator<Duration> for Samples {
+    fn from_iter<T: IntoIterator<Item = Duration>>(durations: T) -> Self {
+        let mut samples: Vec<f64> =
+            durations.into_iter().map(|duration| duration.as_secs_f64() * 1000.0).collect();
+        samples.sort_by(f64::total_cmp);
+        Self(samples)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
