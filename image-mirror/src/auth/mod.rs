@@ -283,3 +283,54 @@ fn unauthorized(message: &str, challenge: String) -> RegistryError {
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
+
+    use super::*;
+
+    fn auth(root: &Path) -> Auth {
+        let users = root.join("users");
+        std::fs::write(&users, format!("ann:{}\n", bcrypt::hash("secret", 4).unwrap())).unwrap();
+        Auth::open(&AuthConfig { htpasswd_file: Some(users), ..AuthConfig::default() }, root).unwrap()
+    }
+
+    #[test]
+    fn no_header_but_the_right_one_makes_a_user() {
+        let root = tempfile::tempdir().unwrap();
+        let auth = auth(root.path());
+        let client = Client::new(([127, 0, 0, 1], 1).into(), false, None);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let parts = ("(?i)(basic|bearer|negotiate|)", "[ -~]{0,60}|[A-Za-z0-9+/]{0,24}={0,2}");
+        TestRunner::default()
+            .run(&parts, |(scheme, rest)| {
+                let mut headers = HeaderMap::new();
+                let value = HeaderValue::from_str(&format!("{scheme} {rest}")).unwrap();
+                headers.insert(header::AUTHORIZATION, value);
+                let caller = runtime.block_on(auth.caller(&headers, &client));
+                prop_assert!(caller.is_err() || caller.is_ok_and(|caller| caller.user.is_none()));
+                Ok(())
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn no_host_breaks_out_of_the_challenge() {
+        let root = tempfile::tempdir().unwrap();
+        let auth = auth(root.path());
+        let client = Client::new(([127, 0, 0, 1], 1).into(), false, None);
+        TestRunner::default()
+            .run(&"[ -~]{0,40}", |host| {
+                let mut headers = HeaderMap::new();
+                headers.insert(header::HOST, HeaderValue::from_str(&host).unwrap());
+                let host = Host::of(&headers, &Uri::from_static("/v2/"), &client);
+                if let Some(value) = auth.challenge(&host, "") {
+                    prop_assert_eq!(value.to_str().unwrap().matches('"').count(), 4);
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
+}

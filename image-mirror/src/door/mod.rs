@@ -57,6 +57,12 @@ pub(crate) struct Client {
     busy: AtomicUsize,
 }
 
+impl Client {
+    pub(crate) fn new(address: SocketAddr, tls: bool, user: Option<Arc<str>>) -> Self {
+        Self { address, tls, user, requests: AtomicU64::default(), busy: AtomicUsize::default() }
+    }
+}
+
 /// A request under way; the connection is not idle while it is there.
 pub(crate) struct Busy(Arc<Client>);
 
@@ -182,9 +188,7 @@ async fn accept(
     server: Option<Arc<Server>>,
     drain: Drain,
 ) {
-    let client = |tls, user| {
-        Arc::new(Client { address, tls, user, requests: AtomicU64::default(), busy: AtomicUsize::default() })
-    };
+    let client = |tls, user| Arc::new(Client::new(address, tls, user));
     let Some(tls) = tls else {
         return serve(stream, client(false, None), server, drain).await;
     };
@@ -223,7 +227,7 @@ where
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return log_end(ended),
-        () = idle(&client), if !full => {}
+        () = idle(&client, IDLE), if !full => {}
         // What is told that there is no place must not take one for long.
         () = tokio::time::sleep(LAST_BYTES), if full => {}
         () = drain.wait() => {
@@ -237,8 +241,8 @@ where
     }
 }
 
-/// Waits until a connection has had no request for long.
-async fn idle(client: &Client) {
+/// Waits until a connection has had no request for once to twice a time.
+async fn idle(client: &Client, time: Duration) {
     let mut before = None;
     loop {
         let now = client.requests.load(Ordering::Relaxed);
@@ -246,7 +250,7 @@ async fn idle(client: &Client) {
             return;
         }
         before = Some(now);
-        tokio::time::sleep(IDLE).await;
+        tokio::time::sleep(time).await;
     }
 }
 
@@ -262,5 +266,21 @@ fn too_many() -> Response<Body> {
 fn log_end<E: std::fmt::Display>(ended: Result<(), E>) {
     if let Err(error) = ended {
         tracing::debug!(%error, "connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_is_idle_without_requests_only() {
+        let client = Arc::new(Client::new(SocketAddr::from(([127, 0, 0, 1], 1)), false, None));
+        let time = Duration::from_millis(5);
+        let busy = Busy::new(client.clone());
+        let waits = tokio::time::timeout(20 * time, idle(&client, time)).await;
+        assert!(waits.is_err(), "a request is under way");
+        drop(busy);
+        idle(&client, time).await;
     }
 }
