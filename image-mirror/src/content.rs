@@ -6,6 +6,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use http::{HeaderMap, Response, StatusCode, header};
+use orlop_distribution::blobs::BlobError;
 use orlop_distribution::manifest::{MANIFEST_LIMIT, Manifest, OCI_INDEX};
 use orlop_types::{Digest, Reference};
 use tokio_util::io::ReaderStream;
@@ -54,7 +55,7 @@ impl Registry {
         if none_match(headers, &format!("\"{digest}\"")) {
             return Ok(marked(not_modified(&digest), source));
         }
-        let Some(bytes) = self.blobs.read(&digest, MANIFEST_LIMIT)? else {
+        let Some(bytes) = self.read_manifest(name, &digest, origin).await? else {
             return Err(self.unknown(name, digest.as_str()));
         };
         self.keeper.pulled(&digest);
@@ -64,6 +65,24 @@ impl Registry {
         set(&mut response, "docker-content-digest", digest.as_str());
         set(&mut response, "etag", &format!("\"{digest}\""));
         Ok(marked(response, source))
+    }
+
+    /// The bytes of a manifest that a row names; what is damaged or lost here is asked for upstream.
+    async fn read_manifest(
+        &self,
+        name: &str,
+        digest: &Digest,
+        origin: Option<&Origin>,
+    ) -> Result<Option<Vec<u8>>, RegistryError> {
+        match self.blobs.read(digest, MANIFEST_LIMIT) {
+            Ok(Some(bytes)) => return Ok(Some(bytes)),
+            Ok(None) | Err(BlobError::Digest(_)) => self.keeper.inspect(digest).await,
+            Err(error) => return Err(error.into()),
+        }
+        let upstream = origin.and_then(|origin| origin.manifest(&TagOrDigest::Digest(digest.clone())));
+        let Some(upstream) = upstream else { return Ok(None) };
+        self.upstream.manifest(name, &upstream, None).await?;
+        Ok(self.blobs.read(digest, MANIFEST_LIMIT)?)
     }
 
     /// By digest nobody is asked again, and a pushed tag is ours; of a fetched tag the upstream knows more.
@@ -193,6 +212,9 @@ impl Registry {
             return Err(RegistryError::blob_unknown(digest.as_str()));
         }
         let mut file = self.blobs.open_blob(digest)?;
+        if file.is_none() {
+            self.keeper.inspect(digest).await;
+        }
         if file.is_some() {
             match head {
                 // A client that pushes asks so, and leaves out what it is told to be here.

@@ -36,7 +36,7 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
         "Blobs fetched from upstreams",
         registry.flights.fetches.clone(),
     );
-    registry.keeper.start(frame);
+    registry.keeper.start(frame)?;
     if let Some(auth) = &registry.auth {
         frame.metrics().register(
             "mirror_auth_failures",

@@ -401,3 +401,56 @@ fn check(address: SocketAddr, tag: &str, content: Option<&[u8]>) {
         None => assert_eq!(found.code, 404, "{tag}"),
     }
 }
+
+#[test]
+fn a_scrub_finds_what_is_damaged_or_gone_and_a_push_heals_it() {
+    let work = tempfile::tempdir().unwrap();
+    let mirror = Mirror::start(config(work.path(), KeepingConfig::default()));
+    let contents: [&[u8]; 3] = [b"whole", b"to be damaged", b"to be lost"];
+    for (number, content) in contents.iter().enumerate() {
+        push(&mirror, "a", &number.to_string(), content);
+    }
+    let path = |content: &[u8]| work.path().join("blobs/sha256").join(Digest::sha256(content).hex());
+    std::fs::write(path(contents[1]), b"to be DAMAGED").unwrap();
+    std::fs::remove_file(path(contents[2])).unwrap();
+    assert_eq!(mirror.order("scrub", "").text(), "a scrub is started");
+    until("the scrub ends", || mirror.state()["scrub"]["endedMs"].as_u64() > Some(0));
+    let state = mirror.state();
+    assert_eq!((&state["scrub"]["blobs"], &state["damagedBlobs"]), (&json!(6), &json!(2)), "{state}");
+    assert_eq!(state["owedBlobs"].as_array().unwrap().len(), 2, "{state}");
+    let quarantine = work.path().join("quarantine").join(Digest::sha256(contents[1]).hex());
+    assert_eq!(std::fs::read(quarantine).unwrap(), b"to be DAMAGED");
+    let codes = |method: &str| contents.map(|content| mirror.ask(method, &blob("a", content).1, b"").code);
+    assert_eq!((codes("HEAD"), codes("GET")), ([200, 404, 404], [200, 404, 404]));
+    let refused = mirror.ask("PUT", "/v2/a/manifests/1", &manifest(contents[1]));
+    assert!(refused.text().contains("MANIFEST_BLOB_UNKNOWN"), "a row without bytes is none: {refused:?}");
+    for content in contents {
+        assert_eq!(mirror.ask("POST", &blob("a", content).0, content).code, 201);
+    }
+    assert_eq!(codes("GET"), [200; 3]);
+    assert_eq!(mirror.state()["owedBlobs"], json!([]));
+    // A manifest is looked at when it is served.
+    let of_manifest = path(&manifest(contents[0]));
+    std::fs::write(&of_manifest, b"nonsense").unwrap();
+    assert_eq!(mirror.ask("GET", "/v2/a/manifests/0", b"").code, 404);
+    assert!(!of_manifest.exists());
+    assert_eq!(mirror.ask("PUT", "/v2/a/manifests/0", &manifest(contents[0])).code, 201);
+    assert_eq!(mirror.ask("GET", "/v2/a/manifests/0", b"").code, 200);
+}
+
+#[test]
+fn a_scrub_goes_on_where_it_was() {
+    let work = tempfile::tempdir().unwrap();
+    let slow = KeepingConfig { scrub_bytes_per_second: 1, ..KeepingConfig::default() };
+    let mirror = Mirror::start(config(work.path(), slow));
+    // A byte in a second: it does not end of itself.
+    push(&mirror, "a", "1", b"content");
+    mirror.order("scrub", "");
+    until("the scrub is under way", || mirror.order("scrub", "").text() == "a scrub is under way");
+    drop(mirror);
+    let memory = std::fs::read_to_string(work.path().join("keeping.json")).unwrap();
+    assert!(memory.contains("cursor"), "{memory}");
+    let mirror = Mirror::start(config(work.path(), KeepingConfig::default()));
+    mirror.order("scrub", "");
+    until("it ends", || mirror.state()["scrub"]["endedMs"].as_u64() > Some(0));
+}

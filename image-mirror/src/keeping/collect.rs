@@ -49,6 +49,7 @@ impl Keeper {
         if strays {
             self.collect_strays(&mut collected).await?;
         }
+        self.repositories.records.write(|change| change.prune_owed()).await?;
         self.empty_trash().await;
         self.collected(collected, started_ms);
         Ok(collected)

@@ -28,6 +28,11 @@ impl Keeper {
             }
         });
         let keeper = self.clone();
+        frame.command("scrub", move |_| {
+            let keeper = keeper.clone();
+            async move { keeper.writable().map(|()| keeper.command_scrub()) }
+        });
+        let keeper = self.clone();
         frame.command("delete", move |name| {
             let keeper = keeper.clone();
             async move {

@@ -19,6 +19,10 @@ pub struct KeepingConfig {
     pub pins: Vec<String>,
     /// What was used within this is not evicted.
     pub keep_used_seconds: u64,
+    /// Days between two scrubs, which read and hash every blob again; 0 is never.
+    pub scrub_interval_days: u64,
+    /// How much a scrub reads in a second.
+    pub scrub_bytes_per_second: u64,
     /// Time between two looks for bytes that nobody needs.
     pub collect_interval_seconds: u64,
 }
@@ -31,6 +35,8 @@ impl Default for KeepingConfig {
             min_free_bytes: None,
             pins: Vec::new(),
             keep_used_seconds: 600,
+            scrub_interval_days: 30,
+            scrub_bytes_per_second: 20 << 20,
             collect_interval_seconds: 3600,
         }
     }
@@ -51,6 +57,7 @@ impl KeepingConfig {
                 problems.push(format!("keeping.{key} is 0: give at least 1"));
             }
         }
+        problems.extend(self.scrub_problems());
         for pin in Pins::parse(&self.pins).1 {
             problems.push(format!(
                 "keeping.pins: {pin:?} is no image, repository or prefix such as \"docker.io/library/busybox:*\" or \"registry.k8s.io/\""

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Keeper;
 use super::mode::Mode;
+use super::scrub::Progress;
 
 /// Unknown fields are a later version's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +19,7 @@ pub(super) struct Memory {
     /// Chosen at run time; it wins over the configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) mode: Option<Mode>,
+    pub(super) scrub: Progress,
 }
 
 impl Memory {
@@ -75,7 +77,7 @@ mod tests {
     #[test]
     fn a_damaged_file_is_forgotten() {
         let directory = tempfile::tempdir().unwrap();
-        let memory = Memory { mode: Some(Mode::ReadOnly) };
+        let memory = Memory { mode: Some(Mode::ReadOnly), ..Memory::default() };
         assert_eq!(Memory::load(directory.path()), Memory::default());
         memory.store(directory.path()).unwrap();
         assert_eq!(Memory::load(directory.path()), memory);

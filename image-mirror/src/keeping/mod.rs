@@ -4,6 +4,7 @@
 //!   uses (memory) --each minute--> last use of contents
 //!   task "mirror-keeping": write uses, evict above quota, collect garbage
 //!   push, fetch --> make_room --> evict
+//!   thread "mirror-scrub": hash every blob again; damaged ones to quarantine/
 //! ```
 //!
 //! Invariants: bytes that a row wants are never removed; bytes that a client was told about stay for the lease; a removal is decided
@@ -20,6 +21,7 @@ mod mode;
 #[cfg(test)]
 mod properties;
 mod rules;
+mod scrub;
 mod seen;
 mod uses;
 
@@ -40,6 +42,7 @@ use crate::repositories::Repositories;
 use collect::Collected;
 use memory::Memory;
 use rules::Pins;
+use scrub::Orders;
 use uses::{Noted, Uses};
 
 /// Time between two writes of uses.
@@ -87,6 +90,12 @@ pub(crate) struct Keeper {
     refusal: Mutex<Option<Refusal>>,
     evicted_images: Counter,
     evicted_bytes: Counter,
+    opened_ms: u64,
+    scrub_interval_days: u64,
+    scrub_bytes_per_second: u64,
+    scrub_orders: Orders,
+    scrubbed_bytes: Counter,
+    damaged: Counter,
     /// Held by the one collection.
     collecting: tokio::sync::Mutex<()>,
     soon: tokio::sync::Notify,
@@ -120,20 +129,32 @@ impl Keeper {
             refusal: Mutex::default(),
             evicted_images: Counter::default(),
             evicted_bytes: Counter::default(),
+            opened_ms: now_ms(),
+            scrub_interval_days: config.scrub_interval_days,
+            scrub_bytes_per_second: config.scrub_bytes_per_second,
+            scrub_orders: Orders::default(),
+            scrubbed_bytes: Counter::default(),
+            damaged: Counter::default(),
             collecting: tokio::sync::Mutex::default(),
             soon: tokio::sync::Notify::new(),
             last: Mutex::default(),
             removed_bytes: Counter::default(),
         };
-        let trash = keeper.trash();
-        std::fs::create_dir_all(&trash).with_context(|| format!("failed to create {}", trash.display()))?;
+        for directory in [keeper.trash(), root.join("quarantine")] {
+            std::fs::create_dir_all(&directory)
+                .with_context(|| format!("failed to create {}", directory.display()))?;
+        }
         Ok(keeper)
     }
 
     /// Starts the task, and shows what it does.
-    pub(crate) fn start(self: &Arc<Self>, frame: &Frame) {
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub(crate) fn start(self: &Arc<Self>, frame: &Frame) -> anyhow::Result<()> {
         self.register(&mut frame.metrics());
         self.offer(frame);
+        self.start_scrub(frame)?;
         let (keeper, drain) = (self.clone(), frame.drain());
         frame.spawn("mirror-keeping", async move {
             let mut collect_at = Instant::now() + keeper.interval.min(FIRST_COLLECTION);
@@ -168,6 +189,7 @@ impl Keeper {
             }
             Ok(())
         });
+        Ok(())
     }
 
     /// Every step is tried again at the next tick.

@@ -12,6 +12,9 @@ use super::collect::Collected;
 use super::{Keeper, LastCollection};
 use crate::records::now_ms;
 
+/// Blobs that are named as lost here.
+const OWED_SHOWN: usize = 20;
+
 /// Read when somebody looks.
 struct Disk(Weak<Keeper>);
 
@@ -47,6 +50,8 @@ impl Keeper {
         registry.register_collector(Box::new(Disk(Arc::downgrade(self))));
         for (name, help, counter) in [
             ("mirror_collected_bytes", "Bytes removed because nobody needed them", &self.removed_bytes),
+            ("mirror_scrubbed_bytes", "Bytes that were read and hashed again", &self.scrubbed_bytes),
+            ("mirror_damaged_blobs", "Blobs found damaged or gone", &self.damaged),
             ("mirror_evicted_bytes", "Bytes evicted to make room", &self.evicted_bytes),
             ("mirror_evicted_images", "Images evicted to make room", &self.evicted_images),
         ] {
@@ -74,6 +79,9 @@ impl Keeper {
             "quotaBytes": space.map(|space| space.quota),
             "freeBytes": space.map(|space| space.free),
             "reservedBytes": space.map(|space| space.reserve),
+            "scrub": self.memory().scrub.clone(),
+            "damagedBlobs": self.damaged.get(),
+            "owedBlobs": self.repositories.records.owed(None, OWED_SHOWN).ok(),
             "evictedImages": self.evicted_images.get(),
             "evictedBytes": self.evicted_bytes.get(),
             "lastRefusal": refusal.map(|refusal| serde_json::json!({

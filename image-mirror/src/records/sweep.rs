@@ -134,6 +134,33 @@ impl Records {
         })
     }
 
+    /// The bytes that are here, with their sizes.
+    pub(crate) fn contents(&self, from: &[u8]) -> Result<Page<(Digest, u64)>, RecordsError> {
+        self.contents_page(from, |_, digest, (size, _)| Ok(digest.parse().ok().map(|digest| (digest, size))))
+    }
+
+    /// The manifests that need some bytes, as `REPOSITORY@DIGEST`, at most `limit`.
+    pub(crate) fn needed_by(&self, digest: &Digest, limit: usize) -> Result<Vec<String>, RecordsError> {
+        let mut needed_by = Vec::new();
+        for (kind, name) in self.owners(digest)?.into_iter().take(limit) {
+            if kind == Kind::Manifest {
+                needed_by.push(format!("{name}@{digest}"));
+                continue;
+            }
+            let prefix = pair_key(&name, digest.as_str(), "");
+            needed_by.extend(self.read(|read| {
+                let parts = read.open_table(PARTS)?;
+                let range = parts.range(prefix.as_slice()..after(&prefix).as_slice())?.take(limit);
+                let names = range.map(|entry| {
+                    Ok(format!("{name}@{}", String::from_utf8_lossy(&entry?.0.value()[prefix.len()..])))
+                });
+                names.collect::<Result<Vec<_>, redb::Error>>()
+            })?);
+        }
+        needed_by.truncate(limit);
+        Ok(needed_by)
+    }
+
     /// Those that the records do not count as here.
     pub(crate) fn unknown(&self, digests: Vec<(Digest, u64)>) -> Result<Vec<(Digest, u64)>, RecordsError> {
         self.read(|read| {

@@ -130,6 +130,32 @@ impl Change<'_> {
         Ok(())
     }
 
+    /// Bytes that were here are lost; where they were pushed, another registry owes them.
+    pub(crate) fn lose(&mut self, digest: &Digest) -> Result<(), RecordsError> {
+        self.forget_bytes(digest)?;
+        let prefix = [digest.as_str().as_bytes(), &[0]].concat();
+        let mut pushed = false;
+        for entry in self.owners.range(prefix.as_slice()..after(&prefix).as_slice())? {
+            pushed |= entry?.1.value() == 1;
+        }
+        if pushed { self.owe(digest.as_str()) } else { Ok(()) }
+    }
+
+    /// What was deleted is not owed any more.
+    pub(crate) fn prune_owed(&mut self) -> Result<(), RecordsError> {
+        let owed = self.owed.iter()?.map(|entry| entry.map(|(digest, _)| digest.value().to_owned()));
+        for text in owed.collect::<Result<Vec<_>, _>>()? {
+            let wanted = match text.parse() {
+                Ok(digest) => self.is_owned(&digest)?,
+                Err(_) => false,
+            };
+            if !wanted {
+                self.owe_no_more(&text)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A file that the records do not know: counted when a row wants it, else it goes after the commit; true then.
     pub(crate) fn settle_stray(
         &mut self,
