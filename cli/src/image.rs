@@ -1,11 +1,12 @@
-//! `orlop image`: the images of a cluster on this machine, with and without its daemons running.
+//! `orlop image`: the images of a cluster on this machine, with and without its daemons running; and images on their way to one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{Args, Subcommand};
+use orlop_airgap::AirgapCommand;
 use orlop_images::ImageStore;
-use orlop_images::command::ImageCommand;
+use orlop_images::command::{ImageCommand, ImportArgs};
 
 use crate::up::layout::{DEFAULT_DATA_DIR, Layout};
 
@@ -19,22 +20,41 @@ pub(crate) struct ImageArgs {
     #[arg(long, global = true, value_name = "NAME")]
     node: Option<String>,
     #[command(subcommand)]
-    command: ImageCommand,
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Store(ImageCommand),
+    #[command(flatten)]
+    Airgap(AirgapCommand),
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &ImageArgs) -> anyhow::Result<()> {
+    orlop_daemon::init_command_tracing();
+    match &args.command {
+        Command::Store(command) => on_stores(&args.data_dir, args.node.as_deref(), command),
+        Command::Airgap(command) => orlop_airgap::run(command, &|data_dir, archive, name| {
+            let (paths, name) = (vec![archive.to_owned()], name.map(str::to_owned));
+            on_stores(data_dir, args.node.as_deref(), &ImageCommand::Import(ImportArgs { paths, name }))
+        }),
+    }
 }
 
 /// Runs the command on the image store of every node that is meant.
-pub(crate) fn run(args: &ImageArgs) -> anyhow::Result<()> {
-    crate::require_root("orlop image")?;
-    orlop_daemon::init_command_tracing();
-    let layout = Layout::existing(&args.data_dir)?;
+fn on_stores(data_dir: &Path, node: Option<&str>, command: &ImageCommand) -> anyhow::Result<()> {
+    crate::require_root("orlop image on a cluster")?;
+    let layout = Layout::existing(data_dir)?;
     let mut names = layout.node_names()?;
-    if let Some(node) = &args.node {
+    if let Some(node) = node {
         anyhow::ensure!(
-            names.contains(node),
+            names.iter().any(|name| name == node),
             "no node {node:?} in {}: there are {names:?}",
             layout.data().display()
         );
-        names = vec![node.clone()];
+        names = vec![node.to_owned()];
     }
     anyhow::ensure!(
         !names.is_empty(),
@@ -46,7 +66,7 @@ pub(crate) fn run(args: &ImageArgs) -> anyhow::Result<()> {
             orlop_images::Config { root: layout.runtime_root(name), ..orlop_images::Config::default() };
         let store =
             ImageStore::open(config).with_context(|| format!("failed to open the images of node {name}"))?;
-        orlop_images::command::run(&store, args.command.clone()).with_context(|| format!("node {name}"))?;
+        orlop_images::command::run(&store, command.clone()).with_context(|| format!("node {name}"))?;
     }
     Ok(())
 }

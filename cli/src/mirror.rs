@@ -10,7 +10,10 @@ use crate::{node_admin_socket, run_daemon, supervise};
 
 /// Flags win over the file; what neither says is the default.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct MirrorArgs {
+    #[command(subcommand)]
+    command: Option<MirrorCommand>,
     /// The daemon's configuration file
     #[arg(long)]
     config: Option<PathBuf>,
@@ -31,8 +34,19 @@ pub(crate) struct MirrorArgs {
     supervisor: Option<i32>,
 }
 
-/// Serves until SIGTERM.
+/// What is not serving.
+#[derive(clap::Subcommand)]
+enum MirrorCommand {
+    /// Prints or writes the file that points a client at a mirror
+    ClientConfig(orlop_airgap::ClientConfigArgs),
+}
+
+/// Serves until SIGTERM, or runs the command.
 pub(crate) fn run(args: &MirrorArgs) -> anyhow::Result<()> {
+    match &args.command {
+        Some(MirrorCommand::ClientConfig(args)) => return orlop_airgap::client_config(args),
+        None => {}
+    }
     supervise::follow_supervisor(args.supervisor)?;
     orlop_daemon::init_tracing();
     let config = configuration(args)?;
