@@ -38,7 +38,7 @@ mod uploads;
 mod upstream;
 mod watched;
 
-pub use auth::{Action, AuthConfig, Rule};
+pub use auth::{Action, AuthConfig, ExternalTokens, Rule};
 pub use config::{ClientAuth, Config, UpstreamTimeouts};
 pub use keeping::{KeepingConfig, Mode};
 pub use server::start;

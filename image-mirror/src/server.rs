@@ -44,7 +44,7 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
             auth.failures.clone(),
         );
     }
-    let watched: Vec<_> = registry.auth.iter().filter_map(Auth::watched).chain(door.watched()).collect();
+    let watched: Vec<_> = registry.auth.iter().flat_map(Auth::watched).chain(door.watched()).collect();
     if !watched.is_empty() {
         frame.spawn("mirror-files", crate::watched::watch(watched, frame.drain()));
     }

@@ -20,8 +20,23 @@ pub struct AuthConfig {
     /// 32 bytes or more that sign the tokens, for mirrors that take each other's. Without it, `token.key` in the root directory, made at
     /// the first start.
     pub token_key_file: Option<PathBuf>,
-    /// URL of `/token` as clients reach it, where something in front changes name or port. Without it, the host that the client asked.
+    /// URL of `/token` as clients reach it, where something in front changes name or port, or of another token service. Without it, the
+    /// host that the client asked.
     pub token_realm: Option<String>,
+    /// Another token service whose tokens are taken too. What a token grants is granted as far as `rules` go.
+    pub external_tokens: Option<ExternalTokens>,
+}
+
+/// A token service that is not ours.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ExternalTokens {
+    /// What its tokens name as their issuer.
+    pub issuer: String,
+    /// What they name as their audience: what this mirror is called there.
+    pub service: String,
+    /// Its public keys, RSA or P-256: PEM (keys or certificates) or a JSON Web Key Set. It is read again when it changes.
+    pub public_keys_file: PathBuf,
 }
 
 /// One rule.
@@ -56,6 +71,7 @@ impl Default for AuthConfig {
             rules: Vec::new(),
             token_key_file: None,
             token_realm: None,
+            external_tokens: None,
         }
     }
 }
@@ -64,13 +80,26 @@ impl AuthConfig {
     /// What is wrong with it, for the operator.
     pub(crate) fn problems(&self, client_certificates: bool) -> Vec<String> {
         let mut problems = Vec::new();
-        if self.htpasswd_file.is_none() && !client_certificates {
-            problems.push("auth: nobody could log in: give htpasswdFile, or clientCaFile".to_owned());
+        if self.htpasswd_file.is_none() && self.external_tokens.is_none() && !client_certificates {
+            let message = "auth: nobody could log in: give htpasswdFile, clientCaFile or auth.externalTokens";
+            problems.push(message.to_owned());
         }
         if let Some(realm) = &self.token_realm
             && !(realm.starts_with("https://") || realm.starts_with("http://"))
         {
             problems.push(format!("auth.tokenRealm: {realm:?} is no http or https URL"));
+        }
+        if let Some(external) = &self.external_tokens {
+            let empty = |text: &str, key: &str| {
+                text.is_empty().then(|| format!("auth.externalTokens.{key} is empty"))
+            };
+            problems.extend(empty(&external.issuer, "issuer"));
+            problems.extend(empty(&external.service, "service"));
+            problems.extend(empty(&external.public_keys_file.to_string_lossy(), "publicKeysFile"));
+            if self.token_realm.is_none() {
+                problems
+                    .push("auth.externalTokens: clients must be told where: give auth.tokenRealm".to_owned());
+            }
         }
         for (index, rule) in self.rules.iter().enumerate() {
             if rule.users.is_empty() {

@@ -12,6 +12,7 @@
 //! Invariant: without `auth` in the configuration nothing here is asked.
 
 mod config;
+mod external;
 mod htpasswd;
 mod rules;
 mod scope;
@@ -26,6 +27,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use orlop_daemon::prometheus_client::metrics::counter::Counter;
 use orlop_distribution::Credential;
 
+use self::external::External;
 use self::htpasswd::{Denied, Passwords};
 use self::rules::Rules;
 use self::scope::{Resource, needed, scopes};
@@ -35,7 +37,7 @@ use crate::error::RegistryError;
 use crate::route::Route;
 use crate::watched::Refresh;
 
-pub use self::config::{Action, AuthConfig, Rule};
+pub use self::config::{Action, AuthConfig, ExternalTokens, Rule};
 pub(crate) use self::htpasswd::is_user_name;
 
 /// The name of this service in challenges.
@@ -57,6 +59,7 @@ pub(crate) struct Auth {
     /// None where users have certificates only.
     passwords: Option<Passwords>,
     signer: Signer,
+    external: Option<External>,
     rules: Rules,
     realm: Option<String>,
     /// Credentials that were refused.
@@ -68,6 +71,7 @@ impl Auth {
         Ok(Self {
             passwords: config.htpasswd_file.clone().map(Passwords::open).transpose()?,
             signer: Signer::open(config.token_key_file.as_deref(), root)?,
+            external: config.external_tokens.as_ref().map(External::open).transpose()?,
             rules: Rules::new(config),
             realm: config.token_realm.clone(),
             failures: Counter::default(),
@@ -75,8 +79,10 @@ impl Auth {
     }
 
     /// The files that are read again when they change.
-    pub(crate) fn watched(&self) -> Option<Arc<dyn Refresh>> {
-        self.passwords.as_ref().map(|passwords| passwords.file.clone() as Arc<dyn Refresh>)
+    pub(crate) fn watched(&self) -> Vec<Arc<dyn Refresh>> {
+        let users = self.passwords.iter().map(|passwords| passwords.file.clone() as Arc<dyn Refresh>);
+        let keys = self.external.iter().map(|external| external.keys.clone() as Arc<dyn Refresh>);
+        users.chain(keys).collect()
     }
 
     /// Who sends a request. What he says in it counts more than his certificate.
@@ -134,6 +140,9 @@ impl Auth {
     }
 
     fn bearer(&self, token: &str) -> Option<Caller> {
+        if let Some(granted) = self.external.as_ref().and_then(|external| external.verify(token, now())) {
+            return Some(Caller { user: Some(granted.user), scope: Some(granted.scope) });
+        }
         let claims = self.signer.verify(token, now()).filter(|claims| claims.purpose == Purpose::Access)?;
         let user = match claims.sub {
             None => None,
@@ -231,7 +240,8 @@ impl Auth {
             Some(realm) => realm.clone(),
             None => format!("{}://{}/token", if host.tls { "https" } else { "http" }, host.name()?),
         };
-        HeaderValue::from_str(&format!(r#"Bearer realm="{realm}",service="{SERVICE}"{parameters}"#)).ok()
+        let service = self.external.as_ref().map_or(SERVICE, |external| external.service.as_str());
+        HeaderValue::from_str(&format!(r#"Bearer realm="{realm}",service="{service}"{parameters}"#)).ok()
     }
 }
 
