@@ -29,6 +29,9 @@ pub(crate) struct MirrorArgs {
     /// Base URL of another mirror that holds the same content; may be repeated
     #[arg(long, value_name = "URL")]
     peer: Vec<String>,
+    /// The registry that a repository without one in front means: a name given by --upstream or in the file, or a URL
+    #[arg(long, value_name = "NAME|URL")]
+    default_upstream: Option<String>,
     /// The process that supervises this one; it ends when that one does.
     #[arg(long, hide = true)]
     supervisor: Option<i32>,
@@ -79,6 +82,9 @@ fn configuration(args: &MirrorArgs) -> anyhow::Result<Config> {
         config.upstreams.insert(name.to_owned(), url.to_owned());
     }
     config.peers.extend(args.peer.iter().cloned());
+    if args.default_upstream.is_some() {
+        config.default_upstream.clone_from(&args.default_upstream);
+    }
     let problems = config.problems();
     anyhow::ensure!(problems.is_empty(), "the configuration is invalid:\n  {}", problems.join("\n  "));
     Ok(config)

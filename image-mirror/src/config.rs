@@ -3,11 +3,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use orlop_daemon::config::Validate;
-use orlop_types::Reference;
 use serde::{Deserialize, Serialize};
 
 use crate::auth::AuthConfig;
 use crate::keeping::{KeepingConfig, Mode};
+use crate::upstream::{UpstreamListener, UpstreamTimeouts};
 
 /// Configuration of the registry.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,6 +30,11 @@ pub struct Config {
     /// Base URLs of the registries that are fetched from on a miss, by their names in image references, for example `docker.io:
     /// https://registry-1.docker.io`. A registry that is not named here is never contacted.
     pub upstreams: BTreeMap<String, String>,
+    /// The upstream that a repository without a registry in front means, unless something was pushed under its name: a name of
+    /// `upstreams`, or a URL. Docker's `registry-mirrors` ask so.
+    pub default_upstream: Option<String>,
+    /// More addresses, each with a default upstream of its own.
+    pub listeners: Vec<UpstreamListener>,
     /// How long a tag that was fetched is served before the upstream is asked again whether it still holds.
     pub tag_freshness_seconds: u64,
     /// How long an upstream is not asked again for what it did not give.
@@ -63,24 +68,6 @@ pub struct Config {
     pub keeping: KeepingConfig,
 }
 
-/// Bounds of each wait for an upstream; after them the client gets what was last seen, or an error, and may ask its next host.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct UpstreamTimeouts {
-    /// To a TCP and TLS connection.
-    pub connect_seconds: u64,
-    /// From the request to the head of the answer.
-    pub first_byte_seconds: u64,
-    /// Without a byte of the body.
-    pub stall_seconds: u64,
-}
-
-impl Default for UpstreamTimeouts {
-    fn default() -> Self {
-        Self { connect_seconds: 3, first_byte_seconds: 15, stall_seconds: 30 }
-    }
-}
-
 /// What is asked of a client's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -102,6 +89,8 @@ impl Default for Config {
             client_auth: ClientAuth::Request,
             plain_http: false,
             upstreams: BTreeMap::new(),
+            default_upstream: None,
+            listeners: Vec::new(),
             tag_freshness_seconds: 60,
             negative_cache_seconds: 10,
             upstream_timeouts: UpstreamTimeouts::default(),
@@ -199,33 +188,8 @@ impl Validate for Config {
                 self.listen
             ));
         }
-        for (name, url) in &self.upstreams {
-            if !Reference::parse(&format!("{name}/x/y")).is_ok_and(|parsed| parsed.registry() == name) {
-                problems.push(format!("upstreams: {name:?} is no registry name such as \"docker.io\""));
-            }
-            if !url.starts_with("https://") && !url.starts_with("http://") {
-                problems.push(format!("upstreams.{name}: {url:?} is no http or https URL"));
-            }
-        }
-        let timeouts = &self.upstream_timeouts;
-        for (key, seconds) in [
-            ("connectSeconds", timeouts.connect_seconds),
-            ("firstByteSeconds", timeouts.first_byte_seconds),
-            ("stallSeconds", timeouts.stall_seconds),
-        ] {
-            if !(1..=3600).contains(&seconds) {
-                problems.push(format!("upstreamTimeouts.{key} is {seconds}: give 1 to 3600"));
-            }
-        }
-        for (key, seconds) in [
-            ("tagFreshnessSeconds", self.tag_freshness_seconds),
-            ("negativeCacheSeconds", self.negative_cache_seconds),
-        ] {
-            if seconds > 31_536_000 {
-                problems.push(format!("{key} is {seconds}: give at most a year, 31536000"));
-            }
-        }
         problems.extend(self.peer_problems());
+        problems.extend(crate::upstream::problems(self));
         for (key, value) in [("maxConnections", self.max_connections), ("maxUploads", self.max_uploads)] {
             if value == 0 {
                 problems.push(format!("{key} is 0: give at least 1"));

@@ -39,6 +39,7 @@ mod upstream;
 mod watched;
 
 pub use auth::{Action, AuthConfig, ExternalTokens, Rule};
-pub use config::{ClientAuth, Config, UpstreamTimeouts};
+pub use config::{ClientAuth, Config};
 pub use keeping::{KeepingConfig, Mode};
 pub use server::start;
+pub use upstream::{UpstreamListener, UpstreamTimeouts};

@@ -62,6 +62,21 @@ pub(crate) fn split<'a>(
     }
 }
 
+/// The upstream that a request without a registry means, on an address of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct StandIn(pub(crate) std::sync::Arc<str>);
+
+/// The repository that is read.
+pub(crate) fn read_name(route: &Route) -> Option<&str> {
+    match route {
+        Route::Manifest { name, .. }
+        | Route::Blob { name, .. }
+        | Route::Tags { name }
+        | Route::Referrers { name, .. } => Some(name),
+        Route::Base | Route::Catalog | Route::Uploads { .. } | Route::Upload { .. } => None,
+    }
+}
+
 fn is_registry(text: &str) -> bool {
     !text.contains('/')
         && Reference::parse(&format!("{text}/x/y")).is_ok_and(|parsed| parsed.registry() == text)

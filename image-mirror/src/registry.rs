@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::error::RegistryError;
 use crate::flights::Flights;
 use crate::keeping::{Keeper, Mode};
-use crate::namespace::{self, Origin};
+use crate::namespace::{self, Origin, StandIn};
 use crate::peers::Peers;
 use crate::query::{decode_path, parameter};
 use crate::records::Records;
@@ -42,6 +42,7 @@ pub(crate) struct Registry {
     pub(crate) auth: Option<Auth>,
     pub(crate) peers: Peers,
     upstreams: BTreeMap<String, String>,
+    default_upstream: Option<String>,
     takes_pushes: bool,
 }
 
@@ -66,6 +67,7 @@ impl Registry {
             flights: Arc::new(flights),
             auth: config.auth.as_ref().map(|auth| Auth::open(auth, &config.root)).transpose()?,
             upstreams: config.upstreams.clone(),
+            default_upstream: config.default_upstream.clone(),
             uploads,
             takes_pushes: config.takes_pushes(),
         })
@@ -87,6 +89,10 @@ impl Registry {
         let path = decode_path(parts.uri.path()).ok_or_else(|| unroutable(Unroutable::Unknown))?;
         let (path, registry) = namespace::split(&path, parameter(query, "ns"), &self.upstreams)?;
         let mut route = route(&path).map_err(unroutable)?;
+        let registry = match registry {
+            None if read => self.stand_in(&route, parts.extensions.get())?,
+            given => given,
+        };
         if let Some(auth) = &self.auth {
             auth.permit(caller, &parts.method, &route, registry.as_deref())?;
         }
@@ -96,6 +102,19 @@ impl Registry {
             return answered.map_err(|error| mode.miss(error));
         }
         self.answer_route(route, &parts, caller, origin.as_ref(), body).await
+    }
+
+    /// The upstream that is meant without a registry. What was pushed is ours; and only of a repository that somebody pulled from are
+    /// blobs asked for, because who pushes asks for them first.
+    fn stand_in(&self, route: &Route, of_address: Option<&StandIn>) -> Result<Option<String>, RegistryError> {
+        let upstream = of_address.map(|StandIn(name)| name.as_ref()).or(self.default_upstream.as_deref());
+        let (Some(upstream), Some(name)) = (upstream, namespace::read_name(route)) else { return Ok(None) };
+        if self.repositories.exists(name)? {
+            return Ok(None);
+        }
+        let pulled = !matches!(route, Route::Blob { .. })
+            || self.repositories.exists(&format!("{upstream}/{name}"))?;
+        Ok(pulled.then(|| upstream.to_owned()))
     }
 
     async fn answer_route(

@@ -25,6 +25,7 @@ pub(crate) struct Server {
 /// # Errors
 /// The address, the directory or the certificate cannot be used.
 pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
+    let config = config.with_named_default();
     let registry = Registry::open(&config, frame.drain())
         .with_context(|| format!("failed to open the registry in {}", config.root.display()))?;
     let (records, blobs) = (&registry.repositories.records, &registry.blobs);

@@ -26,6 +26,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::config::Config;
 use crate::error::RegistryError;
+use crate::namespace::StandIn;
 use crate::server::Server;
 use crate::watched::Refresh;
 
@@ -50,6 +51,8 @@ const TURNED_AWAY: usize = 32;
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) address: SocketAddr,
+    /// The upstream that the address is for.
+    stand_in: Option<StandIn>,
     pub(crate) tls: bool,
     /// Who his certificate says he is.
     pub(crate) user: Option<Arc<str>>,
@@ -59,7 +62,8 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(address: SocketAddr, tls: bool, user: Option<Arc<str>>) -> Self {
-        Self { address, tls, user, requests: AtomicU64::default(), busy: AtomicUsize::default() }
+        let (requests, busy) = Default::default();
+        Self { address, stand_in: None, tls, user, requests, busy }
     }
 }
 
@@ -84,7 +88,7 @@ impl Drop for Busy {
 
 /// Where connections come in.
 pub(crate) struct Door {
-    listener: TcpListener,
+    listeners: Vec<(TcpListener, Option<StandIn>)>,
     tls: Option<Arc<Tls>>,
     limit: Arc<Semaphore>,
     turned_away: Arc<Semaphore>,
@@ -97,9 +101,15 @@ impl Door {
     pub(crate) async fn open(frame: &Frame, config: &Config) -> anyhow::Result<Self> {
         let expiry = Gauge::default();
         let tls = tls::open(config, expiry.clone())?;
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .map_err(|error| anyhow::anyhow!("failed to listen on {}: {error}", config.listen))?;
+        let mut listeners = Vec::new();
+        let of_upstreams =
+            config.listeners.iter().map(|own| (own.listen, Some(StandIn(own.upstream.as_str().into()))));
+        for (address, stand_in) in std::iter::once((config.listen, None)).chain(of_upstreams) {
+            let listener = TcpListener::bind(address)
+                .await
+                .map_err(|error| anyhow::anyhow!("failed to listen on {address}: {error}"))?;
+            listeners.push((listener, stand_in));
+        }
         let (connections, refused) = (Gauge::default(), Counter::default());
         let mut metrics = frame.metrics();
         if tls.is_some() {
@@ -112,7 +122,7 @@ impl Door {
         metrics.register("mirror_connections", "Connections now", connections.clone());
         metrics.register("mirror_connections_refused", "Connections above the limit", refused.clone());
         Ok(Self {
-            listener,
+            listeners,
             tls,
             limit: Arc::new(Semaphore::new(config.max_connections)),
             turned_away: Arc::new(Semaphore::new(TURNED_AWAY)),
@@ -129,9 +139,9 @@ impl Door {
     /// Serves until the drain.
     pub(crate) async fn serve(self, server: Arc<Server>, drain: Drain) -> anyhow::Result<()> {
         loop {
-            let (stream, address) = tokio::select! {
-                accepted = self.listener.accept() => match accepted {
-                    Ok(accepted) => accepted,
+            let ((stream, address), stand_in) = tokio::select! {
+                (accepted, stand_in) = self.next() => match accepted {
+                    Ok(accepted) => (accepted, stand_in),
                     Err(error) => {
                         tracing::warn!(%error, "could not accept");
                         drain.sleep(Duration::from_millis(200)).await;
@@ -149,10 +159,19 @@ impl Door {
             tokio::spawn(async move {
                 let _permit = permit;
                 connections.inc();
-                accept(stream, address, tls, server, drain).await;
+                accept(stream, (address, stand_in), tls, server, drain).await;
                 connections.dec();
             });
         }
+    }
+
+    /// The next connection at any of the addresses.
+    async fn next(&self) -> (std::io::Result<(TcpStream, SocketAddr)>, Option<StandIn>) {
+        let accepts = self
+            .listeners
+            .iter()
+            .map(|(listener, stand_in)| Box::pin(async move { (listener.accept().await, stand_in.clone()) }));
+        futures::future::select_all(accepts).await.0
     }
 
     /// A place for one more connection. Without a server in it there is none, but it can be told so.
@@ -183,12 +202,12 @@ fn prepare(stream: &TcpStream) {
 
 async fn accept(
     stream: TcpStream,
-    address: SocketAddr,
+    (address, stand_in): (SocketAddr, Option<StandIn>),
     tls: Option<TlsAcceptor>,
     server: Option<Arc<Server>>,
     drain: Drain,
 ) {
-    let client = |tls, user| Arc::new(Client::new(address, tls, user));
+    let client = |tls, user| Arc::new(Client { stand_in, ..Client::new(address, tls, user) });
     let Some(tls) = tls else {
         return serve(stream, client(false, None), server, drain).await;
     };
@@ -213,8 +232,11 @@ where
         async move {
             Ok::<_, Infallible>(match server {
                 Some(server) => {
-                    let busy = Busy::new(client.clone());
-                    server.answer(request.map(Body::new), &client, busy).await
+                    let (busy, mut request) = (Busy::new(client.clone()), request.map(Body::new));
+                    if let Some(stand_in) = &client.stand_in {
+                        request.extensions_mut().insert(stand_in.clone());
+                    }
+                    server.answer(request, &client, busy).await
                 }
                 None => too_many(),
             })

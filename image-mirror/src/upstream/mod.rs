@@ -11,6 +11,7 @@
 //! is made, and it goes on when they leave.
 
 mod asks;
+mod config;
 mod hosts;
 mod memory;
 mod seen;
@@ -32,6 +33,8 @@ use crate::flights::blocking;
 use crate::repositories::{NewManifest, Repositories, manifest_row};
 
 use asks::{Asks, Unasked};
+pub(crate) use config::problems;
+pub use config::{UpstreamListener, UpstreamTimeouts};
 use hosts::Hosts;
 use memory::{Memory, Said};
 pub(crate) use seen::{Seen, Source};

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod default;
 mod mirror;
 mod rests;
 mod tags;
