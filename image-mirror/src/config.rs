@@ -47,6 +47,11 @@ pub struct Config {
     pub peer_token_file: Option<PathBuf>,
     /// Certificate authorities of the peers, PEM; without it those that this machine trusts.
     pub peer_ca_file: Option<PathBuf>,
+    /// Mirrors of the other nodes: of what all of them want, few fetch.
+    pub nodes: Option<NodesConfig>,
+    /// Directories of runtimes' content stores on this machine, for example `/var/lib/orlop/runtime` or
+    /// `/var/lib/containerd/io.containerd.content.v1.content`; read only.
+    pub content_stores: Vec<PathBuf>,
     /// Refuses a push (503, the content stays) that no peer has on its disk after `replicationTimeoutSeconds`.
     pub strict_replication: bool,
     /// See `strictReplication`.
@@ -78,6 +83,16 @@ pub enum ClientAuth {
     Require,
 }
 
+/// The mirrors of other nodes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct NodesConfig {
+    /// Their base URLs, one in a line, this node's own with them; read again when it changes.
+    pub file: PathBuf,
+    /// This node's own line.
+    pub own: Option<String>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -97,6 +112,8 @@ impl Default for Config {
             peers: Vec::new(),
             peer_token_file: None,
             peer_ca_file: None,
+            nodes: None,
+            content_stores: Vec::new(),
             strict_replication: false,
             replication_timeout_seconds: 30,
             mode: Mode::Normal,
@@ -121,6 +138,9 @@ impl Config {
         for url in &self.peers {
             problems.extend(self.url_problem("peers", url));
         }
+        if self.nodes.as_ref().is_some_and(|nodes| nodes.file.as_os_str().is_empty()) {
+            problems.push("nodes.file is missing: name the list of nodes".to_owned());
+        }
         if self.strict_replication && self.peers.is_empty() {
             problems.push("strictReplication without peers would refuse every push: give peers".to_owned());
         }
@@ -132,7 +152,7 @@ impl Config {
     }
 
     /// What is wrong with another mirror's URL: the pair's secret and its content travel there.
-    fn url_problem(&self, key: &str, url: &str) -> Option<String> {
+    pub(crate) fn url_problem(&self, key: &str, url: &str) -> Option<String> {
         let uri = url.parse::<http::Uri>().ok();
         let parts = uri.as_ref().and_then(|uri| Some((uri.scheme_str()?, uri.host()?)));
         let bare = uri.as_ref().is_some_and(|uri| {

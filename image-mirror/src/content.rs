@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use http::{HeaderMap, Response, StatusCode, header};
 use orlop_distribution::blobs::BlobError;
+use orlop_distribution::client::FetchedManifest;
 use orlop_distribution::manifest::{MANIFEST_LIMIT, Manifest, OCI_INDEX};
 use orlop_types::{Digest, Reference};
 use tokio_util::io::ReaderStream;
@@ -15,6 +16,7 @@ use crate::error::RegistryError;
 use crate::flights::Wanted;
 use crate::keeping::Mode;
 use crate::namespace::Origin;
+use crate::peers::PeerSource;
 use crate::query::{parameter, parameters};
 use crate::ranges::{Range, none_match, wanted};
 use crate::registry::{Answer, Registry, created, empty, json, parse_digest, set};
@@ -33,6 +35,15 @@ const TAG_LIMIT: usize = 64;
 /// The type of a manifest that says nothing.
 const UNKNOWN_TYPE: &str = "application/octet-stream";
 
+/// How a manifest or blob is asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ask {
+    /// Without its bytes.
+    pub(crate) head: bool,
+    /// How many nodes sent it on.
+    pub(crate) hops: u32,
+}
+
 impl Registry {
     pub(crate) async fn get_manifest(
         &self,
@@ -40,11 +51,11 @@ impl Registry {
         reference: &TagOrDigest,
         origin: Option<&Origin>,
         headers: &HeaderMap,
-        head: bool,
+        ask: Ask,
     ) -> Answer {
         let (digest, source) = match origin.and_then(|origin| origin.manifest(reference)) {
             Some(upstream) => {
-                let (digest, source) = self.resolve_or_fetch(name, reference, &upstream).await?;
+                let (digest, source) = self.resolve_or_fetch(name, reference, &upstream, ask.hops).await?;
                 (digest, Some(source))
             }
             None => (self.resolve(name, reference)?, None),
@@ -59,7 +70,7 @@ impl Registry {
             return Err(self.unknown(name, digest.as_str()));
         };
         self.keeper.pulled(&digest);
-        let mut response = Response::new(if head { Body::empty() } else { Body::from(bytes.clone()) });
+        let mut response = Response::new(if ask.head { Body::empty() } else { Body::from(bytes.clone()) });
         set(&mut response, "content-type", &row.media_type);
         set(&mut response, "content-length", &bytes.len().to_string());
         set(&mut response, "docker-content-digest", digest.as_str());
@@ -91,6 +102,7 @@ impl Registry {
         name: &str,
         reference: &TagOrDigest,
         upstream: &Reference,
+        hops: u32,
     ) -> Result<(Digest, Source), RegistryError> {
         let here = match reference {
             TagOrDigest::Digest(digest) => Some((digest.clone(), false)),
@@ -105,9 +117,39 @@ impl Registry {
                 self.upstream.seen.manifest(upstream.registry(), Source::Hit);
                 Ok((digest, Source::Hit))
             }
-            Some((digest, true)) => self.upstream.manifest(name, upstream, Some(digest)).await,
-            None => self.upstream.manifest(name, upstream, None).await,
+            here => {
+                for node in self.peers.nodes_of_manifest(name, upstream.identifier(), hops) {
+                    if let Some(found) = self.manifest_of_node(name, upstream, &node).await? {
+                        return Ok(found);
+                    }
+                }
+                self.upstream.manifest(name, upstream, here.map(|(digest, _)| digest)).await
+            }
         }
+    }
+
+    /// What another node says of a manifest; none when it says nothing that is of use.
+    async fn manifest_of_node(
+        &self,
+        name: &str,
+        upstream: &Reference,
+        node: &PeerSource,
+    ) -> Result<Option<(Digest, Source)>, RegistryError> {
+        let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
+        let document = node.document(limit).await;
+        let Ok((bytes, kind)) =
+            document.inspect_err(|error| tracing::debug!(%upstream, %error, "no manifest"))
+        else {
+            return Ok(None);
+        };
+        let digest = upstream.digest().cloned().unwrap_or_else(|| Digest::sha256(&bytes));
+        let manifest = Manifest::parse(&bytes, kind.as_deref());
+        let (Ok(()), Ok(manifest)) = (digest.verify(&bytes), manifest) else { return Ok(None) };
+        let media_type = kind.unwrap_or_else(|| manifest.media_type().to_owned());
+        let fetched = FetchedManifest { digest: digest.clone(), media_type, bytes: bytes.into(), manifest };
+        self.upstream.keep(name, upstream.tag(), fetched).await?;
+        self.upstream.seen.manifest(upstream.registry(), Source::Miss);
+        Ok(Some((digest, Source::Miss)))
     }
 
     pub(crate) async fn put_manifest(
@@ -202,8 +244,9 @@ impl Registry {
         digest: &Digest,
         origin: Option<&Origin>,
         headers: &HeaderMap,
-        head: bool,
+        ask: Ask,
     ) -> Answer {
+        let Ask { head, hops } = ask;
         // What an upstream gave for one repository it gives for the others: only pushed blobs belong to theirs.
         let known = origin.is_some()
             || self.repositories.has_blob(name, digest)?
@@ -233,6 +276,15 @@ impl Registry {
                 false => send(file, begin, length),
             });
         }
+        // A client that pushes must not leave out what only a runtime has.
+        let found = if origin.is_some() || !head { self.stores.find(digest).await? } else { None };
+        if let Some(file) = found {
+            let size = file.metadata().map_err(|error| RegistryError::internal("read a blob", error))?.len();
+            return answer_blob(digest, size, headers, |begin, length| match head {
+                true => Ok(Body::empty()),
+                false => send(file, begin, length),
+            });
+        }
         let upstream = origin.and_then(|origin| origin.blob(digest));
         let size = self.repositories.blob_size(name, digest)?;
         if let (true, Some(upstream)) = (head, &upstream) {
@@ -244,7 +296,7 @@ impl Registry {
             return answer_blob(digest, size, headers, |_, _| Ok(Body::empty()));
         }
         let peers = match self.keeper.mode() {
-            Mode::Normal | Mode::ReadOnly => self.peers.sources(digest),
+            Mode::Normal | Mode::ReadOnly => self.peers.sources(name, digest, hops),
             Mode::Maintenance => Vec::new(),
         };
         if upstream.is_none() && peers.is_empty() {

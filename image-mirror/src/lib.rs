@@ -34,6 +34,7 @@ mod registry;
 mod repositories;
 mod route;
 mod server;
+mod stores;
 mod uploads;
 mod upstream;
 mod watched;

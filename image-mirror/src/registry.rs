@@ -12,6 +12,7 @@ use orlop_types::{Algorithm, Digest};
 
 use crate::auth::{Auth, Caller};
 use crate::config::Config;
+use crate::content::Ask;
 use crate::error::RegistryError;
 use crate::flights::Flights;
 use crate::keeping::{Keeper, Mode};
@@ -21,6 +22,7 @@ use crate::query::{decode_path, parameter};
 use crate::records::Records;
 use crate::repositories::Repositories;
 use crate::route::{Route, TagOrDigest, Unroutable, route};
+use crate::stores::Stores;
 use crate::uploads::Uploads;
 use crate::upstream::Upstream;
 
@@ -41,6 +43,7 @@ pub(crate) struct Registry {
     /// None where nobody is asked who he is.
     pub(crate) auth: Option<Auth>,
     pub(crate) peers: Peers,
+    pub(crate) stores: Stores,
     upstreams: BTreeMap<String, String>,
     default_upstream: Option<String>,
     takes_pushes: bool,
@@ -61,6 +64,7 @@ impl Registry {
         Ok(Self {
             keeper: Arc::new(keeper),
             peers,
+            stores: Stores::new(&config.content_stores),
             repositories,
             blobs,
             upstream,
@@ -117,6 +121,24 @@ impl Registry {
         Ok(pulled.then(|| upstream.to_owned()))
     }
 
+    /// Answers another node, which asks as a client does, `hops` nodes away from one.
+    pub(crate) async fn answer_node(&self, path: &str, headers: &HeaderMap, hops: u32) -> Answer {
+        let path = decode_path(path).ok_or_else(|| unroutable(Unroutable::Unknown))?;
+        let (path, registry) = namespace::split(&path, None, &self.upstreams)?;
+        let mut route = route(&path).map_err(unroutable)?;
+        let origin = namespace::apply(&mut route, registry, &self.upstreams);
+        let origin = origin.as_ref().filter(|_| self.keeper.mode() != Mode::Maintenance);
+        match route {
+            Route::Manifest { name, reference } => {
+                self.get_manifest(&name, &reference, origin, headers, Ask { head: false, hops }).await
+            }
+            Route::Blob { name, digest } => {
+                self.get_blob(&name, &digest, origin, headers, Ask { head: false, hops }).await
+            }
+            _ => Err(unroutable(Unroutable::Unknown)),
+        }
+    }
+
     async fn answer_route(
         &self,
         route: Route,
@@ -131,7 +153,7 @@ impl Registry {
             (Route::Catalog, &Method::GET | &Method::HEAD) => self.list_repositories(query),
             (Route::Manifest { name, reference }, &Method::GET | &Method::HEAD) => {
                 let head = parts.method == Method::HEAD;
-                self.get_manifest(&name, &reference, origin, &parts.headers, head).await
+                self.get_manifest(&name, &reference, origin, &parts.headers, Ask { head, hops: 0 }).await
             }
             (Route::Manifest { name, reference }, &Method::PUT) => {
                 self.put_manifest(&name, &reference, query, &parts.headers, body).await
@@ -140,7 +162,8 @@ impl Registry {
                 self.delete_manifest(&name, &reference).await
             }
             (Route::Blob { name, digest }, &Method::GET | &Method::HEAD) => {
-                self.get_blob(&name, &digest, origin, &parts.headers, parts.method == Method::HEAD).await
+                let head = parts.method == Method::HEAD;
+                self.get_blob(&name, &digest, origin, &parts.headers, Ask { head, hops: 0 }).await
             }
             (Route::Blob { name, digest }, &Method::DELETE) => self.delete_blob(&name, &digest).await,
             (Route::Uploads { name }, &Method::POST) => self.start_upload(&name, query, caller, body).await,

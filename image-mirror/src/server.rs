@@ -45,7 +45,13 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
             auth.failures.clone(),
         );
     }
-    let watched: Vec<_> = registry.auth.iter().flat_map(Auth::watched).chain(door.watched()).collect();
+    let watched: Vec<_> = registry
+        .auth
+        .iter()
+        .flat_map(Auth::watched)
+        .chain(door.watched())
+        .chain(registry.peers.watched())
+        .collect();
     if !watched.is_empty() {
         frame.spawn("mirror-files", crate::watched::watch(watched, frame.drain()));
     }

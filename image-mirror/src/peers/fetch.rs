@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, header};
 use hyper::body::Incoming;
 use orlop_types::Digest;
 
 use super::http_client::{PeerClient, PeerError};
+use super::nodes::NodePeer;
 use super::protocol::PREFIX;
-use super::state::Peer;
+use super::state::{Metrics, Peer};
 
 /// A peer may wait for its upstream's first bytes.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -19,14 +20,17 @@ const PATIENCE: Duration = Duration::from_secs(15);
 #[derive(Clone)]
 pub(crate) struct PeerSource {
     client: PeerClient,
-    peer: Arc<Peer>,
+    url: String,
     path: String,
+    metrics: Metrics,
+    /// Left out for a while when it does not answer.
+    node: Option<Arc<NodePeer>>,
 }
 
 /// A blob on its way from there.
 pub(crate) struct PeerBlob {
     url: String,
-    peer: Arc<Peer>,
+    metrics: Metrics,
     body: Incoming,
     size: u64,
     /// Bytes that the peer sends though we have them.
@@ -35,14 +39,40 @@ pub(crate) struct PeerBlob {
 }
 
 impl PeerSource {
-    pub(super) fn peek(client: PeerClient, peer: Arc<Peer>, digest: Digest) -> Self {
-        Self { client, peer, path: format!("{PREFIX}peek/blobs/{digest}") }
+    /// What another half has or fetches anyway.
+    pub(super) fn peek(client: PeerClient, peer: &Peer, digest: &Digest) -> Self {
+        let (url, metrics) = (peer.url.clone(), peer.metrics.clone());
+        Self { client, url, path: format!("{PREFIX}peek/blobs/{digest}"), metrics, node: None }
+    }
+
+    /// What a node has or fetches for us.
+    pub(super) fn fetch(client: PeerClient, node: Arc<NodePeer>, metrics: Metrics, path: String) -> Self {
+        Self { client, url: node.url.clone(), path, metrics, node: Some(node) }
+    }
+
+    async fn get(&self, offset: u64) -> Result<Response<Incoming>, PeerError> {
+        let answer = self.client.get(&self.url, &self.path, offset, PATIENCE).await;
+        if let (Some(node), Err(PeerError::Unreachable { .. } | PeerError::Silent { .. })) =
+            (&self.node, &answer)
+        {
+            tracing::debug!(node = node.url, "the node does not answer and is left out for a while");
+            node.rest();
+        }
+        answer
+    }
+
+    /// Asks for a whole document, with its type.
+    pub(crate) async fn document(&self, limit: usize) -> Result<(Vec<u8>, Option<String>), PeerError> {
+        let response = self.get(0).await?;
+        let kind = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let kind = kind.map(str::to_owned);
+        Ok((PeerClient::read(&self.url, response, limit).await?, kind))
     }
 
     /// Asks for the bytes from `offset` on.
     pub(crate) async fn open(&self, offset: u64, size: Option<u64>) -> Result<PeerBlob, PeerError> {
-        let url = self.peer.url.clone();
-        let response = self.client.get(&url, &self.path, offset, PATIENCE).await?;
+        let url = self.url.clone();
+        let response = self.get(offset).await?;
         let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let length = header(header::CONTENT_LENGTH).and_then(|text| text.parse::<u64>().ok());
         let nonsense = |reason: &str| PeerError::Nonsense { url: url.clone(), reason: reason.to_owned() };
@@ -65,10 +95,17 @@ impl PeerSource {
             return Err(nonsense("a blob of another size"));
         }
         if offset == 0 {
-            self.peer.metrics.peek_hits.inc();
+            self.metrics.peek_hits.inc();
         }
         let body = response.into_body();
-        Ok(PeerBlob { url, peer: self.peer.clone(), body, size: total, skip: offset - begin, left: length })
+        Ok(PeerBlob {
+            url,
+            metrics: self.metrics.clone(),
+            body,
+            size: total,
+            skip: offset - begin,
+            left: length,
+        })
     }
 }
 
@@ -89,7 +126,7 @@ impl PeerBlob {
             self.skip -= skipped as u64;
             let _ = data.split_to(skipped);
             if !data.is_empty() {
-                self.peer.metrics.bytes.inc_by(data.len() as u64);
+                self.metrics.bytes.inc_by(data.len() as u64);
                 return Ok(Some(data));
             }
         }

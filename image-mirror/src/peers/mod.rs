@@ -1,8 +1,8 @@
-//! Other mirrors: pairs, which hold the same content, and what they are asked.
+//! Other mirrors: pairs, which hold the same content, and nodes, which fetch for each other (`nodes.rs`).
 //!
 //! ```text
 //!   follow: GET changes?since=N (waits at the peer) -> bytes that are missing here -> rows and N in one change -> again
-//!   a miss: own file -> running flight -> pairs (peek) -> upstream
+//!   a miss: own file -> content stores -> running flight -> pairs (peek) -> nodes (fetch) -> upstream
 //! ```
 //!
 //! No quorum: each half takes pushes and fetches alone, and the later change of a row wins when they meet (`records/merge.rs`). A half
@@ -16,6 +16,7 @@ mod fetch;
 mod follow;
 mod http_client;
 mod keep;
+mod nodes;
 mod protocol;
 mod serve;
 mod state;
@@ -29,12 +30,14 @@ use orlop_types::Digest;
 
 use crate::config::Config;
 use crate::registry::Registry;
+use crate::watched::Refresh;
 
 pub(crate) use fetch::PeerSource;
 pub(crate) use http_client::PeerError;
 pub(crate) use protocol::Node;
 
 use http_client::PeerClient;
+use nodes::Nodes;
 use state::{Acknowledgements, Metrics, Peer};
 
 /// How long a push that need not be replicated waits for a peer, so that the answer can say that it is.
@@ -50,6 +53,7 @@ struct Inner {
     own: Node,
     client: PeerClient,
     pairs: Vec<Arc<Peer>>,
+    nodes: Option<Nodes>,
     acknowledgements: Acknowledgements,
     metrics: Metrics,
     strict: Option<Duration>,
@@ -66,7 +70,9 @@ impl Peers {
         let strict =
             config.strict_replication.then(|| Duration::from_secs(config.replication_timeout_seconds));
         let acknowledgements = Acknowledgements::default();
-        Ok(Self { inner: Arc::new(Inner { own, client, pairs, acknowledgements, metrics, strict, drain }) })
+        let nodes = config.nodes.as_ref().map(|nodes| Nodes::open(config, nodes)).transpose()?;
+        let inner = Inner { own, client, pairs, nodes, acknowledgements, metrics, strict, drain };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Starts to follow each peer.
@@ -91,14 +97,33 @@ impl Peers {
         self.inner.pairs.iter().map(|peer| peer.dump()).collect()
     }
 
-    /// Where a blob may be had before its upstream is asked.
-    pub(crate) fn sources(&self, digest: &Digest) -> Vec<PeerSource> {
+    /// Where a blob may be had before its upstream is asked, after so many hops.
+    pub(crate) fn sources(&self, name: &str, digest: &Digest, hops: u32) -> Vec<PeerSource> {
         let pairs = self.inner.pairs.iter().filter(|peer| peer.may_answer());
-        pairs.map(|peer| self.source(peer, digest)).collect()
+        let mut sources: Vec<_> = pairs.map(|peer| self.source(peer, digest)).collect();
+        sources.extend(self.nodes(digest.as_str(), name, "blobs", digest.as_str(), hops));
+        sources
     }
 
-    fn source(&self, peer: &Arc<Peer>, digest: &Digest) -> PeerSource {
-        PeerSource::peek(self.inner.client.clone(), peer.clone(), digest.clone())
+    /// Which nodes to ask for a manifest before its upstream.
+    pub(crate) fn nodes_of_manifest(&self, name: &str, reference: &str, hops: u32) -> Vec<PeerSource> {
+        self.nodes(&format!("{name} {reference}"), name, "manifests", reference, hops)
+    }
+
+    fn nodes(&self, key: &str, name: &str, kind: &str, reference: &str, hops: u32) -> Vec<PeerSource> {
+        let Inner { nodes: Some(nodes), client, metrics, .. } = &*self.inner else { return Vec::new() };
+        let path = nodes::path(name, kind, reference, hops);
+        let source = |node| PeerSource::fetch(client.clone(), node, metrics.clone(), path.clone());
+        nodes.plan(key, hops).into_iter().map(source).collect()
+    }
+
+    fn source(&self, peer: &Peer, digest: &Digest) -> PeerSource {
+        PeerSource::peek(self.inner.client.clone(), peer, digest)
+    }
+
+    /// Files that are read again when they change.
+    pub(crate) fn watched(&self) -> Option<Arc<dyn Refresh>> {
+        self.inner.nodes.as_ref().map(|nodes| nodes.list.clone() as Arc<dyn Refresh>)
     }
 
     /// Whether a change is on a peer's disk, too, by what is known now; none without peers.

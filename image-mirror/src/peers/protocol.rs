@@ -3,6 +3,8 @@
 //! ```text
 //!   GET changes?node=ASKER&epoch=PEER&since=N   waits for a change after N, at most 30 s; says that the asker has all up to N
 //!   GET peek/blobs/DIGEST                       bytes that are here or on their way; never asks anybody else
+//!   GET fetch/v2/NAME/blobs/DIGEST?hop=N        a pull as of a client's, for a node; NAME has the registry in front
+//!   GET fetch/v2/NAME/manifests/REFERENCE?hop=N
 //! ```
 
 use std::fmt;

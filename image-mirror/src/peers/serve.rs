@@ -57,14 +57,19 @@ impl Registry {
         self.peers.admit(&request, client)?;
         let path = request.uri.path();
         let rest = path.strip_prefix(PREFIX).unwrap_or_default();
-        let unknown = || RegistryError::new(StatusCode::NOT_FOUND, "UNSUPPORTED", "no such endpoint");
+        let query = request.uri.query().unwrap_or_default();
         if request.method != Method::GET {
             return Err(RegistryError::unsupported("mirrors only ask"));
         }
+        if let Some(path) = rest.strip_prefix("fetch") {
+            let hops = parameter(query, "hop").and_then(|text| text.parse().ok());
+            let hops = hops.ok_or_else(|| wrong("hop is no number".to_owned()))?;
+            return self.answer_node(path, &request.headers, hops).await;
+        }
         match rest.split('/').collect::<Vec<_>>().as_slice() {
-            ["changes"] => self.tell_changes(request.uri.query().unwrap_or_default()).await,
+            ["changes"] => self.tell_changes(query).await,
             ["peek", "blobs", digest] => self.tell_blob(&parse_digest(digest)?, &request.headers).await,
-            _ => Err(unknown()),
+            _ => Err(RegistryError::new(StatusCode::NOT_FOUND, "UNSUPPORTED", "no such endpoint")),
         }
     }
 
@@ -97,6 +102,10 @@ impl Registry {
 
     async fn tell_blob(&self, digest: &Digest, headers: &HeaderMap) -> Answer {
         if let Some(file) = self.blobs.open_blob(digest)? {
+            let size = file.metadata().map_err(|error| RegistryError::internal("read a blob", error))?.len();
+            return answer_blob(digest, size, headers, |begin, length| send(file, begin, length));
+        }
+        if let Some(file) = self.stores.find(digest).await? {
             let size = file.metadata().map_err(|error| RegistryError::internal("read a blob", error))?.len();
             return answer_blob(digest, size, headers, |begin, length| send(file, begin, length));
         }

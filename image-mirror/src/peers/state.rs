@@ -24,7 +24,7 @@ pub(super) struct PeerLabels {
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Metrics {
+pub(crate) struct Metrics {
     connected: Family<PeerLabels, Gauge>,
     behind_changes: Family<PeerLabels, Gauge>,
     behind_seconds: Family<PeerLabels, Gauge>,

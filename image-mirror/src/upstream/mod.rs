@@ -209,7 +209,8 @@ impl Upstream {
         Ok(self.repositories.manifest(name, digest)?.is_some() && self.blobs.size(digest)?.is_some())
     }
 
-    async fn keep(
+    /// Keeps a manifest with the tag that it was asked by.
+    pub(crate) async fn keep(
         &self,
         name: &str,
         tag: Option<&str>,

@@ -2,8 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod kill;
+mod lab;
 mod link;
 mod mirror;
+mod nodes;
 
 use std::path::Path;
 
@@ -73,6 +76,10 @@ impl Pair {
         self.links.iter().for_each(Link::heal);
         self.wait_connected();
     }
+}
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().map_or(otherwise, |text| text.parse().expect("a number"))
 }
 
 fn nothing() -> serde_json::Value {

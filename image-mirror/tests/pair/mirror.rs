@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use orlop_types::Digest;
 
 /// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
@@ -30,6 +30,8 @@ pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T 
 pub(crate) struct Mirror {
     pub(crate) address: SocketAddr,
     pub(crate) root: PathBuf,
+    /// The network namespace that it and its clients are in.
+    netns: Option<String>,
     config: serde_json::Value,
     child: Option<Child>,
 }
@@ -42,7 +44,25 @@ impl Mirror {
             config[key] = value.clone();
         }
         std::fs::create_dir_all(root).unwrap();
-        Self { address, root: root.to_owned(), config, child: None }
+        Self { address, root: root.to_owned(), netns: None, config, child: None }
+    }
+
+    pub(crate) fn in_namespace(mut self, netns: &str) -> Self {
+        self.netns = Some(netns.to_owned());
+        self
+    }
+
+    /// The same mirror for those who only ask it.
+    pub(crate) fn client(&self) -> Self {
+        let (root, netns, config) = (self.root.clone(), self.netns.clone(), self.config.clone());
+        Self { address: self.address, root, netns, config, child: None }
+    }
+
+    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let Some(netns) = &self.netns else { return Command::new(program) };
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{netns}")).arg("--").arg(program);
+        command
     }
 
     pub(crate) fn start(&mut self) {
@@ -59,12 +79,12 @@ impl Mirror {
         std::fs::write(&file, self.config.to_string()).unwrap();
         let mut command = match std::env::var_os("ORLOP_BIN") {
             Some(orlop) => {
-                let mut command = Command::new(orlop);
+                let mut command = self.command(orlop);
                 command.arg("mirror").arg("--config").arg(&file);
                 command
             }
             None => {
-                let mut command = Command::new(std::env::current_exe().unwrap());
+                let mut command = self.command(std::env::current_exe().unwrap());
                 command.args(["--exact", "subject", "--ignored", "--nocapture"]);
                 command.env(crate::SUBJECT, &file);
                 command
@@ -95,7 +115,7 @@ impl Mirror {
 
     pub(crate) fn curl(&self, words: &[&str], path: &str) -> Output {
         let url = format!("http://{}{path}", self.address);
-        Command::new("curl").args(["-s", "-m", "60"]).args(words).arg(url).output().expect("curl")
+        self.command("curl").args(["-s", "-m", "60"]).args(words).arg(url).output().expect("curl")
     }
 
     pub(crate) fn code(&self, path: &str) -> String {
@@ -175,6 +195,17 @@ impl Mirror {
             digest.verify(&blob.stdout).expect("wrong content is never whole");
         }
         Some(Digest::sha256(&manifest))
+    }
+}
+
+impl Mirror {
+    /// The digest of what a blob's bytes are as they come; they are not kept.
+    pub(crate) fn pull_hashed(&self, name: &str, digest: &Digest) -> Option<Digest> {
+        let url = format!("http://{}/v2/{name}/blobs/{digest}", self.address);
+        let script = r#"set -o pipefail; curl -sf -m 300 "$0" | sha256sum | cut -d' ' -f1"#;
+        let output = self.command("bash").args(["-c", script, &url]).output().expect("bash");
+        let text = String::from_utf8(output.stdout).unwrap();
+        output.status.success().then(|| format!("sha256:{}", text.trim()).parse().unwrap())
     }
 }
 
