@@ -78,7 +78,7 @@ impl Registry {
         Ok(marked(response, source))
     }
 
-    /// The bytes of a manifest that a row names; what is damaged or lost here is asked for upstream.
+    /// The bytes of a manifest that a row names; what is damaged or lost here is asked for at the other half and upstream.
     async fn read_manifest(
         &self,
         name: &str,
@@ -89,6 +89,13 @@ impl Registry {
             Ok(Some(bytes)) => return Ok(Some(bytes)),
             Ok(None) | Err(BlobError::Digest(_)) => self.keeper.inspect(digest).await,
             Err(error) => return Err(error.into()),
+        }
+        let peers = self.peers.halves(digest);
+        if !peers.is_empty() && self.keeper.mode() != Mode::Maintenance {
+            let wanted = Wanted { digest: digest.clone(), size: None, name: None, peers, upstream: None };
+            if self.flights.blob(wanted)?.landed().await.is_ok() {
+                return Ok(self.blobs.read(digest, MANIFEST_LIMIT)?);
+            }
         }
         let upstream = origin.and_then(|origin| origin.manifest(&TagOrDigest::Digest(digest.clone())));
         let Some(upstream) = upstream else { return Ok(None) };
@@ -246,7 +253,7 @@ impl Registry {
         headers: &HeaderMap,
         ask: Ask,
     ) -> Answer {
-        let Ask { head, hops } = ask;
+        let head = ask.head;
         // What an upstream gave for one repository it gives for the others: only pushed blobs belong to theirs.
         let known = origin.is_some()
             || self.repositories.has_blob(name, digest)?
@@ -285,6 +292,19 @@ impl Registry {
                 false => send(file, begin, length),
             });
         }
+        self.fetch_blob(name, digest, origin, headers, ask).await
+    }
+
+    /// What is not here: from other mirrors, or from upstream.
+    async fn fetch_blob(
+        &self,
+        name: &str,
+        digest: &Digest,
+        origin: Option<&Origin>,
+        headers: &HeaderMap,
+        ask: Ask,
+    ) -> Answer {
+        let Ask { head, hops } = ask;
         let upstream = origin.and_then(|origin| origin.blob(digest));
         let size = self.repositories.blob_size(name, digest)?;
         if let (true, Some(upstream)) = (head, &upstream) {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   connection --TLS--> namespace, route --> registry --> uploads (memory, ingest/) --commit--> blobs/ + records.redb
-//!                                               \-> miss -> upstream: one flight per blob, clients read the growing file
+//!                                               \-> miss -> other mirrors, upstream: one flight per blob, clients read the growing file
 //! ```
 //!
 //! Invariants: a blob is visible only whole and with the digest of its name; every change of the records is whole or absent; a kill at any
@@ -11,10 +11,13 @@
 //! Bytes by digest are never asked for twice; a fetched tag is confirmed upstream when it is older than `tagFreshnessSeconds`, and served
 //! as last seen, marked stale, when the upstream does not answer (`upstream/`). Only configured upstreams are contacted, whatever a client says (`namespace.rs`).
 //!
+//! Mirrors that name each other in `peers` hold the same content, and mirrors of nodes fetch for each other (`peers/`).
+//!
 //! It knows no runtime daemon and no Kubernetes. Without `auth` nobody is asked who he is: everybody may pull, and push only on loopback
 //! unless `anonymousPush` is set. With it, `auth/` says who may do what.
 //!
-//! Tasks: `mirror-listener`, one per connection, one per blob that is fetched, `mirror-files` (users are read again). Where to read next: `route.rs`, `registry.rs`.
+//! Tasks: `mirror-listener`, one per connection, one per blob that is fetched, `mirror-files` (users are read again), one `mirror-peer` per
+//! peer (follows its changes), `mirror-owed` (asks again for what no peer had). Where to read next: `route.rs`, `registry.rs`.
 
 mod auth;
 mod config;
@@ -40,7 +43,7 @@ mod upstream;
 mod watched;
 
 pub use auth::{Action, AuthConfig, ExternalTokens, Rule};
-pub use config::{ClientAuth, Config};
+pub use config::{ClientAuth, Config, NodesConfig};
 pub use keeping::{KeepingConfig, Mode};
 pub use server::start;
 pub use upstream::{UpstreamListener, UpstreamTimeouts};

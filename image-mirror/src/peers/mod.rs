@@ -99,10 +99,15 @@ impl Peers {
 
     /// Where a blob may be had before its upstream is asked, after so many hops.
     pub(crate) fn sources(&self, name: &str, digest: &Digest, hops: u32) -> Vec<PeerSource> {
-        let pairs = self.inner.pairs.iter().filter(|peer| peer.may_answer());
-        let mut sources: Vec<_> = pairs.map(|peer| self.source(peer, digest)).collect();
+        let mut sources = self.halves(digest);
         sources.extend(self.nodes(digest.as_str(), name, "blobs", digest.as_str(), hops));
         sources
+    }
+
+    /// The other mirrors of the pair that may have these bytes.
+    pub(crate) fn halves(&self, digest: &Digest) -> Vec<PeerSource> {
+        let answering = self.inner.pairs.iter().filter(|peer| peer.may_answer());
+        answering.map(|peer| self.source(peer, digest)).collect()
     }
 
     /// Which nodes to ask for a manifest before its upstream.

@@ -13,6 +13,7 @@ use std::path::Path;
 use link::Link;
 use mirror::{Mirror, free_address, noise, wait_for};
 use orlop_daemon::{Settings, config};
+use orlop_types::Digest;
 
 /// Names the configuration of a mirror that this program is to be.
 pub(crate) const SUBJECT: &str = "ORLOP_TEST_MIRROR_CONFIG";
@@ -157,6 +158,41 @@ fn a_wiped_half_is_rebuilt() {
         wait_for("all blobs", || (pair.halves[wiped].metric("mirror_peer_blobs_total") >= 41).then_some(()));
         check(&pair.halves[wiped]);
     }
+}
+
+#[test]
+fn what_one_half_lost_the_other_gives() {
+    let pair = Pair::started(&nothing());
+    let [a, b] = &pair.halves;
+    let layer = noise(100_000, 1);
+    let (digest, ..) = a.push("team/app", "one", &layer).unwrap();
+    wait_for("the image", || b.pull("team/app", "one"));
+    for lost in [&digest, &Digest::sha256(&layer)] {
+        std::fs::remove_file(b.root.join("data/blobs/sha256").join(lost.hex())).unwrap();
+    }
+    assert_eq!(b.pull("team/app", "one"), Some(digest));
+}
+
+#[test]
+fn wrong_content_of_a_peer_is_neither_kept_nor_whole() {
+    let mut pair = Pair::new(&nothing());
+    pair.halves[0].start();
+    let layer = noise(500_000, 1);
+    let wrong = Digest::sha256(&layer);
+    pair.halves[0].push("team/app", "one", &layer).unwrap();
+    let file = pair.halves[0].root.join("data/blobs/sha256").join(wrong.hex());
+    std::fs::write(file, noise(500_000, 2)).unwrap();
+    let (right, ..) = pair.halves[0].push("team/app", "two", &noise(1000, 3)).unwrap();
+    pair.halves[1].start();
+    // It does not hold up what follows.
+    let b = &pair.halves[1];
+    wait_for("the other image", || b.pull("team/app", "two").filter(|digest| *digest == right));
+    assert!(b.metric("mirror_replication_missing_blobs_total") >= 1);
+    for _ in 0..3 {
+        let pulled = b.curl(&["-f"], &format!("/v2/team/app/blobs/{wrong}"));
+        assert!(!pulled.status.success() && wrong.verify(&pulled.stdout).is_err());
+    }
+    assert!(!b.root.join("data/blobs/sha256").join(wrong.hex()).exists());
 }
 
 #[test]
