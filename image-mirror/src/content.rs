@@ -1,5 +1,6 @@
 //! Manifests, blobs and referrers: what is pulled, and what a pushed manifest must fulfil.
 
+use std::collections::HashSet;
 use std::io::{Read as _, Seek as _, SeekFrom};
 
 use axum::body::Body;
@@ -278,10 +279,16 @@ impl Registry {
             if origin.is_some() && !self.repositories.has_blob(name, digest)? {
                 self.keeper.adopt(name, digest, size);
             }
-            return answer_blob(digest, size, headers, |begin, length| match head {
+            let answer = answer_blob(digest, size, headers, |begin, length| match head {
                 true => Ok(Body::empty()),
                 false => send(file, begin, length),
-            });
+            })?;
+            if let (false, Some(origin)) = (head, origin) {
+                let bytes = answer.headers().get(header::CONTENT_LENGTH);
+                let bytes = bytes.and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0);
+                self.upstream.seen.blob(origin.registry(), Source::Hit, bytes);
+            }
+            return Ok(answer);
         }
         // A client that pushes must not leave out what only a runtime has.
         let found = if origin.is_some() || !head { self.stores.find(digest).await? } else { None };
@@ -328,14 +335,28 @@ impl Registry {
         }
         let wanted = Wanted { digest: digest.clone(), size, name: Some(name.to_owned()), peers, upstream };
         let growing = self.flights.blob(wanted)?.ready().await?;
+        if let Some(origin) = origin {
+            self.upstream.seen.blob(origin.registry(), Source::Miss, 0);
+        }
         answer_blob(digest, growing.size(), headers, |begin, length| match head {
             true => Ok(Body::empty()),
             false => Ok(growing.body(begin, length)),
         })
     }
 
-    pub(crate) fn list_referrers(&self, name: &str, digest: &Digest, query: &str) -> Answer {
+    pub(crate) async fn list_referrers(
+        &self,
+        name: &str,
+        digest: &Digest,
+        origin: Option<&Origin>,
+        query: &str,
+    ) -> Answer {
         let mut found = self.repositories.referrers(name, digest)?;
+        if let Some(subject) = origin.and_then(|origin| origin.blob(digest)) {
+            let theirs = self.upstream.referrers(&subject).await;
+            let here: HashSet<Digest> = found.iter().map(|descriptor| descriptor.digest.clone()).collect();
+            found.extend(theirs.into_iter().filter(|descriptor| !here.contains(&descriptor.digest)));
+        }
         let wanted = parameter(query, "artifactType");
         if let Some(wanted) = &wanted {
             found.retain(|descriptor| descriptor.artifact_type.as_ref() == Some(wanted));

@@ -33,7 +33,13 @@ impl Origin {
         Some(self.name()?.with_digest(digest.clone()))
     }
 
-    fn name(&self) -> Option<Reference> {
+    /// The configured name of the registry.
+    pub(crate) fn registry(&self) -> &str {
+        &self.registry
+    }
+
+    /// What the repository is called there.
+    pub(crate) fn name(&self) -> Option<Reference> {
         Reference::parse(&format!("{}/{}", self.registry, self.path)).ok()
     }
 }

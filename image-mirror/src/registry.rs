@@ -24,7 +24,7 @@ use crate::repositories::Repositories;
 use crate::route::{Route, TagOrDigest, Unroutable, route};
 use crate::stores::Stores;
 use crate::uploads::Uploads;
-use crate::upstream::Upstream;
+use crate::upstream::{Upstream, refused};
 
 pub(crate) type Answer = Result<Response<Body>, RegistryError>;
 
@@ -179,9 +179,11 @@ impl Registry {
                 self.uploads.cancel(&session);
                 Ok(empty(StatusCode::NO_CONTENT))
             }
-            (Route::Tags { name }, &Method::GET | &Method::HEAD) => self.list_tags(&name, query),
+            (Route::Tags { name }, &Method::GET | &Method::HEAD) => {
+                self.list_tags(&name, origin, query).await
+            }
             (Route::Referrers { name, digest }, &Method::GET | &Method::HEAD) => {
-                self.list_referrers(&name, &digest, query)
+                self.list_referrers(&name, &digest, origin, query).await
             }
             (_, method) => Err(RegistryError::unsupported(format!("{method} is not possible here"))),
         }
@@ -292,11 +294,27 @@ impl Registry {
         Ok(empty(StatusCode::ACCEPTED))
     }
 
-    fn list_tags(&self, name: &str, query: &str) -> Answer {
-        if !self.repositories.exists(name)? {
-            return Err(RegistryError::name_unknown(name));
+    async fn list_tags(&self, name: &str, origin: Option<&Origin>, query: &str) -> Answer {
+        let last = parameter(query, "last");
+        let mut tags = self.repositories.tags(name, last.as_deref(), usize::MAX)?;
+        let theirs = match origin.and_then(Origin::name) {
+            Some(repository) => self.upstream.tags(&repository).await,
+            None => None,
+        };
+        match theirs {
+            Some(Ok(theirs)) => {
+                tags.extend(
+                    theirs.iter().filter(|tag| last.as_ref().is_none_or(|last| *tag > last)).cloned(),
+                );
+                tags.sort();
+                tags.dedup();
+            }
+            Some(Err(error)) if !self.repositories.exists(name)? => {
+                return Err(refused(&error, || RegistryError::name_unknown(name)));
+            }
+            None if !self.repositories.exists(name)? => return Err(RegistryError::name_unknown(name)),
+            Some(Err(_)) | None => {}
         }
-        let mut tags = self.repositories.tags(name, parameter(query, "last").as_deref(), usize::MAX)?;
         let mut next = None;
         if let Some(limit) = parameter(query, "n") {
             let limit = count(&limit)?;

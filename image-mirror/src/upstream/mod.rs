@@ -13,6 +13,7 @@
 mod asks;
 mod config;
 mod hosts;
+mod lists;
 mod memory;
 mod seen;
 
@@ -25,6 +26,7 @@ use orlop_distribution::blobs::BlobStore;
 use orlop_distribution::client::{
     ClientConfig, FetchedManifest, RegistryClient, RegistryError as ClientError,
 };
+use orlop_distribution::manifest::Descriptor;
 use orlop_types::{Digest, Reference};
 
 use crate::config::Config;
@@ -36,6 +38,7 @@ use asks::{Asks, Unasked};
 pub(crate) use config::problems;
 pub use config::{UpstreamListener, UpstreamTimeouts};
 use hosts::Hosts;
+use lists::Lists;
 use memory::{Memory, Said};
 pub(crate) use seen::{Seen, Source};
 
@@ -53,6 +56,8 @@ pub(crate) struct Upstream {
     repositories: Repositories,
     memory: Arc<Memory>,
     asks: Arc<Asks<Result<(Digest, Source), ClientErrorOrOurs>>>,
+    tags: Arc<Lists<String>>,
+    referrers: Arc<Lists<Descriptor>>,
     hosts: Hosts,
     pub(crate) seen: Seen,
 }
@@ -83,8 +88,10 @@ impl Upstream {
             Duration::from_secs(config.negative_cache_seconds),
         );
         let (memory, asks, seen) = (Arc::new(memory), Arc::default(), Seen::default());
+        let freshness = Duration::from_secs(config.tag_freshness_seconds);
+        let (tags, referrers) = (Arc::new(Lists::new(freshness)), Arc::new(Lists::new(freshness)));
         let hosts = Hosts::new(config, client.clone());
-        Self { client, blobs, repositories, memory, asks, hosts, seen }
+        Self { client, blobs, repositories, memory, asks, tags, referrers, hosts, seen }
     }
 
     pub(crate) fn register(&self, metrics: &mut Metrics) {
@@ -151,6 +158,27 @@ impl Upstream {
             };
             Err(RegistryError::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message).into())
         })
+    }
+
+    /// The tags that the upstream has, as far as it says.
+    pub(crate) async fn tags(&self, repository: &Reference) -> Option<Result<Arc<Vec<String>>, ClientError>> {
+        let (client, asked) = (self.client.clone(), repository.clone());
+        self.tags.get(&repository.name(), move || async move { client.tags(&asked, None).await }).await
+    }
+
+    /// What refers to a manifest upstream, as far as it says.
+    pub(crate) async fn referrers(&self, subject: &Reference) -> Vec<Descriptor> {
+        let Some(digest) = subject.digest().cloned() else { return Vec::new() };
+        let (client, asked) = (self.client.clone(), subject.clone());
+        let ask = move || async move { client.referrers(&asked, &digest, None).await };
+        match self.referrers.get(&subject.to_string(), ask).await {
+            Some(Ok(list)) => list.to_vec(),
+            Some(Err(error)) => {
+                tracing::debug!(%subject, %error, "only the referrers that are here");
+                Vec::new()
+            }
+            None => Vec::new(),
+        }
     }
 
     /// Asks, and remembers the answer.

@@ -47,6 +47,7 @@ struct Pull {
 pub(crate) struct Seen {
     pulls: Family<Pull, Counter>,
     stale: Family<Upstream, Counter>,
+    saved: Family<Upstream, Counter>,
 }
 
 impl Seen {
@@ -61,6 +62,11 @@ impl Seen {
             "Tags served as last seen because the upstream did not say",
             self.stale.clone(),
         );
+        metrics.register(
+            "mirror_saved_bytes",
+            "Bytes of blobs served from here instead of an upstream",
+            self.saved.clone(),
+        );
     }
 
     pub(crate) fn manifest(&self, upstream: &str, source: Source) {
@@ -68,6 +74,12 @@ impl Seen {
         if source == Source::Stale {
             self.stale.get_or_create(&Upstream { upstream: upstream.to_owned() }).inc();
         }
+    }
+
+    /// A blob that is sent; `bytes` are those that need not come from the upstream.
+    pub(crate) fn blob(&self, upstream: &str, source: Source, bytes: u64) {
+        self.pull(upstream, "blob", source);
+        self.saved.get_or_create(&Upstream { upstream: upstream.to_owned() }).inc_by(bytes);
     }
 
     fn pull(&self, upstream: &str, kind: &'static str, source: Source) {

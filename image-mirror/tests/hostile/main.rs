@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod blobs;
 mod default;
+mod lists;
 mod mirror;
 mod rests;
 mod tags;

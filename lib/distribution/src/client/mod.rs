@@ -17,6 +17,7 @@ mod hosts;
 mod manifests;
 mod push;
 mod referrers;
+mod tags;
 mod tls;
 mod transport;
 

@@ -92,7 +92,7 @@ impl RegistryClient {
 }
 
 /// The target of `<URL>; rel="next"` (RFC 8288), at the same host.
-fn next_page(header: &str, url: &str) -> Option<String> {
+pub(super) fn next_page(header: &str, url: &str) -> Option<String> {
     let (target, rest) = header.trim().strip_prefix('<')?.split_once('>')?;
     if !rest.contains("next") {
         return None;
