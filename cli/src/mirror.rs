@@ -1,5 +1,6 @@
 //! `orlop mirror`: the registry mirror, and what an operator asks of it.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -42,12 +43,18 @@ pub(crate) struct MirrorArgs {
 enum MirrorCommand {
     /// Prints or writes the file that points a client at a mirror
     ClientConfig(orlop_airgap::ClientConfigArgs),
+    /// Prints a line for `auth.htpasswdFile`; the password is the first line of the standard input
+    User {
+        /// The user's name
+        name: String,
+    },
 }
 
 /// Serves until SIGTERM, or runs the command.
 pub(crate) fn run(args: &MirrorArgs) -> anyhow::Result<()> {
     match &args.command {
         Some(MirrorCommand::ClientConfig(args)) => return orlop_airgap::client_config(args),
+        Some(MirrorCommand::User { name }) => return user(name),
         None => {}
     }
     supervise::follow_supervisor(args.supervisor)?;
@@ -60,6 +67,13 @@ pub(crate) fn run(args: &MirrorArgs) -> anyhow::Result<()> {
         socket,
         |frame, config| async move { orlop_mirror::start(&frame, config).await },
     )
+}
+
+fn user(name: &str) -> anyhow::Result<()> {
+    let mut password = String::new();
+    std::io::stdin().read_line(&mut password).context("failed to read the password")?;
+    let line = orlop_mirror::user_line(name, password.trim_end_matches(['\r', '\n']))?;
+    std::io::stdout().write_all(line.as_bytes()).context("failed to print the line")
 }
 
 fn configuration(args: &MirrorArgs) -> anyhow::Result<Config> {

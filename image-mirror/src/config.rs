@@ -233,6 +233,42 @@ mod tests {
     use super::*;
 
     #[test]
+    fn users_and_rules_are_read_and_their_faults_named() {
+        let parse =
+            |text: &str| orlop_daemon::config::parse::<Config>(text, std::path::Path::new("mirror.yaml"));
+        let text = r#"
+            listen: 192.0.2.1:5000
+            plainHttp: true
+            auth:
+              htpasswdFile: /users
+              rules: [{users: [ci], repositories: ["team/*"], actions: [pull, push]}]
+        "#;
+        let config = parse(text).unwrap();
+        assert!(config.takes_pushes() && config.auth.is_some_and(|auth| auth.anonymous_pull));
+        let text = r#"
+            anonymousPush: true
+            clientAuth: require
+            auth:
+              anonymousPul: true
+              rules: [{user: [ci], repositories: ["a*b", "*"], actions: []}]
+              externalTokens: {issuer: x}
+        "#;
+        let problems = parse(text).unwrap_err().to_string();
+        for wanted in [
+            r#"unknown key "auth.anonymousPul", the nearest valid one is "anonymousPull""#,
+            r#"unknown key "auth.rules[0].user", the nearest valid one is "users""#,
+            "auth.rules[0].users is empty",
+            r#""a*b" is no name with at most one *"#,
+            "auth.externalTokens.service is empty",
+            "give auth.tokenRealm",
+            "clientAuth: require needs clientCaFile",
+            "anonymousPush and auth contradict each other",
+        ] {
+            assert!(problems.contains(wanted), "{wanted}: {problems}");
+        }
+    }
+
+    #[test]
     fn pushes_from_everybody_must_be_wanted() {
         for (listen, anonymous_push, taken) in [
             ("127.0.0.1:5000", false, true),

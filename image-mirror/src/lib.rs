@@ -42,7 +42,7 @@ mod uploads;
 mod upstream;
 mod watched;
 
-pub use auth::{Action, AuthConfig, ExternalTokens, Rule};
+pub use auth::{Action, AuthConfig, ExternalTokens, Rule, user_line};
 pub use config::{ClientAuth, Config, NodesConfig};
 pub use keeping::{KeepingConfig, Mode};
 pub use server::start;

@@ -161,6 +161,19 @@ fn parse(bytes: &[u8]) -> anyhow::Result<Table> {
     Ok(table)
 }
 
+/// A line of such a file.
+///
+/// # Errors
+/// The name or the password cannot be used; it says why.
+pub fn user_line(name: &str, password: &str) -> anyhow::Result<String> {
+    anyhow::ensure!(is_user_name(name) && !name.contains(':'), "{name:?} cannot be a user's name");
+    anyhow::ensure!(!password.is_empty(), "the password is empty");
+    let hash = bcrypt::non_truncating_hash(password, bcrypt::DEFAULT_COST);
+    let hash =
+        hash.context("the password cannot be hashed: bcrypt takes at most 71 bytes, none of them zero")?;
+    Ok(format!("{name}:{hash}\n"))
+}
+
 /// Whether somebody may be called so.
 pub(crate) fn is_user_name(name: &str) -> bool {
     let printable = !name.is_empty() && name.len() <= NAME_LIMIT_BYTES && !name.chars().any(char::is_control);
@@ -244,6 +257,15 @@ mod tests {
         assert_eq!(passwords.verify("ann", "secret").await, Err(Denied::Wrong));
         assert_eq!(passwords.verify("ann", "changed").await.as_deref(), Ok("ann"));
         assert_eq!(passwords.verify("bob", "x").await, Err(Denied::Wrong));
+    }
+
+    #[test]
+    fn a_line_that_is_made_is_a_line_that_is_read() {
+        let table = parse(user_line("ann", "secret").unwrap().as_bytes()).unwrap();
+        assert!(bcrypt::verify("secret", &table.hashes["ann"]).unwrap());
+        for (name, password) in [("a:b", "x"), ("", "x"), ("*", "x"), ("a", ""), ("a", &"x".repeat(80))] {
+            assert!(user_line(name, password).is_err(), "{name:?} {password:?}");
+        }
     }
 
     proptest! {

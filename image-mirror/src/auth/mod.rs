@@ -39,6 +39,7 @@ use crate::watched::Refresh;
 
 pub use self::config::{Action, AuthConfig, ExternalTokens, Rule};
 pub(crate) use self::htpasswd::is_user_name;
+pub use self::htpasswd::user_line;
 
 /// The name of this service in challenges.
 const SERVICE: &str = "orlop-mirror";

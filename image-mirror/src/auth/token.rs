@@ -106,9 +106,11 @@ fn own_key(root: &Path) -> anyhow::Result<Vec<u8>> {
     let mut secret = [0; KEY_BYTES];
     ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut secret)
         .map_err(|_| anyhow::anyhow!("the kernel gives no random numbers"))?;
-    // A temporary file has mode 0600, and is whole before it has its name.
+    // A temporary file has mode 0600, and is whole before it has its name. The next start removes what is left among unfinished blobs.
+    let unfinished = root.join("ingest");
     let write = || -> std::io::Result<()> {
-        let mut unnamed = tempfile::NamedTempFile::new_in(root)?;
+        std::fs::create_dir_all(&unfinished)?;
+        let mut unnamed = tempfile::NamedTempFile::new_in(&unfinished)?;
         std::io::Write::write_all(&mut unnamed, &secret)?;
         unnamed.as_file().sync_all()?;
         unnamed.persist(&file)?;
