@@ -71,6 +71,10 @@ pub struct Config {
     pub max_uploads: usize,
     /// What stays on the disk.
     pub keeping: KeepingConfig,
+    /// Directory of bundles and other archives of images: each is taken in at the start, and when it appears or changes there.
+    pub bundles: Option<PathBuf>,
+    /// Public key, PEM, of who signs bundles (`orlop image bundle keygen`); without it every archive in the directory is taken.
+    pub bundle_key_file: Option<PathBuf>,
 }
 
 /// What is asked of a client's certificate.
@@ -123,6 +127,8 @@ impl Default for Config {
             max_connections: 1024,
             max_uploads: 256,
             keeping: KeepingConfig::default(),
+            bundles: None,
+            bundle_key_file: None,
         }
     }
 }
@@ -195,6 +201,9 @@ impl Validate for Config {
                 "clientCaFile: there are no client certificates without TLS: give tlsCertFile and tlsKeyFile"
                     .to_owned(),
             );
+        }
+        if self.bundle_key_file.is_some() && self.bundles.is_none() {
+            problems.push("bundleKeyFile checks what is in bundles: give that directory".to_owned());
         }
         if self.client_auth == ClientAuth::Require && self.client_ca_file.is_none() {
             problems.push("clientAuth: require needs clientCaFile".to_owned());

@@ -20,6 +20,7 @@
 //! peer (follows its changes), `mirror-owed` (asks again for what no peer had). Where to read next: `route.rs`, `registry.rs`.
 
 mod auth;
+mod bundles;
 mod config;
 mod content;
 mod door;

@@ -8,6 +8,7 @@ use http::{Request, Response};
 use orlop_daemon::Frame;
 
 use crate::auth::{Auth, Caller, Host};
+use crate::bundles::Bundles;
 use crate::config::Config;
 use crate::door::{Accounts, Busy, Client, Door, Record};
 use crate::error::RegistryError;
@@ -58,6 +59,10 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
     registry.upstream.register(&mut frame.metrics());
     let registry = Arc::new(registry);
     registry.peers.start(frame, &registry);
+    let bundles = Bundles::open(&config)?;
+    if let Some(bundles) = &bundles {
+        bundles.clone().start(frame, &registry);
+    }
     let server = Arc::new(Server { frame: frame.clone(), registry, accounts });
     // The frame keeps the dump, and the server the frame.
     let dumped = Arc::downgrade(&server);
@@ -75,6 +80,7 @@ pub async fn start(frame: &Frame, config: Config) -> anyhow::Result<()> {
                 "blobBytes": totals.map(|totals| totals.bytes),
                 "upstreams": registry.upstream.state(),
                 "keeping": registry.keeper.state(),
+                "bundles": bundles.as_ref().map(|bundles| bundles.state()),
             })
         }
         None => serde_json::Value::Null,

@@ -318,3 +318,45 @@ fn killed_and_taken_up_again() {
         "nothing unfinished is left: {left:?}"
     );
 }
+
+/// What is put into the mirror's directory is served, what is not signed is refused, and a restart reads nothing again.
+#[test]
+fn a_directory_of_bundles() {
+    let work = tempfile::tempdir().unwrap();
+    let at = |name: &str| work.path().join(name);
+    let site = site();
+    let source = site.layout.write(&at("source"));
+    image(&["bundle", "keygen", text(&at("keys"))]).unwrap();
+    std::fs::create_dir(at("bundles")).unwrap();
+    let signed = at("bundles/signed.tar");
+    image(&["bundle", "create", text(&source), "-o", text(&signed), "--key", text(&at("keys.key"))]).unwrap();
+    image(&["bundle", "create", text(&source), "-o", text(&at("bundles/unsigned.tar"))]).unwrap();
+    let config = || orlop_mirror::Config {
+        root: at("root"),
+        bundles: Some(at("bundles")),
+        bundle_key_file: Some(at("keys.pub")),
+        ..orlop_mirror::Config::default()
+    };
+    let mirror = Mirror::with(config());
+    let metrics = |mirror: &Mirror| String::from_utf8(get(&format!("{}/metrics", mirror.url())).1).unwrap();
+    let wait = |mirror: &Mirror, line: &str| {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(90);
+        while !metrics(mirror).contains(line) {
+            assert!(std::time::Instant::now() < deadline, "{line}: {}", metrics(mirror));
+        }
+    };
+    wait(&mirror, "mirror_bundle_failures_total 1");
+    wait(&mirror, "mirror_bundles_loaded_total 1");
+    let base = format!("{}/v2/registry.example/team/app", mirror.url());
+    assert_eq!(Digest::sha256(&get(&format!("{base}/manifests/1")).1), site.index);
+    let referrers = get(&format!("{base}/referrers/{}", site.index)).1;
+    assert!(String::from_utf8_lossy(&referrers).contains(site.signature.as_str()));
+    let layer = Digest::sha256(&site.shared);
+    assert_eq!(get(&format!("{}/v2/docker.io/library/plain/blobs/{layer}", mirror.url())).1, site.shared);
+    drop(mirror);
+
+    let mirror = Mirror::with(config());
+    wait(&mirror, "mirror_bundle_failures_total 1");
+    assert!(metrics(&mirror).contains("mirror_bundles_loaded_total 0"), "{}", metrics(&mirror));
+    assert_eq!(get(&format!("{}/v2/docker.io/library/plain/manifests/2", mirror.url())).0, 200);
+}

@@ -7,6 +7,7 @@ mod support;
 use std::path::Path;
 
 use orlop_images::{ArchiveFormat, Config, ImageErrorKind, ImageStore};
+use orlop_types::Digest;
 use serde_json::json;
 use support::{Tar, gzip, image, tar_of, tree, write_files, zstd};
 use tempfile::TempDir;
@@ -99,6 +100,41 @@ fn every_form_gives_the_same_image() {
     }
 }
 
+/// zarf's layout in a directory of a tar, a registry's storage as oc-mirror packs it, skopeo's `dir`.
+#[test]
+fn archives_of_other_tools_give_the_same_image() {
+    let image = image(&layers(), gzip);
+    let manifest = image.manifest();
+    let base = json!({"org.opencontainers.image.base.name": "busybox:1"});
+    let zarf: Vec<(String, Vec<u8>)> = image
+        .oci_files(&base)
+        .into_iter()
+        .map(|(name, content)| (format!("images/{name}"), content))
+        .collect();
+    let digest = Digest::sha256(&manifest);
+    let blobs = || [&manifest, &image.config].into_iter().chain(&image.layers);
+    let tree_name = "docker/v2/repositories/library/busybox/_manifests/tags/1/current/link".to_owned();
+    let mut oc_mirror = vec![(tree_name, digest.as_str().as_bytes().to_vec())];
+    oc_mirror.extend(blobs().map(|blob| {
+        let digest = Digest::sha256(blob);
+        (format!("docker/v2/blobs/sha256/{}/{}/data", &digest.hex()[..2], digest.hex()), blob.clone())
+    }));
+    let mut skopeo = vec![("busybox:1/manifest.json".to_owned(), manifest.clone())];
+    skopeo.extend(
+        blobs().skip(1).map(|blob| (format!("busybox:1/{}", Digest::sha256(blob).hex()), blob.clone())),
+    );
+    for (name, files) in [("zarf", zarf), ("oc-mirror", oc_mirror), ("skopeo", skopeo)] {
+        let (directory, store) = store();
+        let path = directory.path().join("archive");
+        std::fs::write(&path, zstd(&tar_of(&files))).unwrap();
+        let images = store.import(&path).unwrap();
+        assert_eq!((images.len(), images[0].id.clone()), (1, image.id()), "{name}");
+        assert_eq!(images[0].tags, ["docker.io/library/busybox:1"], "{name}");
+        let rootfs = store.prepare_rootfs("container-1", &images[0].id).unwrap();
+        assert_eq!(std::fs::read(rootfs.lower[0].join("etc/hostname")).unwrap(), b"lab\n", "{name}");
+    }
+}
+
 #[test]
 fn an_oci_layout_directory_is_imported_and_found_by_every_name() {
     let (directory, store) = store();
@@ -148,7 +184,7 @@ fn damage_is_named_and_nothing_is_stored() {
         ("cut-docker.tar", docker[..docker.len() / 2].to_vec(), "cut-docker.tar"),
         ("diff-id.tar", wrong_diff_id, "image configuration says"),
         ("noise.tar", vec![7; 4096], "checksum"),
-        ("empty.tar", Vec::new(), "neither"),
+        ("empty.tar", Vec::new(), "no images are found"),
         ("text.tar", b"hello".to_vec(), "cut off"),
     ] {
         let (directory, store) = store();

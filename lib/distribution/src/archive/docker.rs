@@ -20,6 +20,15 @@ struct Entry {
     layers: Option<Vec<String>>,
 }
 
+/// Whether there is docker's list: skopeo's `dir` has a manifest under the same name.
+pub(super) fn is_saved(members: &Members<'_>) -> Result<bool, ArchiveError> {
+    if !members.contains("manifest.json") {
+        return Ok(false);
+    }
+    let document = members.document("manifest.json")?;
+    Ok(document.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'['))
+}
+
 pub(super) fn images(
     members: &mut Members<'_>,
     options: &ReadOptions,

@@ -135,22 +135,30 @@ fn layout(files: &Files, blobs: &HashMap<Digest, Place>, index: &str) -> Result<
     Ok(roots)
 }
 
-/// hauler gives the signatures of an image the image's name; registries know them by a tag made of the image's digest.
-fn name_signatures(roots: &mut [Root]) {
-    let kind = |root: &Root| root.descriptor.annotation(KIND).map(str::to_owned);
-    let suffix = |kind: &str| match kind.rsplit('/').next() {
+/// What cosign calls the tag of something that belongs to an image; none for the image itself.
+fn suffix(descriptor: &Descriptor) -> Option<&'static str> {
+    match descriptor.annotation(KIND)?.rsplit('/').next() {
         Some("sigs") => Some("sig"),
         Some("atts") => Some("att"),
         Some("sboms") => Some("sbom"),
         _ => None,
-    };
+    }
+}
+
+/// Whether hauler marked it as belonging to an image.
+pub(super) fn is_signature(descriptor: &Descriptor) -> bool {
+    suffix(descriptor).is_some()
+}
+
+/// hauler gives the signatures of an image the image's name; registries know them by a tag made of the image's digest.
+fn name_signatures(roots: &mut [Root]) {
     let images: BTreeMap<String, Digest> = roots
         .iter()
-        .filter(|root| kind(root).is_none_or(|kind| suffix(&kind).is_none()))
+        .filter(|root| !is_signature(&root.descriptor))
         .filter_map(|root| Some((root.name.as_ref()?.to_string(), root.descriptor.digest.clone())))
         .collect();
     for root in roots {
-        let Some(suffix) = kind(root).and_then(|kind| suffix(&kind)) else { continue };
+        let Some(suffix) = suffix(&root.descriptor) else { continue };
         let Some(name) = &root.name else { continue };
         let Some(image) = images.get(&name.to_string()) else { continue };
         let tag = format!("{}-{}.{suffix}", image.algorithm().name(), image.hex());

@@ -3,6 +3,7 @@
 use orlop_types::{Digest, Reference};
 
 use super::docker::repo_tags_by_config;
+use super::forms;
 use super::members::Members;
 use super::{ArchiveError, ArchiveImage, CONTAINERD_NAME, REF_NAME, ReadOptions};
 use crate::manifest::{
@@ -12,6 +13,8 @@ use crate::manifest::{
 
 /// Indexes may nest, but nobody nests deeper.
 const DEPTH_LIMIT: usize = 4;
+/// What the layers of signatures and attestations are.
+const SIGNATURES: [&str; 2] = ["application/vnd.dev.cosign.", "application/vnd.dsse."];
 
 pub(super) fn images(
     members: &mut Members<'_>,
@@ -20,8 +23,9 @@ pub(super) fn images(
     let document = members.document("index.json")?;
     let index: ImageIndex =
         serde_json::from_slice(&document).map_err(|error| members.entry("index.json", error))?;
-    let candidates =
-        index.manifests.iter().filter(|entry| is_manifest(&entry.media_type) || is_index(&entry.media_type));
+    let candidates = index.manifests.iter().filter(|entry| {
+        (is_manifest(&entry.media_type) || is_index(&entry.media_type)) && !forms::is_signature(entry)
+    });
     let (named, unnamed): (Vec<&Descriptor>, Vec<&Descriptor>) =
         candidates.partition(|entry| name_annotation(entry).is_some());
     let mut images = Vec::new();
@@ -102,7 +106,10 @@ fn resolve(
                 indexes.push(digest);
             }
             Manifest::Image(manifest) => {
-                if !is_image_config(&manifest.config.media_type) {
+                // cosign keeps signatures as images whose layers are no layers.
+                let is_signature =
+                    |layer: &Descriptor| SIGNATURES.iter().any(|kind| layer.media_type.starts_with(kind));
+                if !is_image_config(&manifest.config.media_type) || manifest.layers.iter().any(is_signature) {
                     return Ok(None);
                 }
                 manifest.check_layers().map_err(|error| members.manifest_error(&digest, error))?;

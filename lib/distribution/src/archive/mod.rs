@@ -3,6 +3,7 @@
 //! [`Archive`] finds what is there and gives any of it; [`stage`] takes this machine's images into a store. It stages everything under `ingest/` and verifies every digest before the caller sees an image, so that a damaged archive
 //! stores nothing. Invariant: an [`ArchiveImage`] is complete: each blob it needs is staged here or was in the store before.
 
+mod any;
 mod contents;
 mod docker;
 mod forms;
@@ -120,12 +121,11 @@ pub fn stage(
     let mut members = Members::open(path, store, session, have)?;
     let mut images = if members.contains("index.json") {
         layout::images(&mut members, options)?
-    } else if members.contains("manifest.json") {
+    } else if docker::is_saved(&members)? {
         docker::images(&mut members, options)?
     } else {
-        return Err(
-            members.format("neither an OCI image layout (index.json) nor a docker archive (manifest.json)")
-        );
+        drop(members);
+        return any::stage(path, store, session, have, options);
     };
     merge(&mut images);
     if images.is_empty() {
