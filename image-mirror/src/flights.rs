@@ -9,13 +9,13 @@
 //! A source that breaks off is followed by the next one, from the byte where it was. A flight goes on when its clients leave: the blob is
 //! wanted, and the next one finds it. It ends by the bounds of its sources.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -44,6 +44,8 @@ const PEER_WAIT: Duration = Duration::from_secs(12);
 const PEER_RESUMES: u32 = 2;
 /// Blobs of which peers gave wrong content.
 const SUSPECT_LIMIT: usize = 256;
+/// How long only the upstream is asked for such a blob.
+const SUSPICION: Duration = Duration::from_secs(600);
 
 /// How far a flight is.
 #[derive(Clone, Debug)]
@@ -89,7 +91,8 @@ pub(crate) struct Flights {
     blobs: BlobStore,
     repositories: Repositories,
     running: Mutex<HashMap<Digest, Flight>>,
-    suspects: Mutex<HashSet<Digest>>,
+    /// When peers gave wrong content.
+    suspects: Mutex<HashMap<Digest, Instant>>,
     pub(crate) fetches: Counter,
 }
 
@@ -177,7 +180,8 @@ impl Flights {
     ) -> Result<u64, RegistryError> {
         let Wanted { digest, size: _, name, peers, upstream } = wanted;
         let mut told = RegistryError::blob_unknown(digest.as_str());
-        let trusted = !self.suspects.lock().unwrap_or_else(PoisonError::into_inner).contains(&digest);
+        // Where nobody else has it the peers are asked all the same: nothing wrong is kept or completed.
+        let trusted = upstream.is_none() || !self.is_suspect(&digest);
         let mut from_peers = false;
         let mut whole = false;
         // Twice when a peer was told meanwhile that it should go on alone: now that one has it on its way.
@@ -209,6 +213,11 @@ impl Flights {
             self.take_from_upstream(&upstream, &digest, &mut landing).await?;
         }
         self.land(&digest, name, landing, from_peers).await
+    }
+
+    fn is_suspect(&self, digest: &Digest) -> bool {
+        let suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
+        suspects.get(digest).is_some_and(|since| since.elapsed() < SUSPICION)
     }
 
     async fn take_from_upstream(
@@ -244,12 +253,12 @@ impl Flights {
             Ok(staged) => staged,
             Err(error) => {
                 if from_peers {
-                    tracing::warn!(%digest, "peers gave wrong content: they are not asked for it again");
+                    tracing::warn!(%digest, "peers gave wrong content: the upstream alone is asked for a while");
                     let mut suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
                     if suspects.len() >= SUSPECT_LIMIT {
                         suspects.clear();
                     }
-                    suspects.insert(digest.clone());
+                    suspects.insert(digest.clone(), Instant::now());
                 }
                 return Err(error);
             }

@@ -152,6 +152,7 @@ impl Follower {
         let behind = changes.last.saturating_sub(self.place);
         if self.peer.answered(changes.node, behind, lag) {
             tracing::info!(peer = self.peer.url, node = %changes.node, behind, "the peer answers");
+            self.peers.inner.returned.notify_one();
         }
     }
 

@@ -20,21 +20,26 @@ const BATCH: usize = 500;
 
 pub(super) async fn run(peers: Peers, registry: Arc<Registry>, drain: Drain) -> anyhow::Result<()> {
     let mut round = 0;
-    while drain.sleep(PERIOD).await {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(PERIOD) => round += 1,
+            // Who comes back may have what the others did not.
+            () = peers.inner.returned.notified() => {}
+            () = drain.wait() => return Ok(()),
+        }
         if registry.keeper.mode() == Mode::Maintenance {
             continue;
         }
         if let Err(error) = ask_again(&peers, &registry, &drain).await {
             tracing::warn!(error = error.message, "what is owed could not be asked for");
         }
-        round = (round + 1) % ROUNDS_OF_DAY;
-        if round == 0
-            && let Err(error) = forget(&registry).await
-        {
-            tracing::warn!(%error, "removed rows could not be forgotten");
+        if round >= ROUNDS_OF_DAY {
+            round = 0;
+            if let Err(error) = forget(&registry).await {
+                tracing::warn!(%error, "removed rows could not be forgotten");
+            }
         }
     }
-    Ok(())
 }
 
 async fn ask_again(

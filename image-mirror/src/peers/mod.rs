@@ -27,6 +27,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use orlop_daemon::{Drain, Frame};
 use orlop_types::Digest;
+use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::registry::Registry;
@@ -58,6 +59,8 @@ struct Inner {
     metrics: Metrics,
     strict: Option<Duration>,
     drain: Drain,
+    /// A peer that did not answer does again.
+    returned: Notify,
 }
 
 impl Peers {
@@ -71,7 +74,8 @@ impl Peers {
             config.strict_replication.then(|| Duration::from_secs(config.replication_timeout_seconds));
         let acknowledgements = Acknowledgements::default();
         let nodes = config.nodes.as_ref().map(|nodes| Nodes::open(config, nodes)).transpose()?;
-        let inner = Inner { own, client, pairs, nodes, acknowledgements, metrics, strict, drain };
+        let returned = Notify::new();
+        let inner = Inner { own, client, pairs, nodes, acknowledgements, metrics, strict, drain, returned };
         Ok(Self { inner: Arc::new(inner) })
     }
 

@@ -181,7 +181,7 @@ fn wrong_content_of_a_peer_is_neither_kept_nor_whole() {
     let wrong = Digest::sha256(&layer);
     pair.halves[0].push("team/app", "one", &layer).unwrap();
     let file = pair.halves[0].root.join("data/blobs/sha256").join(wrong.hex());
-    std::fs::write(file, noise(500_000, 2)).unwrap();
+    std::fs::write(&file, noise(500_000, 2)).unwrap();
     let (right, ..) = pair.halves[0].push("team/app", "two", &noise(1000, 3)).unwrap();
     pair.halves[1].start();
     // It does not hold up what follows.
@@ -193,6 +193,99 @@ fn wrong_content_of_a_peer_is_neither_kept_nor_whole() {
         assert!(!pulled.status.success() && wrong.verify(&pulled.stdout).is_err());
     }
     assert!(!b.root.join("data/blobs/sha256").join(wrong.hex()).exists());
+    // It is owed, and comes when the peer comes back with what is right.
+    pair.links[1].cut();
+    std::fs::write(&file, layer).unwrap();
+    wait_for("the cut", || (pair.halves[1].metric("mirror_peer_connected") == 0).then_some(()));
+    pair.links[1].heal();
+    let here = pair.halves[1].root.join("data/blobs/sha256").join(wrong.hex());
+    wait_for("what was owed", || here.exists().then_some(()));
+    assert!(pair.halves[1].pull("team/app", "one").is_some());
+}
+
+#[test]
+fn changes_travel_in_chains() {
+    let work = tempfile::tempdir().unwrap();
+    let addresses: Vec<_> = (0..3).map(|_| free_address()).collect();
+    let mut chain: Vec<Mirror> = (0..3_usize)
+        .map(|number| {
+            let beside = [number.checked_sub(1), Some(number + 1)].into_iter().flatten();
+            let peers: Vec<_> = beside
+                .filter_map(|other| addresses.get(other))
+                .map(|other| format!("http://{other}"))
+                .collect();
+            let root = work.path().join(number.to_string());
+            Mirror::new(&root, addresses[number], serde_json::json!({"peers": peers}))
+        })
+        .collect();
+    chain.iter_mut().for_each(Mirror::start);
+    let (from_start, ..) = chain[0].push("team/app", "start", &noise(10_000, 1)).unwrap();
+    let (from_end, ..) = chain[2].push("team/app", "end", &noise(10_000, 2)).unwrap();
+    wait_for("the other end", || chain[2].pull("team/app", "start").filter(|digest| *digest == from_start));
+    wait_for("the first end", || chain[0].pull("team/app", "end").filter(|digest| *digest == from_end));
+    // What came back from the others is no news: the numbers come to rest.
+    let mut last = Vec::new();
+    wait_for("rest", || {
+        let now: Vec<_> = chain.iter().map(|mirror| mirror.metric("mirror_peer_behind_changes")).collect();
+        let rests = now == last && now.iter().all(|behind| *behind == 0);
+        last = now;
+        rests.then_some(())
+    });
+}
+
+#[test]
+fn halves_on_other_machines_meet_by_tls() {
+    let work = tempfile::tempdir().unwrap();
+    let token = work.path().join("token");
+    std::fs::write(&token, "0123456789abcdef0123456789abcdef\n").unwrap();
+    std::fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (certificate, key) = (work.path().join("crt"), work.path().join("key"));
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let addresses = [free_address(), free_address()];
+    let half = |number: usize, trusted: bool| {
+        let mut more = serde_json::json!({
+            "tlsCertFile": certificate, "tlsKeyFile": key, "peerTokenFile": token,
+            "peers": [format!("https://{}", addresses[1 - number])],
+        });
+        if trusted {
+            more["peerCaFile"] = serde_json::json!(certificate);
+        }
+        Mirror::new(&work.path().join(number.to_string()), addresses[number], more).with_tls()
+    };
+    let (mut a, mut b) = (half(0, true), half(1, false));
+    a.start();
+    b.start();
+    let (digest, ..) = b.push("team/app", "one", &noise(100_000, 1)).unwrap();
+    wait_for("the image", || a.pull("team/app", "one").filter(|found| *found == digest));
+    assert_eq!(b.metric("mirror_peer_connected"), 0, "a certificate of an unknown authority");
+}
+
+#[test]
+fn a_runtimes_content_is_served_where_a_pull_may_ask_for_it() {
+    let work = tempfile::tempdir().unwrap();
+    let (content, lie) = (noise(300_000, 1), Digest::sha256(b"another"));
+    let digest = Digest::sha256(&content);
+    let blobs = work.path().join("runtime/blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    for name in [&digest, &lie] {
+        std::fs::write(blobs.join(name.hex()), &content).unwrap();
+    }
+    let mut mirror = Mirror::new(
+        &work.path().join("mirror"),
+        free_address(),
+        serde_json::json!({
+            "contentStores": [work.path().join("runtime")],
+            "upstreams": {"up.example": format!("http://{}", free_address())},
+        }),
+    );
+    mirror.start();
+    assert_eq!(mirror.pull_hashed("up.example/team/app", &digest), Some(digest.clone()));
+    let part = mirror.curl(&["-f", "-r", "100-199"], &format!("/v2/up.example/team/app/blobs/{digest}"));
+    assert_eq!(part.stdout, content[100..200]);
+    assert_eq!(mirror.pull_hashed("up.example/team/app", &lie), None);
+    assert_eq!(mirror.code(&format!("/v2/team/app/blobs/{digest}")), "404", "nobody pushed it there");
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub(crate) struct Mirror {
     pub(crate) root: PathBuf,
     /// The network namespace that it and its clients are in.
     netns: Option<String>,
+    scheme: &'static str,
     config: serde_json::Value,
     child: Option<Child>,
 }
@@ -44,7 +45,12 @@ impl Mirror {
             config[key] = value.clone();
         }
         std::fs::create_dir_all(root).unwrap();
-        Self { address, root: root.to_owned(), netns: None, config, child: None }
+        Self { address, root: root.to_owned(), netns: None, scheme: "http", config, child: None }
+    }
+
+    pub(crate) fn with_tls(mut self) -> Self {
+        self.scheme = "https";
+        self
     }
 
     pub(crate) fn in_namespace(mut self, netns: &str) -> Self {
@@ -55,7 +61,7 @@ impl Mirror {
     /// The same mirror for those who only ask it.
     pub(crate) fn client(&self) -> Self {
         let (root, netns, config) = (self.root.clone(), self.netns.clone(), self.config.clone());
-        Self { address: self.address, root, netns, config, child: None }
+        Self { address: self.address, root, netns, scheme: self.scheme, config, child: None }
     }
 
     fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
@@ -114,8 +120,8 @@ impl Mirror {
     }
 
     pub(crate) fn curl(&self, words: &[&str], path: &str) -> Output {
-        let url = format!("http://{}{path}", self.address);
-        self.command("curl").args(["-s", "-m", "60"]).args(words).arg(url).output().expect("curl")
+        let url = format!("{}://{}{path}", self.scheme, self.address);
+        self.command("curl").args(["-sk", "-m", "60"]).args(words).arg(url).output().expect("curl")
     }
 
     pub(crate) fn code(&self, path: &str) -> String {
