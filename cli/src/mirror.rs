@@ -1,5 +1,8 @@
 //! `orlop mirror`: the registry mirror, and what an operator asks of it.
 
+mod orders;
+mod status;
+
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -48,6 +51,16 @@ enum MirrorCommand {
         /// The user's name
         name: String,
     },
+    /// Prints what is wrong with a mirror that runs, and its state
+    Status(orders::StatusArgs),
+    /// Prints or changes what a mirror does: everything, no pushes, or serving alone
+    Mode(orders::ModeArgs),
+    /// Removes now what nobody needs
+    Gc(orders::Which),
+    /// Reads and hashes every blob now
+    Scrub(orders::Which),
+    /// Deletes all tags, manifests and blobs of a repository
+    Delete(orders::DeleteArgs),
 }
 
 /// Serves until SIGTERM, or runs the command.
@@ -55,12 +68,17 @@ pub(crate) fn run(args: &MirrorArgs) -> anyhow::Result<()> {
     match &args.command {
         Some(MirrorCommand::ClientConfig(args)) => return orlop_airgap::client_config(args),
         Some(MirrorCommand::User { name }) => return user(name),
+        Some(MirrorCommand::Status(args)) => return orders::status(args),
+        Some(MirrorCommand::Mode(args)) => return orders::mode(args),
+        Some(MirrorCommand::Gc(which)) => return orders::collect(which),
+        Some(MirrorCommand::Scrub(which)) => return orders::scrub(which),
+        Some(MirrorCommand::Delete(args)) => return orders::delete(args),
         None => {}
     }
     supervise::follow_supervisor(args.supervisor)?;
     orlop_daemon::init_tracing();
     let config = configuration(args)?;
-    let socket = admin_socket(args, &config)?;
+    let socket = admin_socket(args.config.as_deref(), &config.root)?;
     run_daemon(
         "mirror",
         config,
@@ -105,11 +123,11 @@ fn configuration(args: &MirrorArgs) -> anyhow::Result<Config> {
 }
 
 /// Beside the node's or the daemon's other run state; a second mirror on a machine has its own in its root.
-fn admin_socket(args: &MirrorArgs, config: &Config) -> anyhow::Result<PathBuf> {
-    let of_node = args.config.as_deref().map(|file| node_admin_socket("mirror", file)).transpose()?.flatten();
-    Ok(of_node.unwrap_or_else(|| match config.root == Config::default().root {
+fn admin_socket(config: Option<&Path>, root: &Path) -> anyhow::Result<PathBuf> {
+    let of_node = config.map(|file| node_admin_socket("mirror", file)).transpose()?.flatten();
+    Ok(of_node.unwrap_or_else(|| match *root == Config::default().root {
         true => Path::new("/run/orlop/mirror").join("admin.sock"),
-        false => config.root.join("admin.sock"),
+        false => root.join("admin.sock"),
     }))
 }
 

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Invariants: a blob is visible only whole and with the digest of its name; every change of the records is whole or absent; a kill at any
-//! line leaves at most files in `ingest/`, which the next start removes; connections and uploads are bounded.
+//! line leaves at most files in `ingest/`, which the next start removes, and strays that a later collection finds; what a row names is never
+//! removed (`keeping/`); connections and uploads are bounded.
 //!
 //! Bytes by digest are never asked for twice; a fetched tag is confirmed upstream when it is older than `tagFreshnessSeconds`, and served
 //! as last seen, marked stale, when the upstream does not answer (`upstream/`). Only configured upstreams are contacted, whatever a client says (`namespace.rs`).
@@ -17,7 +18,8 @@
 //! unless `anonymousPush` is set. With it, `auth/` says who may do what.
 //!
 //! Tasks: `mirror-listener`, one per connection, one per blob that is fetched, `mirror-files` (users are read again), one `mirror-peer` per
-//! peer (follows its changes), `mirror-owed` (asks again for what no peer had). Where to read next: `route.rs`, `registry.rs`.
+//! peer (follows its changes), `mirror-owed` (asks again for what no peer had), `mirror-keeping` (evicts, collects garbage), the thread
+//! `mirror-scrub`. Where to read next: `route.rs`, `registry.rs`.
 
 mod auth;
 mod bundles;

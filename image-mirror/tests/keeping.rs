@@ -288,7 +288,26 @@ struct Process {
 
 impl Process {
     fn start(config: &Config) -> Self {
-        let child = Command::new(std::env::current_exe().unwrap())
+        Self::start_by(Command::new(std::env::current_exe().unwrap()), config)
+    }
+
+    /// On a small file system of its own, in a mount namespace of its own.
+    fn start_on_small_disk(config: &Config, options: &str) -> Self {
+        let script = r#"mount -t tmpfs -o "$1" tmpfs "$2" && head -c 4M /dev/zero > "$2/ballast" && shift 2 && exec "$@""#;
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-ec", script, "sh", options]).arg(&config.root);
+        command.arg(std::env::current_exe().unwrap());
+        Self::start_by(command, config)
+    }
+
+    /// A file below the mirror's root, as the mirror sees it.
+    fn see(&self, config: &Config, name: &str) -> PathBuf {
+        let root = config.root.strip_prefix("/").unwrap();
+        Path::new("/proc").join(self.child.id().to_string()).join("root").join(root).join(name)
+    }
+
+    fn start_by(mut command: Command, config: &Config) -> Self {
+        let child = command
             .args(["--exact", "serves_until_it_is_killed"])
             .env("MIRROR_OF_A_TEST", serde_json::to_string(config).unwrap())
             .stdout(Stdio::null())
@@ -337,15 +356,19 @@ fn killed_between_pushes_deletes_and_collections() {
         for (tag, content) in &known {
             check(address, tag, content.as_deref());
         }
-        let killed_at = Instant::now() + Duration::from_millis(random.below(120));
-        let killer = std::thread::spawn(move || {
-            // The moment is what is tried, not a wait for anything.
-            std::thread::sleep(killed_at.saturating_duration_since(Instant::now()));
-            drop(process);
-        });
         let root = work.path().to_owned();
         let collector = std::thread::spawn(move || while order(&root, "PUT /commands/gc", "").is_ok() {});
-        while !killer.is_finished() {
+        let (mut process, mut killer) = (Some(process), None);
+        let kill_at = random.below(12);
+        for number in 0.. {
+            if number == kill_at {
+                let (process, moment) = (process.take(), Duration::from_micros(random.below(8000)));
+                // The moment is what is tried, not a wait for anything.
+                killer = Some(std::thread::spawn(move || {
+                    std::thread::sleep(moment);
+                    drop(process);
+                }));
+            }
             let tag = format!("t{}", random.below(6));
             let content = format!("{round} {}", random.below(u64::MAX)).into_bytes();
             let done = match random.below(3) {
@@ -362,7 +385,7 @@ fn killed_between_pushes_deletes_and_collections() {
                 }
             }
         }
-        killer.join().unwrap();
+        killer.expect("only a killed one does not answer").join().unwrap();
         collector.join().unwrap();
     }
     let mirror = Mirror::start(config);
@@ -370,7 +393,7 @@ fn killed_between_pushes_deletes_and_collections() {
     for (tag, content) in &known {
         check(mirror.address, tag, content.as_deref());
     }
-    assert_eq!(mirror.order("delete", "a").code, 200);
+    mirror.order("delete", "a");
     until("everything goes", || mirror.order("gc", "").code == 200 && files(work.path()).is_empty());
     assert_eq!(std::fs::read_dir(work.path().join("ingest")).unwrap().count(), 0);
 }
@@ -453,4 +476,47 @@ fn a_scrub_goes_on_where_it_was() {
     let mirror = Mirror::start(config(work.path(), KeepingConfig::default()));
     mirror.order("scrub", "");
     until("it ends", || mirror.state()["scrub"]["endedMs"].as_u64() > Some(0));
+}
+
+/// Pushes until one is refused, and gives that answer.
+fn fill(address: SocketAddr, limit: u32) -> Answer {
+    for number in 0..limit {
+        let mut content = vec![7; 1 << 20];
+        content[..4].copy_from_slice(&number.to_le_bytes());
+        let answer = ask(address, "POST", &blob("fill", &content).0, &content).unwrap();
+        if answer.code != 201 {
+            return answer;
+        }
+    }
+    panic!("{limit} MiB were taken");
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_serves_reads_until_there_is_space_again() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIP a_full_disk: mounting a small file system needs root");
+        return;
+    }
+    for (held_back, message) in [(Some(0), "disk is full"), (None, "are held back")] {
+        let work = tempfile::tempdir().unwrap();
+        let keeping = KeepingConfig { min_free_bytes: held_back, ..KeepingConfig::default() };
+        let config = config(work.path(), keeping);
+        let process = Process::start_on_small_disk(&config, "size=24m");
+        let address = process.address;
+        change(address, "kept", Some(b"kept")).unwrap();
+        let refused = fill(address, 32);
+        assert!(refused.code == 507 && refused.text().contains(message), "{refused:?}");
+        for _ in 0..3 {
+            check(address, "kept", Some(b"kept"));
+            assert_eq!(ask(address, "HEAD", &blob("a", b"kept").1, b"").unwrap().code, 200);
+        }
+        if held_back.is_none() {
+            // What is held back lets the records be written.
+            change(address, "kept", None).unwrap();
+            check(address, "kept", None);
+        }
+        std::fs::remove_file(process.see(&config, "ballast")).unwrap();
+        until("pushes are taken again", || change(address, "again", Some(b"again")).is_ok());
+        check(address, "again", Some(b"again"));
+    }
 }

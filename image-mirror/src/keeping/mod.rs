@@ -16,6 +16,8 @@ mod config;
 mod evict;
 #[cfg(test)]
 mod evicted;
+#[cfg(test)]
+mod many;
 mod memory;
 mod mode;
 #[cfg(test)]

@@ -76,6 +76,7 @@ impl Keeper {
         let space = self.space().ok();
         serde_json::json!({
             "mode": self.mode(),
+            "startedMs": self.opened_ms,
             "quotaBytes": space.map(|space| space.quota),
             "freeBytes": space.map(|space| space.free),
             "reservedBytes": space.map(|space| space.reserve),
