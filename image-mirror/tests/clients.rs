@@ -211,6 +211,39 @@ fn uploads_in_chunks_wrong_digests_mounts_and_referrers() {
     );
 }
 
+/// docker streams a body of unknown length and closes without one; oras sends everything with the closing request.
+#[test]
+fn uploads_as_docker_and_oras_send_them() {
+    let work = tempfile::tempdir().unwrap();
+    let registry = Registry::start(work.path(), false);
+    let start = || {
+        let started = registry.curl(&["-X", "POST"], "/v2/a/blobs/uploads/");
+        started.lines().find_map(|line| line.strip_prefix("location: ")).unwrap().trim().to_owned()
+    };
+    let content: Vec<u8> = (0..3_000_000_u32).map(|number| u8::try_from(number % 251).unwrap()).collect();
+    let digest = Digest::sha256(&content);
+    let file = work.path().join("content");
+    std::fs::write(&file, &content).unwrap();
+    let body = format!("@{}", file.display());
+    let kind = "Content-Type: application/octet-stream";
+
+    let location = start();
+    let streamed = ["-X", "PATCH", "-H", "Transfer-Encoding: chunked", "-H", kind, "--data-binary", &body];
+    let patched = registry.curl(&streamed, &location);
+    assert!(patched.contains("202") && patched.contains("range: 0-2999999"), "{patched}");
+    let closed = registry.curl(&["-X", "PUT"], &format!("{location}?digest={digest}"));
+    assert!(closed.contains("201") && closed.contains(digest.as_str()), "{closed}");
+    assert!(registry.curl(&["-X", "DELETE"], &format!("/v2/a/blobs/{digest}")).contains("202"));
+
+    for more in [&[][..], &["-H", "Transfer-Encoding: chunked"]] {
+        let whole = [&["-X", "PUT", "-H", kind, "--data-binary", &body], more].concat();
+        let closed = registry.curl(&whole, &format!("{}?digest={digest}", start()));
+        assert!(closed.contains("201"), "{closed}");
+        assert!(registry.curl(&["-I"], &format!("/v2/a/blobs/{digest}")).contains("content-length: 3000000"));
+        assert!(registry.curl(&["-X", "DELETE"], &format!("/v2/a/blobs/{digest}")).contains("202"));
+    }
+}
+
 /// What the OCI distribution conformance suite asks beyond what clients do (specification sections in the names).
 #[test]
 fn conformance_beyond_clients() {

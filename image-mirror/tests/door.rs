@@ -180,6 +180,29 @@ fn a_certificate_says_who_a_client_is() {
     assert_eq!(curl(&registry, Some(&reader), &[], &blob), "200");
 }
 
+/// Who is refused has often begun to send already, and reads the answer when he has sent all.
+#[test]
+fn a_refusal_arrives_although_a_body_is_on_its_way() {
+    let work = tempfile::tempdir().unwrap();
+    let users = work.path().join("users");
+    std::fs::write(&users, "").unwrap();
+    let auth = AuthConfig { htpasswd_file: Some(users), ..AuthConfig::default() };
+    let registry = Registry::start(work.path(), Config { auth: Some(auth), ..Config::default() });
+    std::fs::write(work.path().join("content"), vec![7; 900_000]).unwrap();
+    let body = format!("@{}", work.path().join("content").display());
+    for (version, expects) in [
+        ("--http1.1", "Expect:"),
+        ("--http2-prior-knowledge", "Expect:"),
+        ("--http1.1", "Expect: 100-continue"),
+    ] {
+        for _ in 0..10 {
+            let words = [version, "-X", "POST", "-H", expects, "--data-binary", &body];
+            let (code, answer) = registry.curl(&words, &push("team/app"));
+            assert!(code == 0 && answer.contains(" 401"), "{version} {expects} {code} {answer}");
+        }
+    }
+}
+
 #[test]
 fn a_connection_too_many_is_told_so() {
     let work = tempfile::tempdir().unwrap();

@@ -200,6 +200,42 @@ fn nodes_pull_through_the_mirror_with_the_upstream_gone() {
     assert_eq!(pull(&client, &Reference::parse(&image).unwrap()), 2);
 }
 
+/// containerd's way to a token: a form first, by the scope of the challenge, which holds the registry's name too.
+#[test]
+fn containerd_logs_in_where_pulls_are_not_free() {
+    let work = tempfile::tempdir().unwrap();
+    let path = |name: &str| work.path().join(name);
+    layout(&path("source"));
+    std::fs::write(path("users"), format!("ann:{}\n", bcrypt::hash("secret", 4).unwrap())).unwrap();
+    let auth =
+        AuthConfig { htpasswd_file: Some(path("users")), anonymous_pull: false, ..AuthConfig::default() };
+    let mirror = Registry::start(&path("mirror"), Config { auth: Some(auth), ..Config::default() });
+    let source = format!("oci:{}", path("source").display());
+    let target = format!("docker://{}/{UPSTREAM}/team/app:1", mirror.address);
+    let to = ["--dest-tls-verify=false", "--dest-creds=ann:secret", &source, &target];
+    run("skopeo", &[&["--insecure-policy", "copy"], &to[..]].concat());
+    let back = ["--src-tls-verify=false", "--src-creds=ann:secret", &target];
+    let out = format!("dir:{}", path("out").display());
+    run("skopeo", &[&["--insecure-policy", "copy"], &back[..], &[&out]].concat());
+
+    std::fs::create_dir_all(path("certs.d/_default")).unwrap();
+    let hosts = format!("[host.\"http://{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n", mirror.address);
+    std::fs::write(path("certs.d/_default/hosts.toml"), hosts).unwrap();
+    std::fs::create_dir(path("containerd")).unwrap();
+    let containerd = Containerd::start(&path("containerd"));
+    let (hosts, image) = (path("certs.d").display().to_string(), format!("{UPSTREAM}/team/app:1"));
+    let pull = |user: &[&str]| {
+        let words = ["images", "pull", "--snapshotter", "native", "--hosts-dir", &hosts];
+        containerd.ctr(&[&words[..], user, &[&image]].concat())
+    };
+    let (done, text) = pull(&[]);
+    assert!(!done, "{text}");
+    let (done, text) = pull(&["--user", "ann:wrong"]);
+    assert!(!done, "{text}");
+    let (done, text) = pull(&["--user", "ann:secret"]);
+    assert!(done, "{text}");
+}
+
 #[test]
 fn skopeo_synchronises_in_and_out() {
     let work = tempfile::tempdir().unwrap();

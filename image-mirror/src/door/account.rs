@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, HttpBody};
 use bytes::Bytes;
 use http::{Method, Request, Response};
+use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
 use orlop_daemon::prometheus_client::encoding::EncodeLabelSet;
 use orlop_daemon::prometheus_client::metrics::counter::Counter;
@@ -22,6 +23,9 @@ use crate::query::parameter;
 
 /// Between two pieces of a pushed body.
 const STALL: Duration = Duration::from_secs(60);
+/// What a client may go on sending after it was refused: many read the answer only then, and a connection that is reset loses it.
+const DISCARDED_BYTES: usize = 1 << 20;
+const DISCARDED_TIME: Duration = Duration::from_secs(5);
 /// An answer up to this long counts as sent when it is handed over: the kernel's buffer takes it.
 const SHORT_BYTES: u64 = 64 << 10;
 /// Bytes of a path that are logged.
@@ -102,7 +106,10 @@ impl Accounts {
         };
         let request = match request.body().is_end_stream() {
             true => request,
-            false => request.map(|body| Body::new(Arriving::new(body, STALL, self.received.clone()))),
+            false => {
+                let expects = request.headers().contains_key(http::header::EXPECT);
+                request.map(|body| Body::new(Arriving::new(body, STALL, self.received.clone(), expects)))
+            }
         };
         (request, record)
     }
@@ -239,12 +246,41 @@ struct Arriving {
     /// Runs while the client is waited for, and only then: the disk may be slow too.
     waits: Option<Pin<Box<Sleep>>>,
     received: Counter,
+    /// Nothing more is wanted of it, not even to throw it away.
+    ended: bool,
 }
 
 impl Arriving {
-    fn new(inner: Body, stall: Duration, received: Counter) -> Self {
-        Self { inner, stall, waits: None, received }
+    /// A client that asks before he sends (`expects`) reads the answer first, and may not send at all then.
+    fn new(inner: Body, stall: Duration, received: Counter, expects: bool) -> Self {
+        Self { inner, stall, waits: None, received, ended: expects }
     }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        if self.ended || self.inner.is_end_stream() {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(discard(std::mem::take(&mut self.inner)));
+        }
+    }
+}
+
+/// Bounded in bytes and time; after that the connection or stream is reset.
+async fn discard(mut body: Body) {
+    let read = async {
+        let mut bytes = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > DISCARDED_BYTES {
+                return;
+            }
+        }
+    };
+    // Either way it is dropped now.
+    let _ = tokio::time::timeout(DISCARDED_TIME, read).await;
 }
 
 impl HttpBody for Arriving {
@@ -258,8 +294,11 @@ impl HttpBody for Arriving {
         let this = &mut *self;
         if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(context) {
             this.waits = None;
-            if let Some(Ok(frame)) = &frame {
-                this.received.inc_by(frame.data_ref().map_or(0, Bytes::len) as u64);
+            match &frame {
+                Some(Ok(frame)) => {
+                    this.received.inc_by(frame.data_ref().map_or(0, Bytes::len) as u64);
+                }
+                Some(Err(_)) | None => this.ended = true,
             }
             return Poll::Ready(frame);
         }
@@ -268,6 +307,7 @@ impl HttpBody for Arriving {
         match waits.as_mut().poll(context) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(()) => {
+                this.ended = true;
                 let error = format!("no byte came for {} seconds", stall.as_secs());
                 Poll::Ready(Some(Err(axum::Error::new(std::io::Error::other(error)))))
             }
@@ -285,8 +325,6 @@ impl HttpBody for Arriving {
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::BodyExt as _;
-
     use super::*;
 
     #[tokio::test]
@@ -295,7 +333,7 @@ mod tests {
         let stream = futures::stream::poll_fn(move |context| receiver.poll_recv(context));
         let received = Counter::default();
         let stall = Duration::from_millis(20);
-        let mut body = Arriving::new(Body::from_stream(stream), stall, received.clone());
+        let mut body = Arriving::new(Body::from_stream(stream), stall, received.clone(), false);
         for _ in 0..3 {
             // The reader may take his time.
             tokio::time::sleep(2 * stall).await;
