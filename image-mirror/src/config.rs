@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::auth::AuthConfig;
 use crate::keeping::{KeepingConfig, Mode};
-use crate::upstream::{UpstreamListener, UpstreamTimeouts};
+use crate::upstream::{UpstreamCredential, UpstreamListener, UpstreamTimeouts};
 
 /// Configuration of the registry.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -33,6 +33,11 @@ pub struct Config {
     /// The upstream that a repository without a registry in front means, unless something was pushed under its name: a name of
     /// `upstreams`, or a URL. Docker's `registry-mirrors` ask so.
     pub default_upstream: Option<String>,
+    /// Credentials of upstreams, by their names.
+    pub upstream_credentials: BTreeMap<String, UpstreamCredential>,
+    /// A directory `NAME/hosts.toml` as containerd has it: authorities, client certificates, `skip_verify` and headers of upstreams, and
+    /// hosts that are asked before them.
+    pub hosts_directory: Option<PathBuf>,
     /// More addresses, each with a default upstream of its own.
     pub listeners: Vec<UpstreamListener>,
     /// How long a tag that was fetched is served before the upstream is asked again whether it still holds.
@@ -109,6 +114,8 @@ impl Default for Config {
             plain_http: false,
             upstreams: BTreeMap::new(),
             default_upstream: None,
+            upstream_credentials: BTreeMap::new(),
+            hosts_directory: None,
             listeners: Vec::new(),
             tag_freshness_seconds: 60,
             negative_cache_seconds: 10,
@@ -189,7 +196,7 @@ fn no_token(key: &str, url: &str) -> String {
 }
 
 impl Validate for Config {
-    const FREE_MAPS: &'static [&'static str] = &["upstreams"];
+    const FREE_MAPS: &'static [&'static str] = &["upstreams", "upstreamCredentials"];
 
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();

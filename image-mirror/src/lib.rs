@@ -49,4 +49,4 @@ pub use auth::{Action, AuthConfig, ExternalTokens, Rule, user_line};
 pub use config::{ClientAuth, Config, NodesConfig};
 pub use keeping::{KeepingConfig, Mode};
 pub use server::start;
-pub use upstream::{UpstreamListener, UpstreamTimeouts};
+pub use upstream::{UpstreamCredential, UpstreamListener, UpstreamTimeouts};

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
+use orlop_distribution::CredentialSource;
 use orlop_types::Reference;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +28,35 @@ pub struct UpstreamTimeouts {
 impl Default for UpstreamTimeouts {
     fn default() -> Self {
         Self { connect_seconds: 3, first_byte_seconds: 15, stall_seconds: 30 }
+    }
+}
+
+/// Where an upstream's credential is: one of docker's `config.json`, two files, or a helper. Files are read again when they change; nothing of
+/// them is kept, logged or shown.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+// The keys of a map are free, so nobody else finds wrong ones below them.
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpstreamCredential {
+    /// A docker `config.json`; its helpers are run.
+    pub docker_config_file: Option<PathBuf>,
+    /// A file with the user's name.
+    pub username_file: Option<PathBuf>,
+    /// A file with the password or token.
+    pub password_file: Option<PathBuf>,
+    /// The NAME of a program `docker-credential-NAME`, or its path.
+    pub helper: Option<String>,
+}
+
+impl UpstreamCredential {
+    fn source(&self) -> Option<CredentialSource> {
+        match (&self.docker_config_file, &self.username_file, &self.password_file, &self.helper) {
+            (Some(path), None, None, None) => Some(CredentialSource::DockerConfig(path.clone())),
+            (None, Some(username), Some(password), None) => {
+                Some(CredentialSource::Files { username: username.clone(), password: password.clone() })
+            }
+            (None, None, None, Some(name)) => Some(CredentialSource::Helper(name.clone())),
+            _ => None,
+        }
     }
 }
 
@@ -59,6 +90,12 @@ impl Config {
             _ => authority,
         };
         Some((name, Some(url.to_owned())))
+    }
+
+    /// Where the upstreams' credentials are.
+    pub(crate) fn credential_sources(&self) -> BTreeMap<String, CredentialSource> {
+        let known = self.upstream_credentials.iter();
+        known.filter_map(|(name, credential)| Some((name.clone(), credential.source()?))).collect()
     }
 
     /// The configuration with a default upstream that is named and stands among the others.
@@ -95,6 +132,16 @@ pub(crate) fn problems(config: &Config) -> Vec<String> {
         if config.tls_cert_file.is_none() && !config.plain_http && !listen.ip().is_loopback() {
             problems.push(format!(
                 "listeners: {listen} is not a loopback address: give tlsCertFile and tlsKeyFile, or listen on 127.0.0.1, or set plainHttp: true"
+            ));
+        }
+    }
+    for (name, credential) in &config.upstream_credentials {
+        if !named.upstreams.contains_key(name) {
+            problems.push(format!("upstreamCredentials: {name:?} is no name of upstreams"));
+        }
+        if credential.source().is_none() {
+            problems.push(format!(
+                "upstreamCredentials.{name}: give dockerConfigFile, or usernameFile and passwordFile, or helper"
             ));
         }
     }

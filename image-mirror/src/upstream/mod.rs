@@ -36,7 +36,7 @@ use crate::repositories::{NewManifest, Repositories, manifest_row};
 
 use asks::{Asks, Unasked};
 pub(crate) use config::problems;
-pub use config::{UpstreamListener, UpstreamTimeouts};
+pub use config::{UpstreamCredential, UpstreamListener, UpstreamTimeouts};
 use hosts::Hosts;
 use lists::Lists;
 use memory::{Memory, Said};
@@ -67,6 +67,8 @@ pub(crate) fn client(config: &Config) -> RegistryClient {
     let timeouts = &config.upstream_timeouts;
     RegistryClient::new(ClientConfig {
         servers: config.upstreams.clone(),
+        hosts_dir: config.hosts_directory.clone(),
+        credentials: config.credential_sources(),
         connect_timeout: Duration::from_secs(timeouts.connect_seconds),
         first_byte_timeout: Duration::from_secs(timeouts.first_byte_seconds),
         stall_timeout: Duration::from_secs(timeouts.stall_seconds),

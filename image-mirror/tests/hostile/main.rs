@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod blobs;
+mod credentials;
 mod default;
 mod lists;
 mod mirror;

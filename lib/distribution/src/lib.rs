@@ -9,8 +9,10 @@ pub mod blobs;
 pub mod client;
 pub mod compression;
 mod credential;
+mod keyring;
 pub mod manifest;
 pub mod policy;
 pub mod tarball;
 
 pub use credential::Credential;
+pub use keyring::CredentialSource;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use hyper::body::Incoming;
+use orlop_types::Reference;
 use serde::Deserialize;
 
 use super::challenge::{self, Challenge};
@@ -92,11 +93,19 @@ impl RegistryClient {
     pub(super) async fn send_authorized(
         &self,
         mut call: Call<'_>,
-        repository: &str,
+        reference: &Reference,
         credential: Option<&Credential>,
     ) -> Result<Response<Incoming>, RegistryError> {
-        let Inner { transport, tokens, .. } = &*self.inner;
-        let credential = for_host(call.host, credential);
+        let Inner { transport, tokens, keyring, config } = &*self.inner;
+        let repository = reference.repository();
+        let known = match credential {
+            Some(_) => None,
+            None => keyring.credential(reference.registry()).await,
+        };
+        // It is for the server that the configuration gives the registry.
+        let server = config.servers.get(reference.registry()).cloned().unwrap_or_default();
+        let known = known.map(|known| Credential { server_address: server, ..known });
+        let credential = for_host(call.host, credential.or(known.as_ref()));
         let key = tokens.key(call.host, repository, credential);
         if let Some(header) = tokens.get(&key) {
             call.headers.insert(AUTHORIZATION, header);

@@ -54,7 +54,7 @@ impl RegistryClient {
         for host in self.hosts(reference)?.iter().filter(|host| host.can_pull) {
             let path = format!("{}/blobs/{digest}", reference.repository());
             let call = self.call(host, Method::HEAD, &path);
-            let response = match self.send_authorized(call, reference.repository(), credential).await {
+            let response = match self.send_authorized(call, reference, credential).await {
                 Ok(response) if response.status().is_success() => response,
                 Ok(response) => {
                     let stall = self.inner.config.stall_timeout;
@@ -187,8 +187,7 @@ impl BlobDownload {
             let range = format!("bytes={}-", self.offset);
             call.headers.insert(RANGE, HeaderValue::from_str(&range).expect("digits are a header"));
         }
-        let response =
-            self.client.send_authorized(call, self.reference.repository(), self.credential.as_ref()).await?;
+        let response = self.client.send_authorized(call, &self.reference, self.credential.as_ref()).await?;
         let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let size = self.descriptor.size;
         self.started = self.offset;

@@ -107,6 +107,12 @@ impl HostsFile {
         HostsFile { server, ..Self::default() }
     }
 
+    /// The file with a server, unless it names one.
+    pub(super) fn with_server(mut self, url: &str) -> Self {
+        self.server.url.get_or_insert_with(|| url.to_owned());
+        self
+    }
+
     /// Docker's layout: certificates and no hosts file.
     fn of_certificates(directory: &Path) -> std::io::Result<Self> {
         let mut file = HostsFile { path: directory.to_owned(), ..Self::default() };

@@ -140,7 +140,7 @@ impl RegistryClient {
         let path = format!("{}/manifests/{}", reference.repository(), reference.identifier());
         let mut call = self.call(host, method, &path);
         call.headers.insert(ACCEPT, HeaderValue::from_static(manifest::ACCEPT));
-        let response = self.send_authorized(call, reference.repository(), credential).await?;
+        let response = self.send_authorized(call, reference, credential).await?;
         if response.status().is_success() {
             return Ok(response);
         }

@@ -35,6 +35,8 @@ use std::time::{Duration, Instant};
 
 use orlop_types::Reference;
 
+use crate::CredentialSource;
+use crate::keyring::Keyring;
 use auth::Tokens;
 use transport::Transport;
 
@@ -45,10 +47,13 @@ pub struct ClientConfig {
     pub hosts_dir: Option<PathBuf>,
     /// Base URL of a mirror that is asked first for everything.
     pub mirror: Option<String>,
-    /// Base URLs of registries that are not where their name says; such a registry has no hosts file.
+    /// Base URLs of registries that are not where their name says; a hosts file of such a registry
+    /// may say more of that server, or name another one.
     pub servers: BTreeMap<String, String>,
     /// Certificate authorities of `servers`, PEM; none are the public ones.
     pub servers_ca: Vec<PathBuf>,
+    /// Where the credentials of registries are that a call brings none for.
+    pub credentials: BTreeMap<String, CredentialSource>,
     /// To a TCP and TLS connection, unless a hosts file says otherwise.
     pub connect_timeout: Duration,
     /// From the request to the head of the answer.
@@ -69,6 +74,7 @@ impl Default for ClientConfig {
             mirror: None,
             servers: BTreeMap::new(),
             servers_ca: Vec::new(),
+            credentials: BTreeMap::new(),
             connect_timeout: Duration::from_secs(10),
             first_byte_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(30),
@@ -88,13 +94,15 @@ struct Inner {
     config: ClientConfig,
     transport: Transport,
     tokens: Tokens,
+    keyring: Keyring,
 }
 
 impl RegistryClient {
     /// A client that has not talked to anybody yet.
     pub fn new(config: ClientConfig) -> Self {
         let transport = Transport::new(config.first_byte_timeout, config.rest_after);
-        Self { inner: Arc::new(Inner { config, transport, tokens: Tokens::default() }) }
+        let keyring = Keyring::new(config.credentials.clone());
+        Self { inner: Arc::new(Inner { config, transport, tokens: Tokens::default(), keyring }) }
     }
 
     /// What was seen of a host, `host[:port]`; none when it was not asked yet.
@@ -109,7 +117,11 @@ impl RegistryClient {
     fn hosts(&self, reference: &Reference) -> Result<Vec<Host>, RegistryError> {
         let Inner { config, .. } = &*self.inner;
         let file = match (config.servers.get(reference.registry()), &config.hosts_dir) {
-            (Some(url), _) => Some(HostsFile::of_server(url, &config.servers_ca)),
+            (Some(url), None) => Some(HostsFile::of_server(url, &config.servers_ca)),
+            (Some(url), Some(directory)) => Some(match read_hosts(directory, reference.registry())? {
+                Some(file) => file.with_server(url),
+                None => HostsFile::of_server(url, &config.servers_ca),
+            }),
             (None, Some(directory)) => read_hosts(directory, reference.registry())?,
             (None, None) => None,
         };

@@ -199,7 +199,7 @@ impl RegistryClient {
         call: Call<'_>,
     ) -> Result<Response<Incoming>, RegistryError> {
         let host = call.host.authority.clone();
-        let response = self.send_authorized(call, target.repository(), credential).await?;
+        let response = self.send_authorized(call, target, credential).await?;
         if response.status().is_success() {
             return Ok(response);
         }

@@ -65,7 +65,7 @@ impl RegistryClient {
             let mut call = self.call(host, Method::GET, &path);
             call.url.clone_from(&url);
             call.headers.insert(ACCEPT, HeaderValue::from_static(OCI_INDEX));
-            let response = self.send_authorized(call, reference.repository(), credential).await?;
+            let response = self.send_authorized(call, reference, credential).await?;
             if !response.status().is_success() {
                 let status = response.status().as_u16();
                 return match failure(&host.authority, "referrers", response, stall).await {

@@ -62,7 +62,7 @@ impl RegistryClient {
         for _ in 0..PAGE_LIMIT {
             let mut call = self.call(host, Method::GET, &path);
             call.url.clone_from(&url);
-            let response = self.send_authorized(call, reference.repository(), credential).await?;
+            let response = self.send_authorized(call, reference, credential).await?;
             if !response.status().is_success() {
                 return Err(failure(&host.authority, &reference.name(), response, stall).await);
             }
