@@ -7,7 +7,9 @@ mod support;
 use std::path::Path;
 
 use orlop_types::Digest;
-use support::{DockerRegistry, Layout, Mirror, get, image, noise, skopeo, spawn_image};
+use support::{
+    Containerd, DockerRegistry, Layout, Mirror, client_config, get, image, noise, skopeo, spawn_image,
+};
 
 /// Not a test: what `spawn_image` runs.
 #[test]
@@ -359,4 +361,74 @@ fn a_directory_of_bundles() {
     wait(&mirror, "mirror_bundle_failures_total 1");
     assert!(metrics(&mirror).contains("mirror_bundles_loaded_total 0"), "{}", metrics(&mirror));
     assert_eq!(get(&format!("{}/v2/docker.io/library/plain/manifests/2", mirror.url())).0, 200);
+}
+
+/// The files of `mirror client-config`, read by those they are for; the mirror wants an account for pushes.
+#[test]
+fn clients_read_their_files_and_pushes_need_an_account() {
+    let work = tempfile::tempdir().unwrap();
+    let at = |name: &str| work.path().join(name);
+    let mut layout = Layout::default();
+    // An empty archive: two blocks of nothing.
+    let plain = layout.image("amd64", &[&[0; 1024]]);
+    layout.name("registry.example/team/app:1", &plain);
+    let source = layout.write(&at("source"));
+    std::fs::write(at("users"), orlop_mirror::user_line("ann", "ann-pw").unwrap()).unwrap();
+    let auth = orlop_mirror::AuthConfig { htpasswd_file: Some(at("users")), ..Default::default() };
+    let config = orlop_mirror::Config { root: at("mirror"), auth: Some(auth), ..Default::default() };
+    let mirror = Mirror::with(config);
+    let load = |more: &[&str]| {
+        let url = mirror.url();
+        image(&[&["bundle", "load", text(&source), "--insecure-unsigned", "--to", &url], more].concat())
+    };
+    std::fs::write(at("nobody.json"), "{}").unwrap();
+    let error = load(&["--authfile", text(&at("nobody.json"))]).unwrap_err().to_string();
+    assert!(error.contains("denied"), "{error}");
+    let accounts =
+        format!(r#"{{"auths": {{"{}": {{"username": "ann", "password": "ann-pw"}}}}}}"#, mirror.address);
+    std::fs::write(at("ann.json"), accounts).unwrap();
+    load(&["--authfile", text(&at("ann.json"))]).unwrap();
+
+    // The first half of the pair is down.
+    let down = ["--mirror", "http://127.0.0.1:1", "--peer", &mirror.url()];
+    let write = |client: &str| {
+        client_config(
+            &[&down[..], &["--for", client, "--registry", "registry.example", "--write", text(&at(client))]]
+                .concat(),
+        )
+        .unwrap();
+    };
+    ["containerd", "podman", "docker"].into_iter().for_each(write);
+    let containerd = Containerd::start(work.path());
+    let hosts = at("containerd");
+    let name = "registry.example/team/app:1";
+    containerd.ctr(&["images", "pull", "--snapshotter", "native", "--hosts-dir", text(&hosts), name]);
+    let conf = at("podman/50-orlop-mirror.conf");
+    let name = format!("docker://{name}");
+    let inspected = skopeo(&["--registries-conf", text(&conf), "inspect", "--raw", &name]);
+    assert_eq!(Digest::sha256(inspected.as_bytes()).as_str(), plain["digest"].as_str().unwrap());
+    let docker: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(at("docker/daemon.json")).unwrap()).unwrap();
+    assert_eq!(docker["registry-mirrors"][1], mirror.url());
+}
+
+#[test]
+fn what_manifests_need_and_a_bundle_has() {
+    let work = tempfile::tempdir().unwrap();
+    let at = |name: &str| work.path().join(name);
+    let bundle = at("bundle.tar");
+    image(&["bundle", "create", text(&site().layout.write(&at("source"))), "-o", text(&bundle)]).unwrap();
+    std::fs::create_dir_all(at("manifests/deep")).unwrap();
+    let pod = |name: &str| format!("kind: Pod\nspec: {{containers: [{{image: '{name}'}}]}}\n");
+    std::fs::write(at("manifests/deep/a.yaml"), pod("plain:2")).unwrap();
+    std::fs::write(at("manifests/notes.txt"), pod("notes:1")).unwrap();
+    let needed = |more: &[&str]| {
+        image(&[&["list-needed", "-f", text(&at("manifests")), "--against", text(&bundle)], more].concat())
+    };
+    needed(&["--strict"]).unwrap();
+    std::fs::write(at("manifests/b.yaml"), format!("{}---\nbad: {{{{ x }}}}y\n", pod("absent:1"))).unwrap();
+    assert!(needed(&[]).unwrap_err().to_string().contains("1 images are missing"));
+    std::fs::write(at("manifests/b.yaml"), "bad: {{ x }}y\n").unwrap();
+    needed(&[]).unwrap();
+    assert!(needed(&["--strict"]).unwrap_err().to_string().contains("1 problems"));
 }

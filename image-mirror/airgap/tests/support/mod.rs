@@ -142,6 +142,71 @@ pub(crate) fn skopeo(words: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Runs `mirror client-config WORDS`.
+pub(crate) fn client_config(words: &[&str]) -> anyhow::Result<()> {
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: orlop_airgap::ClientConfigArgs,
+    }
+    orlop_airgap::client_config(&Line::try_parse_from([&["client-config"], words].concat())?.args)
+}
+
+/// Debian's containerd.
+pub(crate) struct Containerd {
+    process: Child,
+    socket: PathBuf,
+}
+
+impl Containerd {
+    pub(crate) fn start(work: &Path) -> Self {
+        let work = work.join("daemon");
+        std::fs::create_dir(&work).unwrap();
+        let socket = work.join("containerd.sock");
+        let config = format!(
+            "version = 2\nroot = \"{work}/root\"\nstate = \"{work}/state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
+             [grpc]\naddress = \"{}\"\n[ttrpc]\naddress = \"{work}/ttrpc.sock\"\n",
+            socket.display(),
+            work = work.display()
+        );
+        std::fs::write(work.join("config.toml"), config).unwrap();
+        let process = Command::new("containerd")
+            .arg("--config")
+            .arg(work.join("config.toml"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("containerd");
+        let containerd = Self { process, socket };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !containerd.run(&["version"]).0 {
+            assert!(Instant::now() < deadline, "containerd does not answer");
+        }
+        containerd
+    }
+
+    fn run(&self, words: &[&str]) -> (bool, String) {
+        let output =
+            Command::new("ctr").arg("--address").arg(&self.socket).args(words).output().expect("ctr");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    pub(crate) fn ctr(&self, words: &[&str]) -> String {
+        let (done, text) = self.run(words);
+        assert!(done, "{words:?}: {text}");
+        text
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 /// An image layout in memory.
 #[derive(Default)]
 pub(crate) struct Layout {
