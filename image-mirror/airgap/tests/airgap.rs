@@ -432,3 +432,39 @@ fn what_manifests_need_and_a_bundle_has() {
     needed(&[]).unwrap();
     assert!(needed(&["--strict"]).unwrap_err().to_string().contains("1 problems"));
 }
+
+/// A registry without the referrers API as source; a layout and a bundle as targets.
+#[test]
+fn sync_from_another_registry_into_a_layout_and_a_bundle() {
+    let work = tempfile::tempdir().unwrap();
+    let at = |name: &str| work.path().join(name);
+    let site = site();
+    let source = site.layout.write(&at("source"));
+    std::fs::create_dir(at("docker")).unwrap();
+    let docker = DockerRegistry::start(&at("docker"));
+    image(&["bundle", "load", text(&source), "--insecure-unsigned", "--flat", "--to", &docker.url()])
+        .unwrap();
+    let from = ["registry.example", "docker.io"].map(|name| format!("{name}={}", docker.url()));
+    let (layout, bundle) = (format!("oci:{}", at("layout").display()), at("bundle.tar"));
+    for to in [layout.as_str(), &layout, text(&bundle)] {
+        let words = ["sync", "registry.example/team/app:1", "plain:2", "--to", to, "--referrers"];
+        image(&[&words[..], &["--from", &from[0], "--from", &from[1]]].concat()).unwrap();
+    }
+    let names = |path: &str| {
+        let index = std::fs::read(Path::new(path).join("index.json")).unwrap();
+        let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+        let name = |entry: &serde_json::Value| {
+            entry["annotations"]["org.opencontainers.image.ref.name"].as_str().unwrap().to_owned()
+        };
+        index["manifests"].as_array().unwrap().iter().map(name).collect::<Vec<_>>()
+    };
+    let signature = format!("registry.example/team/app@{}", site.signature);
+    let expected = ["docker.io/library/plain:2", "registry.example/team/app:1", &signature];
+    assert_eq!(names(text(&at("layout"))), expected);
+    assert!(!at("layout/ingest").exists() && !at(".bundle.tar.parts").exists());
+    image(&["bundle", "verify", text(&bundle), "--insecure-unsigned", "--print"]).unwrap();
+    // What came by way of the registry is what went in, byte for byte.
+    let again = at("again.tar");
+    image(&["bundle", "create", text(&at("layout")), "-o", text(&again)]).unwrap();
+    assert_eq!(std::fs::read(&again).unwrap(), std::fs::read(&bundle).unwrap());
+}
