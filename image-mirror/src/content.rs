@@ -126,8 +126,8 @@ impl Registry {
                 Ok((digest, Source::Hit))
             }
             here => {
-                for node in self.peers.nodes_of_manifest(name, upstream.identifier(), hops) {
-                    if let Some(found) = self.manifest_of_node(name, upstream, &node).await? {
+                for mirror in self.peers.sources_of_manifest(name, upstream, hops) {
+                    if let Some(found) = self.manifest_of_mirror(name, upstream, &mirror).await? {
                         return Ok(found);
                     }
                 }
@@ -136,21 +136,23 @@ impl Registry {
         }
     }
 
-    /// What another node says of a manifest; none when it says nothing that is of use.
-    async fn manifest_of_node(
+    /// What another mirror says of a manifest; none when it says nothing that is of use.
+    async fn manifest_of_mirror(
         &self,
         name: &str,
         upstream: &Reference,
-        node: &PeerSource,
+        mirror: &PeerSource,
     ) -> Result<Option<(Digest, Source)>, RegistryError> {
         let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
-        let document = node.document(limit).await;
+        let document = mirror.document(limit).await;
         let Ok((bytes, kind)) =
             document.inspect_err(|error| tracing::debug!(%upstream, %error, "no manifest"))
         else {
             return Ok(None);
         };
         let digest = upstream.digest().cloned().unwrap_or_else(|| Digest::sha256(&bytes));
+        // The other half knows bytes only.
+        let kind = kind.filter(|kind| kind != UNKNOWN_TYPE);
         let manifest = Manifest::parse(&bytes, kind.as_deref());
         let (Ok(()), Ok(manifest)) = (digest.verify(&bytes), manifest) else { return Ok(None) };
         let media_type = kind.unwrap_or_else(|| manifest.media_type().to_owned());

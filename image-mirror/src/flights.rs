@@ -39,7 +39,7 @@ const FLIGHT_LIMIT: usize = 64;
 /// A client's read of the growing file.
 const READ_BYTES: u64 = 256 << 10;
 /// How long a peer is kept waiting for the first bytes of a blob that we fetch; its own patience is a little longer.
-const PEER_WAIT: Duration = Duration::from_secs(12);
+const PEER_WAIT: Duration = Duration::from_secs(20);
 /// Times that a peer that gave bytes and broke off is asked again.
 const PEER_RESUMES: u32 = 2;
 /// Blobs of which peers gave wrong content.

@@ -13,8 +13,10 @@ use super::nodes::NodePeer;
 use super::protocol::PREFIX;
 use super::state::{Metrics, Peer};
 
-/// A peer may wait for its upstream's first bytes.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Another half keeps us waiting for its upstream's first bytes, a little shorter than this.
+const PEEK: Duration = Duration::from_secs(22);
+/// A node may ask other homes and its upstream, and that again, before it has an answer: who gives up early asks the upstream once more.
+const FETCH: Duration = Duration::from_secs(40);
 
 /// Somewhere that a blob may be.
 #[derive(Clone)]
@@ -51,7 +53,8 @@ impl PeerSource {
     }
 
     async fn get(&self, offset: u64) -> Result<Response<Incoming>, PeerError> {
-        let answer = self.client.get(&self.url, &self.path, offset, PATIENCE).await;
+        let patience = if self.node.is_some() { FETCH } else { PEEK };
+        let answer = self.client.get(&self.url, &self.path, offset, patience).await;
         if let (Some(node), Err(PeerError::Unreachable { .. } | PeerError::Silent { .. })) =
             (&self.node, &answer)
         {

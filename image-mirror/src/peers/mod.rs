@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use orlop_daemon::{Drain, Frame};
-use orlop_types::Digest;
+use orlop_types::{Digest, Reference};
 use tokio::sync::Notify;
 
 use crate::config::Config;
@@ -114,9 +114,12 @@ impl Peers {
         answering.map(|peer| self.source(peer, digest)).collect()
     }
 
-    /// Which nodes to ask for a manifest before its upstream.
-    pub(crate) fn nodes_of_manifest(&self, name: &str, reference: &str, hops: u32) -> Vec<PeerSource> {
-        self.nodes(&format!("{name} {reference}"), name, "manifests", reference, hops)
+    /// Whom to ask for a manifest before its upstream. Of a tag the other halves know no more than what came with their changes.
+    pub(crate) fn sources_of_manifest(&self, name: &str, upstream: &Reference, hops: u32) -> Vec<PeerSource> {
+        let mut sources = upstream.digest().map_or_else(Vec::new, |digest| self.halves(digest));
+        let reference = upstream.identifier();
+        sources.extend(self.nodes(&format!("{name} {reference}"), name, "manifests", reference, hops));
+        sources
     }
 
     fn nodes(&self, key: &str, name: &str, kind: &str, reference: &str, hops: u32) -> Vec<PeerSource> {
