@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::{Read as _, Seek as _, SeekFrom};
+use std::sync::Arc;
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use orlop_distribution::manifest::{MANIFEST_LIMIT, Manifest, OCI_INDEX};
 use orlop_types::{Digest, Reference};
 use tokio_util::io::ReaderStream;
 
+use crate::door::{Outbox, WORTH_BYTES};
 use crate::error::RegistryError;
 use crate::flights::Wanted;
 use crate::keeping::Mode;
@@ -20,6 +22,7 @@ use crate::namespace::Origin;
 use crate::peers::PeerSource;
 use crate::query::{parameter, parameters};
 use crate::ranges::{Range, none_match, wanted};
+use crate::recent::{Kept, Recent};
 use crate::registry::{Answer, Registry, created, empty, json, parse_digest, set};
 use crate::repositories::{NewManifest, Number, manifest_row};
 use crate::route::{TagOrDigest, is_tag};
@@ -37,12 +40,14 @@ const TAG_LIMIT: usize = 64;
 const UNKNOWN_TYPE: &str = "application/octet-stream";
 
 /// How a manifest or blob is asked for.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Ask {
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Ask<'o> {
     /// Without its bytes.
     pub(crate) head: bool,
     /// How many nodes sent it on.
     pub(crate) hops: u32,
+    /// What takes files, where the connection can send them.
+    pub(crate) outbox: Option<&'o Outbox>,
 }
 
 impl Registry {
@@ -52,31 +57,60 @@ impl Registry {
         reference: &TagOrDigest,
         origin: Option<&Origin>,
         headers: &HeaderMap,
-        ask: Ask,
+        ask: Ask<'_>,
     ) -> Answer {
-        let (digest, source) = match origin.and_then(|origin| origin.manifest(reference)) {
-            Some(upstream) => {
+        let generation = self.repositories.records.generation();
+        // Without an upstream a name says the same until the records change.
+        let key = match (origin, reference) {
+            (None, TagOrDigest::Tag(tag)) => Some(manifest_key(name, tag)),
+            _ => None,
+        };
+        let kept = key.as_deref().and_then(|key| self.recent.get(key, generation));
+        let key = key.filter(|_| kept.is_none());
+        let (kept, source) = match (kept, origin.and_then(|origin| origin.manifest(reference))) {
+            (Some(kept), _) => (kept, None),
+            (None, Some(upstream)) => {
                 let (digest, source) = self.resolve_or_fetch(name, reference, &upstream, ask.hops).await?;
-                (digest, Some(source))
+                // What was fetched just now changed the records.
+                let generation = self.repositories.records.generation();
+                (self.manifest_here(name, &digest, origin, generation).await?, Some(source))
             }
-            None => (self.resolve(name, reference)?, None),
+            (None, None) => {
+                let digest = self.resolve(name, reference)?;
+                (self.manifest_here(name, &digest, None, generation).await?, None)
+            }
         };
-        let Some(row) = self.repositories.manifest(name, &digest)? else {
-            return Err(self.unknown(name, digest.as_str()));
-        };
-        if none_match(headers, &format!("\"{digest}\"")) {
-            return Ok(marked(not_modified(&digest), source));
+        if let Some(key) = key {
+            self.recent.keep(key, &kept);
         }
-        let Some(bytes) = self.read_manifest(name, &digest, origin).await? else {
+        if none_match(headers, &kept.etag) {
+            return Ok(marked(not_modified(&kept.digest), source));
+        }
+        self.keeper.pulled(&kept.digest);
+        Ok(marked(kept.whole(ask.head), source))
+    }
+
+    /// A manifest of the repository, from memory or from the disk.
+    async fn manifest_here(
+        &self,
+        name: &str,
+        digest: &Digest,
+        origin: Option<&Origin>,
+        generation: u64,
+    ) -> Result<Arc<Kept>, RegistryError> {
+        let key = manifest_key(name, digest.as_str());
+        if let Some(kept) = self.recent.get(&key, generation) {
+            return Ok(kept);
+        }
+        let Some(row) = self.repositories.manifest(name, digest)? else {
             return Err(self.unknown(name, digest.as_str()));
         };
-        self.keeper.pulled(&digest);
-        let mut response = Response::new(if ask.head { Body::empty() } else { Body::from(bytes.clone()) });
-        set(&mut response, "content-type", &row.media_type);
-        set(&mut response, "content-length", &bytes.len().to_string());
-        set(&mut response, "docker-content-digest", digest.as_str());
-        set(&mut response, "etag", &format!("\"{digest}\""));
-        Ok(marked(response, source))
+        let Some(bytes) = self.read_manifest(name, digest, origin).await? else {
+            return Err(self.unknown(name, digest.as_str()));
+        };
+        let kept = Arc::new(Kept::new(generation, digest, &row.media_type, bytes));
+        self.recent.keep(key, &kept);
+        Ok(kept)
     }
 
     /// The bytes of a manifest that a row names; what is damaged or lost here is asked for at the other half and upstream.
@@ -112,6 +146,15 @@ impl Registry {
         upstream: &Reference,
         hops: u32,
     ) -> Result<(Digest, Source), RegistryError> {
+        if let TagOrDigest::Digest(digest) = reference
+            && self
+                .recent
+                .get(&manifest_key(name, digest.as_str()), self.repositories.records.generation())
+                .is_some()
+        {
+            self.upstream.seen.manifest(upstream.registry(), Source::Hit);
+            return Ok((digest.clone(), Source::Hit));
+        }
         let here = match reference {
             TagOrDigest::Digest(digest) => Some((digest.clone(), false)),
             TagOrDigest::Tag(tag) => self.repositories.tag(name, tag)?,
@@ -254,9 +297,15 @@ impl Registry {
         digest: &Digest,
         origin: Option<&Origin>,
         headers: &HeaderMap,
-        ask: Ask,
+        ask: Ask<'_>,
     ) -> Answer {
-        let head = ask.head;
+        let Ask { head, outbox, .. } = ask;
+        let generation = self.repositories.records.generation();
+        let key = blob_key(name, digest, origin.is_some());
+        if !head && let Some(kept) = self.recent.get(&key, generation) {
+            self.keeper.pulled(digest);
+            return self.hit(origin, kept.part(headers)?);
+        }
         // What an upstream gave for one repository it gives for the others: only pushed blobs belong to theirs.
         let known = origin.is_some()
             || self.repositories.has_blob(name, digest)?
@@ -281,16 +330,25 @@ impl Registry {
             if origin.is_some() && !self.repositories.has_blob(name, digest)? {
                 self.keeper.adopt(name, digest, size);
             }
-            let answer = answer_blob(digest, size, headers, |begin, length| match head {
-                true => Ok(Body::empty()),
-                false => send(file, begin, length),
-            })?;
-            if let (false, Some(origin)) = (head, origin) {
-                let bytes = answer.headers().get(header::CONTENT_LENGTH);
-                let bytes = bytes.and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0);
-                self.upstream.seen.blob(origin.registry(), Source::Hit, bytes);
+            if head {
+                return answer_blob(digest, size, headers, |_, _| Ok(Body::empty()));
             }
-            return Ok(answer);
+            if !Recent::takes(size) {
+                let answer = answer_blob(digest, size, headers, |begin, length| match outbox {
+                    Some(outbox) if length >= WORTH_BYTES => Ok(outbox.body(file, begin, length)),
+                    _ => send(file, begin, length),
+                })?;
+                return self.hit(origin, answer);
+            }
+            match self.blobs.read(digest, size) {
+                Ok(Some(bytes)) => {
+                    let kept = Arc::new(Kept::new(generation, digest, UNKNOWN_TYPE, bytes));
+                    self.recent.keep(key, &kept);
+                    return self.hit(origin, kept.part(headers)?);
+                }
+                Ok(None) | Err(BlobError::Digest(_)) => self.keeper.inspect(digest).await,
+                Err(error) => return Err(error.into()),
+            }
         }
         // A client that pushes must not leave out what only a runtime has.
         let found = if origin.is_some() || !head { self.stores.find(digest).await? } else { None };
@@ -304,6 +362,16 @@ impl Registry {
         self.fetch_blob(name, digest, origin, headers, ask).await
     }
 
+    /// Counts what an upstream was not asked for.
+    fn hit(&self, origin: Option<&Origin>, answer: Response<Body>) -> Answer {
+        if let Some(origin) = origin {
+            let bytes = answer.headers().get(header::CONTENT_LENGTH);
+            let bytes = bytes.and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0);
+            self.upstream.seen.blob(origin.registry(), Source::Hit, bytes);
+        }
+        Ok(answer)
+    }
+
     /// What is not here: from other mirrors, or from upstream.
     async fn fetch_blob(
         &self,
@@ -311,9 +379,9 @@ impl Registry {
         digest: &Digest,
         origin: Option<&Origin>,
         headers: &HeaderMap,
-        ask: Ask,
+        ask: Ask<'_>,
     ) -> Answer {
-        let Ask { head, hops } = ask;
+        let Ask { head, hops, .. } = ask;
         let upstream = origin.and_then(|origin| origin.blob(digest));
         let size = self.repositories.blob_size(name, digest)?;
         if let (true, Some(upstream)) = (head, &upstream) {
@@ -369,6 +437,26 @@ impl Registry {
             set(&mut response, "oci-filters-applied", "artifactType");
         }
         Ok(response)
+    }
+}
+
+/// What is kept of a manifest under a tag or digest.
+fn manifest_key(name: &str, reference: &str) -> String {
+    [name, "@", reference].concat()
+}
+
+/// A blob that an upstream gives is found in each of its repositories, so it is kept apart.
+fn blob_key(name: &str, digest: &Digest, fetched: bool) -> String {
+    [name, if fetched { "<" } else { "=" }, digest.as_str()].concat()
+}
+
+impl Kept {
+    /// The whole or a part of it.
+    fn part(&self, headers: &HeaderMap) -> Answer {
+        let index = |position: u64| usize::try_from(position).unwrap_or(usize::MAX);
+        answer_blob(&self.digest, self.bytes.len() as u64, headers, |begin, length| {
+            Ok(Body::from(self.bytes.slice(index(begin)..index(begin + length))))
+        })
     }
 }
 

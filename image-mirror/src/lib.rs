@@ -35,6 +35,7 @@ mod older;
 mod peers;
 mod query;
 mod ranges;
+mod recent;
 mod records;
 mod registry;
 mod repositories;

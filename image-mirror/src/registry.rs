@@ -19,6 +19,7 @@ use crate::keeping::{Keeper, Mode};
 use crate::namespace::{self, Origin, StandIn};
 use crate::peers::Peers;
 use crate::query::{decode_path, parameter};
+use crate::recent::Recent;
 use crate::records::Records;
 use crate::repositories::Repositories;
 use crate::route::{Route, TagOrDigest, Unroutable, route};
@@ -40,6 +41,7 @@ pub(crate) struct Registry {
     pub(crate) upstream: Upstream,
     pub(crate) flights: Arc<Flights>,
     pub(crate) keeper: Arc<Keeper>,
+    pub(crate) recent: Recent,
     /// None where nobody is asked who he is.
     pub(crate) auth: Option<Auth>,
     pub(crate) peers: Peers,
@@ -63,6 +65,7 @@ impl Registry {
         let peers = Peers::open(config, repositories.records.node(), drain)?;
         Ok(Self {
             keeper: Arc::new(keeper),
+            recent: Recent::default(),
             peers,
             stores: Stores::new(&config.content_stores),
             repositories,
@@ -130,10 +133,10 @@ impl Registry {
         let origin = origin.as_ref().filter(|_| self.keeper.mode() != Mode::Maintenance);
         match route {
             Route::Manifest { name, reference } => {
-                self.get_manifest(&name, &reference, origin, headers, Ask { head: false, hops }).await
+                self.get_manifest(&name, &reference, origin, headers, Ask { hops, ..Ask::default() }).await
             }
             Route::Blob { name, digest } => {
-                self.get_blob(&name, &digest, origin, headers, Ask { head: false, hops }).await
+                self.get_blob(&name, &digest, origin, headers, Ask { hops, ..Ask::default() }).await
             }
             _ => Err(unroutable(Unroutable::Unknown)),
         }
@@ -153,7 +156,8 @@ impl Registry {
             (Route::Catalog, &Method::GET | &Method::HEAD) => self.list_repositories(query),
             (Route::Manifest { name, reference }, &Method::GET | &Method::HEAD) => {
                 let head = parts.method == Method::HEAD;
-                self.get_manifest(&name, &reference, origin, &parts.headers, Ask { head, hops: 0 }).await
+                self.get_manifest(&name, &reference, origin, &parts.headers, Ask { head, ..Ask::default() })
+                    .await
             }
             (Route::Manifest { name, reference }, &Method::PUT) => {
                 self.put_manifest(&name, &reference, query, &parts.headers, body).await
@@ -163,7 +167,8 @@ impl Registry {
             }
             (Route::Blob { name, digest }, &Method::GET | &Method::HEAD) => {
                 let head = parts.method == Method::HEAD;
-                self.get_blob(&name, &digest, origin, &parts.headers, Ask { head, hops: 0 }).await
+                let ask = Ask { head, hops: 0, outbox: parts.extensions.get() };
+                self.get_blob(&name, &digest, origin, &parts.headers, ask).await
             }
             (Route::Blob { name, digest }, &Method::DELETE) => self.delete_blob(&name, &digest).await,
             (Route::Uploads { name }, &Method::POST) => self.start_upload(&name, query, caller, body).await,

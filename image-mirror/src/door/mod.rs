@@ -3,6 +3,7 @@
 //! Invariant: whoever stops sending or reading, at whatever byte, loses his connection after a written time.
 
 mod account;
+mod sending;
 mod tls;
 
 use std::convert::Infallible;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -30,9 +31,11 @@ use crate::namespace::StandIn;
 use crate::server::Server;
 use crate::watched::Refresh;
 
+use self::sending::Sending;
 use self::tls::Tls;
 
 pub(crate) use self::account::{Accounts, Record};
+pub(crate) use self::sending::{Outbox, WORTH_BYTES};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADERS: Duration = Duration::from_secs(30);
@@ -48,11 +51,12 @@ const FULL_WAIT: Duration = Duration::from_millis(500);
 const TURNED_AWAY: usize = 32;
 
 /// The other end of a connection.
-#[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) address: SocketAddr,
     /// The upstream that the address is for.
     stand_in: Option<StandIn>,
+    /// What takes files for it, where nothing lies between them and the socket.
+    outbox: Option<Outbox>,
     pub(crate) tls: bool,
     /// Who his certificate says he is.
     pub(crate) user: Option<Arc<str>>,
@@ -63,7 +67,7 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(address: SocketAddr, tls: bool, user: Option<Arc<str>>) -> Self {
         let (requests, busy) = Default::default();
-        Self { address, stand_in: None, tls, user, requests, busy }
+        Self { address, stand_in: None, outbox: None, tls, user, requests, busy }
     }
 }
 
@@ -207,14 +211,16 @@ async fn accept(
     server: Option<Arc<Server>>,
     drain: Drain,
 ) {
-    let client = |tls, user| Arc::new(Client { stand_in, ..Client::new(address, tls, user) });
+    let client = |tls, user, outbox| Arc::new(Client { stand_in, outbox, ..Client::new(address, tls, user) });
     let Some(tls) = tls else {
-        return serve(stream, client(false, None), server, drain).await;
+        let outbox = Outbox::default();
+        let stream = Sending::new(stream, outbox.clone());
+        return serve(stream, client(false, None, Some(outbox)), server, drain).await;
     };
     match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
         Ok(Ok(stream)) => {
             let user = tls::user(stream.get_ref().1);
-            serve(stream, client(true, user), server, drain).await;
+            serve(stream, client(true, user, None), server, drain).await;
         }
         Ok(Err(error)) => tracing::debug!(client = %address, %error, "TLS handshake failed"),
         Err(_) => tracing::debug!(client = %address, "TLS handshake timed out"),
@@ -235,6 +241,12 @@ where
                     let (busy, mut request) = (Busy::new(client.clone()), request.map(Body::new));
                     if let Some(stand_in) = &client.stand_in {
                         request.extensions_mut().insert(stand_in.clone());
+                    }
+                    // HTTP/2 puts frames around pieces.
+                    if request.version() == Version::HTTP_11
+                        && let Some(outbox) = &client.outbox
+                    {
+                        request.extensions_mut().insert(outbox.clone());
                     }
                     server.answer(request, &client, busy).await
                 }

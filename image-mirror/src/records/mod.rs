@@ -116,6 +116,11 @@ impl Records {
         Ok(Self { shared, jobs, written, node })
     }
 
+    /// The number of the last change, known before whoever made it hears of it: what was read after a look at it is true while it stays.
+    pub(crate) fn generation(&self) -> u64 {
+        *self.written.borrow()
+    }
+
     /// Carries out a change; it is on the disk when this returns.
     pub(crate) async fn write<T: Send + 'static>(
         &self,
