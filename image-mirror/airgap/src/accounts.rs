@@ -34,8 +34,8 @@ struct Entry {
 }
 
 impl Accounts {
-    /// Reads the file that is named, or the first there is of podman's and docker's.
-    pub(crate) fn load(named: Option<&Path>) -> anyhow::Result<Self> {
+    /// The file that is named, or the first there is of podman's and docker's.
+    pub(crate) fn file(named: Option<&Path>) -> Option<PathBuf> {
         let usual = || {
             let home = std::env::var_os("HOME").map(PathBuf::from);
             let podman = std::env::var_os("XDG_RUNTIME_DIR")
@@ -46,7 +46,12 @@ impl Accounts {
                 .map(|directory| directory.join("config.json"));
             podman.into_iter().chain(docker).find(|path| path.is_file())
         };
-        let Some(path) = named.map(Path::to_owned).or_else(usual) else { return Ok(Self::default()) };
+        named.map(Path::to_owned).or_else(usual)
+    }
+
+    /// Reads that file.
+    pub(crate) fn load(named: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(path) = Self::file(named) else { return Ok(Self::default()) };
         let mut text = String::new();
         std::fs::File::open(&path)
             .and_then(|file| file.take(FILE_LIMIT).read_to_string(&mut text))

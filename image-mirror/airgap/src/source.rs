@@ -10,15 +10,13 @@ use orlop_distribution::client::{BlobDownload, RegistryClient, RegistryError};
 use orlop_distribution::manifest::{Descriptor, MANIFEST_LIMIT, Manifest};
 use orlop_types::{Digest, Reference};
 
-use crate::accounts::Accounts;
-
 /// Read from an archive at one time.
 const READ_BYTES: usize = 1 << 20;
 
 /// Where images are copied from.
 pub(crate) enum Source {
     /// The registries that the names say, or what stands in for them.
-    Registries(RegistryClient, Accounts),
+    Registries(RegistryClient),
     /// An archive of any form.
     Archive(Arc<Archive>),
 }
@@ -41,8 +39,8 @@ impl Source {
     /// The manifest that a reference names.
     pub(crate) async fn manifest(&self, reference: &Reference) -> anyhow::Result<Document> {
         match self {
-            Source::Registries(client, accounts) => {
-                let found = client.manifest(reference, accounts.of(reference.registry())).await?;
+            Source::Registries(client) => {
+                let found = client.manifest(reference, None).await?;
                 let (digest, media_type) = (found.digest, found.media_type);
                 Ok(Document { digest, media_type, bytes: found.bytes, manifest: found.manifest })
             }
@@ -81,7 +79,7 @@ impl Source {
     /// Whether a manifest can be had here; registries are believed to have what their indexes name.
     pub(crate) fn may_have(&self, digest: &Digest) -> bool {
         match self {
-            Source::Registries(..) => true,
+            Source::Registries(_) => true,
             Source::Archive(archive) => archive.size(digest).is_some(),
         }
     }
@@ -93,9 +91,7 @@ impl Source {
         subject: &Digest,
     ) -> anyhow::Result<Vec<Descriptor>> {
         match self {
-            Source::Registries(client, accounts) => {
-                Ok(client.referrers(reference, subject, accounts.of(reference.registry())).await?)
-            }
+            Source::Registries(client) => Ok(client.referrers(reference, subject, None).await?),
             Source::Archive(_) => Ok(Vec::new()),
         }
     }
@@ -103,9 +99,8 @@ impl Source {
     /// Opens a blob.
     pub(crate) fn blob(&self, reference: &Reference, descriptor: &Descriptor) -> anyhow::Result<Blob> {
         match self {
-            Source::Registries(client, accounts) => {
-                let account = accounts.of(reference.registry());
-                let download = client.download(reference, descriptor, account, 0)?;
+            Source::Registries(client) => {
+                let download = client.download(reference, descriptor, None, 0)?;
                 Ok(Blob::Download(Box::new(download)))
             }
             Source::Archive(archive) => {

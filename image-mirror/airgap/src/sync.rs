@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
+use orlop_distribution::CredentialSource;
 use orlop_distribution::client::{ClientConfig, RegistryClient};
 use orlop_types::{Digest, Reference};
 
@@ -75,12 +76,20 @@ pub(crate) struct ToArgs {
 }
 
 impl FromArgs {
-    fn client(&self) -> anyhow::Result<RegistryClient> {
+    /// Accounts go to the registries that they are for; what stands in for one gets none.
+    fn client(&self, references: &[Reference]) -> anyhow::Result<RegistryClient> {
         let mut config = ClientConfig { hosts_dir: self.hosts_dir.clone(), ..ClientConfig::default() };
         for entry in &self.from {
             let (name, url) =
                 entry.split_once('=').with_context(|| format!("--from {entry:?} is no NAME=URL"))?;
             config.servers.insert(name.to_owned(), url.to_owned());
+        }
+        if let Some(file) = Accounts::file(self.authfile.as_deref()) {
+            let registries = references.iter().map(Reference::registry);
+            for registry in registries.filter(|registry| !config.servers.contains_key(*registry)) {
+                let source = CredentialSource::DockerConfig(file.clone());
+                config.credentials.insert(registry.to_owned(), source);
+            }
         }
         Ok(RegistryClient::new(config))
     }
@@ -96,7 +105,7 @@ pub(crate) async fn run(args: &SyncArgs) -> anyhow::Result<()> {
     if args.to.contains("://") {
         let accounts = Accounts::load(args.from.authfile.as_deref())?;
         let target = registry(&args.to, &args.at, &references, &accounts)?;
-        let source = Source::Registries(args.from.client()?, accounts);
+        let source = Source::Registries(args.from.client(&references)?);
         let platforms = Platforms::parse(&args.from.platform)?;
         return copy(Copier::new(source, target, platforms, args.from.referrers), &references, &args.to)
             .await;
@@ -105,7 +114,7 @@ pub(crate) async fn run(args: &SyncArgs) -> anyhow::Result<()> {
     let parts = bundle::parts_dir(&file)?;
     into_layout(&args.from, &references, &parts).await?;
     bundle::pack(std::slice::from_ref(&parts), &file, args.key.as_deref(), None)?;
-    std::fs::remove_dir_all(&parts).with_context(|| format!("failed to remove {}", parts.display()))
+    bundle::discard(&parts)
 }
 
 /// Copies images of registries into an image layout.
@@ -114,7 +123,7 @@ pub(crate) async fn into_layout(
     references: &[Reference],
     directory: &Path,
 ) -> anyhow::Result<()> {
-    let source = Source::Registries(from.client()?, Accounts::load(from.authfile.as_deref())?);
+    let source = Source::Registries(from.client(references)?);
     let target = Target::Layout(LayoutTarget::open(directory)?);
     let platforms = Platforms::parse(&from.platform)?;
     let shown = directory.display().to_string();

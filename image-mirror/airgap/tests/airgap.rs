@@ -468,3 +468,31 @@ fn sync_from_another_registry_into_a_layout_and_a_bundle() {
     image(&["bundle", "create", text(&at("layout")), "-o", text(&again)]).unwrap();
     assert_eq!(std::fs::read(&again).unwrap(), std::fs::read(&bundle).unwrap());
 }
+
+#[test]
+fn pulls_with_an_account() {
+    let work = tempfile::tempdir().unwrap();
+    let at = |name: &str| work.path().join(name);
+    let mut layout = Layout::default();
+    let plain = layout.image("amd64", &[b"layer"]);
+    layout.name("team/app:1", &plain);
+    let source = layout.write(&at("source"));
+    std::fs::write(at("users"), orlop_mirror::user_line("ann", "ann-pw").unwrap()).unwrap();
+    let auth = orlop_mirror::AuthConfig {
+        htpasswd_file: Some(at("users")),
+        anonymous_pull: false,
+        ..Default::default()
+    };
+    let mirror =
+        Mirror::with(orlop_mirror::Config { root: at("mirror"), auth: Some(auth), ..Default::default() });
+    let accounts =
+        format!(r#"{{"auths": {{"{}": {{"username": "ann", "password": "ann-pw"}}}}}}"#, mirror.address);
+    std::fs::write(at("ann.json"), accounts).unwrap();
+    std::fs::write(at("nobody.json"), "{}").unwrap();
+    let load = ["bundle", "load", text(&source), "--insecure-unsigned", "--flat", "--to", &mirror.url()];
+    image(&[&load[..], &["--authfile", text(&at("ann.json"))]].concat()).unwrap();
+    let (name, to) = (format!("{}/team/app:1", mirror.address), format!("oci:{}", at("layout").display()));
+    let sync = |accounts: &str| image(&["sync", &name, "--to", &to, "--authfile", text(&at(accounts))]);
+    assert!(sync("nobody.json").unwrap_err().to_string().contains("denied"));
+    sync("ann.json").unwrap();
+}

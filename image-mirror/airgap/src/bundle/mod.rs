@@ -197,7 +197,7 @@ async fn create(args: &CreateArgs) -> anyhow::Result<()> {
     anyhow::ensure!(!sources.is_empty(), "nothing is named: give archives or image names, or a list with -f");
     pack(&sources, &args.output, args.key.as_deref(), args.since.as_deref())?;
     if !references.is_empty() {
-        std::fs::remove_dir_all(&parts).with_context(|| format!("failed to remove {}", parts.display()))?;
+        discard(&parts)?;
     }
     Ok(())
 }
@@ -208,7 +208,27 @@ pub(crate) fn parts_dir(bundle: &Path) -> anyhow::Result<PathBuf> {
     let mut parts = std::ffi::OsString::from(".");
     parts.push(name);
     parts.push(".parts");
-    Ok(bundle.with_file_name(parts))
+    let parts = bundle.with_file_name(parts);
+    remove(&gone(&parts))?;
+    Ok(parts)
+}
+
+/// Removes that directory. A kill in the middle must leave no layout that looks whole, so it loses its name first.
+pub(crate) fn discard(parts: &Path) -> anyhow::Result<()> {
+    let gone = gone(parts);
+    std::fs::rename(parts, &gone).with_context(|| format!("failed to rename {}", parts.display()))?;
+    remove(&gone)
+}
+
+fn gone(parts: &Path) -> PathBuf {
+    parts.with_extension("gone")
+}
+
+fn remove(directory: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result.with_context(|| format!("failed to remove {}", directory.display())),
+    }
 }
 
 /// Where compressed archives are unpacked.
