@@ -6,7 +6,7 @@
 use redb::ReadableTable as _;
 
 use super::journal::cursor_name;
-use super::row::{Cell, Row, Value, decode_cell};
+use super::row::{Cell, Kind, Row, Value, decode_cell};
 use super::{Change, RecordsError};
 
 /// Removed rows are remembered for 30 days. What a registry holds that was away for longer comes back.
@@ -29,6 +29,10 @@ impl Change<'_> {
         }
         let pushed = old.as_ref().and_then(|(_, cell)| cell.value.clone()).filter(|old| !old.is_fetched());
         let demoted = cell.value.as_ref().is_some_and(Value::is_fetched);
+        if row.kind == Kind::Blob {
+            // The manifest that names it comes later: the row's old stamp must not make it garbage until then.
+            self.touch(&row.key, self.now_ms)?;
+        }
         self.store(row, old, cell)?;
         if let Some(pushed) = pushed.filter(|_| demoted) {
             self.set(row, Some(pushed))?;
@@ -84,7 +88,7 @@ mod tests {
     use redb::{Database, ReadableDatabase as _, ReadableTable as _};
 
     use super::super::journal::page;
-    use super::super::row::{Kind, ManifestRow, Part};
+    use super::super::row::{ManifestRow, Part};
     use super::super::stamp::Stamp;
     use super::super::tables::{CELLS, JOURNAL, NODE, NUMBERS, OWNERS, PARTS, open};
     use super::*;
