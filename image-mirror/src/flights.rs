@@ -32,7 +32,7 @@ use crate::error::RegistryError;
 use crate::landing::Landing;
 use crate::peers::{Node, PeerError, PeerSource};
 use crate::repositories::Repositories;
-use crate::upstream::refused;
+use crate::upstream::{Upstream, refused};
 
 /// Blobs that are fetched at the same time.
 const FLIGHT_LIMIT: usize = 64;
@@ -88,6 +88,7 @@ pub(crate) struct Growing {
 /// The blobs on their way.
 pub(crate) struct Flights {
     client: RegistryClient,
+    upstream: Upstream,
     blobs: BlobStore,
     repositories: Repositories,
     running: Mutex<HashMap<Digest, Flight>>,
@@ -97,9 +98,14 @@ pub(crate) struct Flights {
 }
 
 impl Flights {
-    pub(crate) fn new(client: RegistryClient, blobs: BlobStore, repositories: Repositories) -> Self {
+    pub(crate) fn new(
+        client: RegistryClient,
+        upstream: Upstream,
+        blobs: BlobStore,
+        repositories: Repositories,
+    ) -> Self {
         let (running, suspects, fetches) = Default::default();
-        Self { client, blobs, repositories, running, suspects, fetches }
+        Self { client, upstream, blobs, repositories, running, suspects, fetches }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -116,7 +122,7 @@ impl Flights {
         reference: &Reference,
         digest: &Digest,
     ) -> Result<u64, RegistryError> {
-        let size = self.client.blob_size(reference, digest, None).await;
+        let size = self.upstream.blob_size(reference, digest).await;
         size.map_err(|error| refused(&error, || RegistryError::blob_unknown(digest.as_str())))
     }
 

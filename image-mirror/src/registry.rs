@@ -60,7 +60,7 @@ impl Registry {
             Repositories::open(Records::open(&config.root)?, blobs.clone(), config.keeping.upload_lease_ms());
         let client = crate::upstream::client(config);
         let upstream = Upstream::new(config, client.clone(), blobs.clone(), repositories.clone());
-        let flights = Flights::new(client, blobs.clone(), repositories.clone());
+        let flights = Flights::new(client, upstream.clone(), blobs.clone(), repositories.clone());
         let keeper = Keeper::open(&config.root, &config.keeping, config.mode, repositories.clone())?;
         let peers = Peers::open(config, repositories.records.node(), drain)?;
         Ok(Self {

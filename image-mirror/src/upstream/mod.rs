@@ -162,6 +162,21 @@ impl Upstream {
         })
     }
 
+    /// The size of a blob; what the upstream does not have is not asked for again for a while.
+    pub(crate) async fn blob_size(&self, reference: &Reference, digest: &Digest) -> Result<u64, ClientError> {
+        let what = format!("blob {reference}");
+        if let Some(Said::Refused(error)) = self.memory.recall(&what, Instant::now()) {
+            return Err(error);
+        }
+        let size = self.client.blob_size(reference, digest, None).await;
+        if let Err(error) = &size
+            && is_missing(error)
+        {
+            self.memory.note(&what, Said::Refused(error.clone()), Instant::now());
+        }
+        size
+    }
+
     /// The tags that the upstream has, as far as it says.
     pub(crate) async fn tags(&self, repository: &Reference) -> Option<Result<Arc<Vec<String>>, ClientError>> {
         let (client, asked) = (self.client.clone(), repository.clone());

@@ -1,6 +1,7 @@
 //! Which tags are asked for again, and what is served when there is no answer.
 
 use orlop_mirror::Config;
+use orlop_types::Digest;
 
 use crate::mirror::{Mirror, NAME, config};
 use crate::upstream::{Answer, Then, Upstream};
@@ -108,6 +109,11 @@ fn a_refusal_holds_for_a_while() {
         assert_eq!(mirror.pull("manifests/none").status, 404);
     }
     assert_eq!(upstream.asked(), ["GET manifests/none"]);
+    let blob = format!("/v2/team/app/blobs/{}?ns={NAME}", Digest::sha256(b"none"));
+    for words in [&["-I"][..], &[], &["-I"], &[]] {
+        assert_eq!(mirror.curl(words, &blob).status, 404);
+    }
+    assert_eq!(upstream.asks().len(), 1);
     // What is pushed under the name is there at once.
     let kind = "Content-Type: application/vnd.oci.image.index.v1+json";
     let own = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
