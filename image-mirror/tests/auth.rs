@@ -239,6 +239,9 @@ fn where_pulls_are_not_free() {
         let mount = format!("/v2/team/b/blobs/uploads/?mount={digest}{from}");
         assert_eq!(registry.status(&["-X", "POST", "-u", "bob:bob-pw"], &mount), 202, "{from}");
     }
+    // Nor is it given to whoever says that he is another mirror.
+    assert_eq!(registry.status(&[], &format!("/_orlop/v1/peek/blobs/{digest}")), 403);
+    assert_eq!(registry.status(&[], "/_orlop/v1/changes?node=1&epoch=0&since=0"), 403);
     assert_eq!(registry.status(&[], "/v2/_catalog"), 401);
     assert_eq!(registry.status(&["-u", "bob:bob-pw"], "/v2/_catalog"), 403);
     assert_eq!(registry.status(&["-u", "ann:ann-pw"], "/v2/_catalog"), 200);

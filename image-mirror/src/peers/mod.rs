@@ -58,6 +58,8 @@ struct Inner {
     acknowledgements: Acknowledgements,
     metrics: Metrics,
     strict: Option<Duration>,
+    /// Everybody may pull everything: then programs of this machine need no secret.
+    pulls_are_free: bool,
     drain: Drain,
     /// A peer that did not answer does again.
     returned: Notify,
@@ -75,8 +77,21 @@ impl Peers {
         let acknowledgements = Acknowledgements::default();
         let nodes = config.nodes.as_ref().map(|nodes| Nodes::open(config, nodes)).transpose()?;
         let returned = Notify::new();
-        let inner = Inner { own, client, pairs, nodes, acknowledgements, metrics, strict, drain, returned };
-        Ok(Self { inner: Arc::new(inner) })
+        let pulls_are_free = config.auth.as_ref().is_none_or(|auth| auth.anonymous_pull);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                own,
+                client,
+                pairs,
+                nodes,
+                acknowledgements,
+                metrics,
+                strict,
+                pulls_are_free,
+                drain,
+                returned,
+            }),
+        })
     }
 
     /// Starts to follow each peer.

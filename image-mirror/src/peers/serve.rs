@@ -24,7 +24,7 @@ fn wrong(message: String) -> RegistryError {
 }
 
 impl Peers {
-    /// Whoever knows the pair's secret is a mirror of it; without one, whoever is on this machine.
+    /// Whoever knows the pair's secret is a mirror of it; without one, whoever is on this machine, if he may pull everything anyway.
     fn admit(&self, request: &Parts, client: &Client) -> Result<(), RegistryError> {
         match self.inner.client.token() {
             Some(token) => {
@@ -35,10 +35,13 @@ impl Peers {
                 Err(refused(StatusCode::UNAUTHORIZED, "only mirrors of this one's pair are answered here"))
             }
             None => {
-                if client.address.ip().to_canonical().is_loopback() {
+                if self.inner.pulls_are_free && client.address.ip().to_canonical().is_loopback() {
                     return Ok(());
                 }
-                let message = "other machines are answered here only with a peerTokenFile";
+                let message = match self.inner.pulls_are_free {
+                    true => "other machines are answered here only with a peerTokenFile",
+                    false => "where pulls are not free, mirrors are answered only with a peerTokenFile",
+                };
                 Err(refused(StatusCode::FORBIDDEN, message))
             }
         }
