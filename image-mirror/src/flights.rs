@@ -52,8 +52,17 @@ const SUSPICION: Duration = Duration::from_secs(600);
 pub(crate) enum Progress {
     Asking,
     Committed,
-    Running { size: u64, bytes: u64 },
-    Done { size: u64 },
+    Running {
+        size: u64,
+        bytes: u64,
+    },
+    /// All of it is here and right, but not on the disk yet.
+    Verified {
+        size: u64,
+    },
+    Done {
+        size: u64,
+    },
     Failed(RegistryError),
 }
 
@@ -328,7 +337,7 @@ impl Flight {
     pub(crate) async fn ready(mut self) -> Result<Growing, RegistryError> {
         let started = |progress: &Progress| !matches!(progress, Progress::Asking | Progress::Committed);
         let size = match &*self.progress.wait_for(started).await.map_err(gone)? {
-            Progress::Running { size, .. } | Progress::Done { size } => *size,
+            Progress::Running { size, .. } | Progress::Verified { size } | Progress::Done { size } => *size,
             Progress::Failed(error) => return Err(error.clone()),
             Progress::Asking | Progress::Committed => return Err(gone(())),
         };
@@ -340,9 +349,11 @@ impl Flight {
         let ended = |progress: &Progress| matches!(progress, Progress::Done { .. } | Progress::Failed(_));
         match &*self.progress.wait_for(ended).await.map_err(gone)? {
             Progress::Failed(error) => Err(error.clone()),
-            Progress::Asking | Progress::Committed | Progress::Running { .. } | Progress::Done { .. } => {
-                Ok(())
-            }
+            Progress::Asking
+            | Progress::Committed
+            | Progress::Running { .. }
+            | Progress::Verified { .. }
+            | Progress::Done { .. } => Ok(()),
         }
     }
 }
@@ -369,16 +380,18 @@ impl Growing {
     }
 
     async fn next(&mut self, offset: u64, left: u64) -> io::Result<Bytes> {
-        // The last byte waits for the end: a client must not take wrong content for whole.
+        // The last byte waits for the digest, though not for the disk: a client must not take wrong content for whole.
         let last = self.size.saturating_sub(1);
         let ready = |progress: &Progress| match progress {
             Progress::Asking | Progress::Committed => false,
             Progress::Running { bytes, .. } => *bytes > offset && offset < last,
-            Progress::Done { .. } | Progress::Failed(_) => true,
+            Progress::Verified { .. } | Progress::Done { .. } | Progress::Failed(_) => true,
         };
         let available = match &*self.progress.wait_for(ready).await.map_err(io::Error::other)? {
             Progress::Running { bytes, .. } => (*bytes).min(last),
-            Progress::Done { .. } | Progress::Asking | Progress::Committed => self.size,
+            Progress::Verified { .. } | Progress::Done { .. } | Progress::Asking | Progress::Committed => {
+                self.size
+            }
             Progress::Failed(error) => return Err(io::Error::other(error.message.clone())),
         };
         let want = left.min(available.saturating_sub(offset)).min(READ_BYTES);

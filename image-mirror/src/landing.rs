@@ -108,11 +108,12 @@ impl<'p> Landing<'p> {
         }
         let writer = self.writer.take().ok_or_else(lost)?;
         let (digest, size) = (digest.clone(), self.size);
-        let staged = blocking(move || {
-            let staged = writer.finish(Some(&digest), size)?;
+        let staged = blocking(move || Ok(writer.finish(Some(&digest), size)?)).await?;
+        self.progress.send_replace(Progress::Verified { size: staged.size() });
+        let synced = blocking(move || {
             Repositories::sync(&staged)?;
             Ok(staged)
         });
-        staged.await
+        synced.await
     }
 }
