@@ -57,7 +57,8 @@ pub struct Config {
     /// Directories of runtimes' content stores on this machine, for example `/var/lib/orlop/runtime` or
     /// `/var/lib/containerd/io.containerd.content.v1.content`; read only.
     pub content_stores: Vec<PathBuf>,
-    /// Refuses a push (503, the content stays) that no peer has on its disk after `replicationTimeoutSeconds`.
+    /// Refuses a push (503, the content stays) that no peer has on its disk after `replicationTimeoutSeconds`. A peer that failed five times
+    /// to get a blob's bytes counts as having it, and asks again later.
     pub strict_replication: bool,
     /// See `strictReplication`.
     pub replication_timeout_seconds: u64,

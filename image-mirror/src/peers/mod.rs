@@ -9,7 +9,7 @@
 //! that was away reads what changed meanwhile; a wiped one has another identity, is unknown to everybody, and reads from the start.
 //!
 //! Invariants: rows of pushed content come with their bytes, unless the peer has lost them: then they are owed, and asked for again and
-//! again; a poll's `since` says that everything up to it is on this disk; whoever waits for a peer waits for a bounded time and is never
+//! again; a poll's `since` says that everything up to it is on this disk, or owed; whoever waits for a peer waits for a bounded time and is never
 //! waited for by that peer for the same blob, since only the half with the lower identity goes on while both ask (`serve.rs`).
 
 mod fetch;
